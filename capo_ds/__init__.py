@@ -1,0 +1,1 @@
+"""Conflict-Aware Policy Optimization of language models on DeepSpeed."""

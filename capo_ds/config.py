@@ -1,0 +1,335 @@
+"""Typed settings of a run, read from YAML with command-line overrides.
+
+Every default is stated here and nowhere else. An unknown key, a wrong type or a bad value raises
+`ConfigError`, whose text names the key, the value and the remedy.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictInt,
+    ValidationError,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+BUILTIN_MODELS = {"builtin:tiny": Path(__file__).resolve().parent / "assets" / "tiny"}
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used; the text names key, value and remedy."""
+
+
+class Section(BaseModel):
+    """A group of settings: immutable, and closed to unknown keys."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
+    )
+
+
+class ModelConfig(Section):
+    """The policy: a Hugging Face causal LM, and the LoRA adapter that RL trains on it."""
+
+    path: str = Field(
+        "builtin:tiny", description="hub name, local folder, or builtin:tiny (ships with capo_ds)"
+    )
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="dtype of the frozen base weights; LoRA factors are always float32"
+    )
+    lora_rank: StrictInt = Field(64, ge=1, description="rank r of the LoRA factors")
+    lora_alpha: float = Field(128, gt=0, description="LoRA scale: the update is alpha / r * B A")
+    lora_targets: list[str] = Field(
+        ["q_proj", "k_proj", "v_proj", "o_proj"],
+        min_length=1,
+        description="names of the linear layers that get LoRA factors",
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="recompute activations in the backward pass to save memory"
+    )
+
+
+class TaskConfig(Section):
+    """The problems that are trained on and evaluated."""
+
+    name: Literal["arithmetic"] = Field("arithmetic", description="the task")
+    train_problems: StrictInt = Field(4096, ge=1, description="number of training problems")
+    test_problems: StrictInt = Field(256, ge=1, description="number of test problems")
+    levels: list[StrictInt] = Field(
+        [1, 2, 3], min_length=1, description="levels of difficulty of the arithmetic task"
+    )
+    seed: StrictInt = Field(0, ge=0, description="seed that generates the problems")
+
+
+class RolloutConfig(Section):
+    """Sampling of responses from the current policy."""
+
+    prompts_per_step: StrictInt = Field(64, ge=1, description="prompts in a step, over all ranks")
+    group_size: StrictInt = Field(8, ge=2, description="responses sampled per prompt (G)")
+    max_new_tokens: StrictInt = Field(48, ge=1, description="longest response, in tokens")
+    max_prompt_tokens: StrictInt = Field(
+        1024, ge=1, description="prompts longer than this are left out (and counted)"
+    )
+    temperature: float = Field(1.0, gt=0, description="sampling temperature")
+    batch_size: StrictInt = Field(
+        256, ge=1, description="sequences that one rank generates at a time (memory)"
+    )
+
+
+class ObjectiveConfig(Section):
+    """The GRPO objective; each choice that papers make differently is one key."""
+
+    loss_aggregation: Literal["sequence_mean", "token_mean", "fixed_length"] = Field(
+        "sequence_mean",
+        description="how token terms become one objective: mean over each response then over "
+        "responses (GRPO); mean over all tokens (DAPO); sum over a response divided by "
+        "rollout.max_new_tokens (Dr. GRPO)",
+    )
+    scale_advantages: bool = Field(
+        True, description="divide advantages by the group's standard deviation (off: Dr. GRPO)"
+    )
+    clip_low: float = Field(0.2, ge=0, lt=1, description="token ratio is clipped below 1 - this")
+    clip_high: float = Field(
+        0.2, ge=0, description="token ratio is clipped above 1 + this (0.28 in DAPO)"
+    )
+    kl_weight: float = Field(
+        0.001, ge=0, description="weight beta of the k3 KL estimate to the base model; 0 skips it"
+    )
+    mask_truncated: bool = Field(
+        False, description="responses cut at max_new_tokens contribute no gradient (DAPO)"
+    )
+    epochs: StrictInt = Field(1, ge=1, description="optimisation epochs over each rollout")
+    minibatches: StrictInt = Field(1, ge=1, description="optimizer steps per epoch over a rollout")
+
+
+class CapoConfig(Section):
+    """The second-order cone program of CAPO."""
+
+    radius: float = Field(0.5, ge=0, description="trust-region radius C, relative to ||g_0||")
+    region: Literal["difference", "norm"] = Field(
+        "difference",
+        description="trust region: ||g - g_0|| <= C ||g_0||, or the ablation ||g|| <= C ||g_0||",
+    )
+    slack_price: float = Field(
+        10.0,
+        gt=0,
+        allow_inf_nan=True,
+        description="price rho of violating a negative's constraint; .inf = hard",
+    )
+    on_infeasible: Literal["elastic", "vanilla"] = Field(
+        "elastic", description="with slack_price .inf and no feasible point: what to apply instead"
+    )
+
+
+class OptimizerConfig(Section):
+    """AdamW on the LoRA factors."""
+
+    learning_rate: float = Field(1e-6, gt=0, description="peak learning rate")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="Adam's moment decay rates")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay")
+    max_grad_norm: float = Field(1.0, ge=0, description="gradient clipping by norm; 0 = none")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="learning-rate schedule after the warm-up"
+    )
+    warmup_steps: StrictInt = Field(0, ge=0, description="steps of linear learning-rate warm-up")
+
+
+class TrainConfig(Section):
+    """The run: its length, its outputs, its resources."""
+
+    steps: StrictInt = Field(100, ge=1, description="rollout steps")
+    micro_batch_size: StrictInt = Field(
+        16, ge=1, description="sequences per forward/backward on a rank"
+    )
+    seed: StrictInt = Field(0, ge=0, description="seed of sampling and of the LoRA initialisation")
+    eval_every: StrictInt = Field(
+        20, ge=0, description="steps between greedy evaluations; 0 = never"
+    )
+    save_every: StrictInt = Field(
+        50, ge=0, description="steps between checkpoints; 0 = only at the end"
+    )
+    keep_checkpoints: StrictInt = Field(2, ge=1, description="newest checkpoints kept")
+    log_samples: StrictInt = Field(4, ge=0, description="completions shown in TensorBoard per step")
+    output_dir: str = Field("runs/default", description="folder of everything the run writes")
+    resume: Literal["auto", "never"] = Field(
+        "never", description="auto: go on from the newest checkpoint of output_dir, if any"
+    )
+
+
+class WarmupConfig(Section):
+    """Supervised warm-up (launchers/warmup.py): full fine-tuning on worked solutions."""
+
+    output_dir: str = Field("runs/warmup", description="where model and tokenizer are saved")
+    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate of AdamW")
+    batch_size: StrictInt = Field(
+        64, ge=1, description="sequences per optimizer step, over all ranks"
+    )
+    max_steps: StrictInt = Field(1000, ge=1, description="optimizer steps at the most")
+    eval_every: StrictInt = Field(50, ge=1, description="steps between greedy evaluations")
+    stop_accuracy: float = Field(
+        0.4, gt=0, le=1, description="stop at the first evaluation with at least this accuracy"
+    )
+    seed: StrictInt = Field(0, ge=0, description="seed of initialisation and order")
+
+
+class Config(Section):
+    """All settings of a run."""
+
+    model: ModelConfig = ModelConfig()
+    task: TaskConfig = TaskConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    aggregator: Literal["mean", "capo", "mgda", "pcgrad", "cagrad", "config"] = Field(
+        "capo", description="how per-sample gradients become one; mean is GRPO"
+    )
+    measure_conflict: bool = Field(
+        True,
+        description="with aggregator mean: form per-sample gradients all the same and report "
+        "conflict (off: plain backward, faster)",
+    )
+    capo: CapoConfig = CapoConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    deepspeed: str = Field("ds_configs/zero2.json", description="DeepSpeed JSON (ZeRO stage)")
+    train: TrainConfig = TrainConfig()
+    warmup: WarmupConfig = WarmupConfig()
+
+    @model_validator(mode="after")
+    def _minibatches_fit(self) -> Config:
+        if self.objective.minibatches > self.rollout.prompts_per_step:
+            raise ValueError(
+                f"objective.minibatches: {self.objective.minibatches} is more than "
+                f"rollout.prompts_per_step = {self.rollout.prompts_per_step}; lower it"
+            )
+        return self
+
+    @property
+    def uses_per_sample_gradients(self) -> bool:
+        return self.aggregator != "mean" or self.measure_conflict
+
+    @property
+    def on_policy(self) -> bool:
+        """One optimizer step per rollout: the behaviour policy is the one being differentiated."""
+        return self.objective.epochs == 1 and self.objective.minibatches == 1
+
+
+TOP_LEVEL = tuple(Config.model_fields)
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
+    """Read a YAML file, apply `key.path=value` overrides (values are YAML) and validate.
+
+    Raises:
+        ConfigError: on a missing file, bad YAML, an unknown key, a wrong type or a bad value.
+    """
+    try:
+        settings = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise ConfigError(f"cannot read the config {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    settings = {} if settings is None else settings
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{path}: expected `key: value` lines, found {type(settings).__name__}")
+    for override in overrides or []:
+        _apply_override(settings, override)
+    return parse_config(settings)
+
+
+def parse_config(settings: dict[str, Any]) -> Config:
+    """Validate settings as read from YAML. Raises `ConfigError`."""
+    try:
+        return Config.model_validate(settings)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(problem) for problem in error.errors())) from error
+
+
+def config_reference() -> str:
+    """One line per key: name, type, default and meaning, for `--help` and the docs."""
+    lines = []
+    for key, field in _fields(Config):
+        default = json.dumps(field.default)
+        lines.append(f"{key} ({_type_name(field.annotation)}, default {default})")
+        lines.append(f"    {field.description}")
+    return "\n".join(lines)
+
+
+def resolve_path(path: str) -> Path:
+    """A file named in a config: relative to the current folder, or else to the repository.
+
+    Raises:
+        ConfigError: if it is in neither.
+    """
+    for candidate in (Path(path), REPOSITORY / path):
+        if candidate.exists():
+            return candidate
+    raise ConfigError(f"{path}: no such file here or in {REPOSITORY}")
+
+
+def _apply_override(settings: dict[str, Any], override: str) -> None:
+    key, separator, value = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"--set {override}: write it as key=value, e.g. capo.radius=0.5")
+    *sections, name = key.strip().split(".")
+    for section in sections:
+        if not isinstance(settings.setdefault(section, {}), dict):
+            raise ConfigError(f"--set {override}: {section} is a value, not a section")
+        settings = settings[section]
+    try:
+        settings[name] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override}: {value!r} is not a YAML value") from error
+
+
+def _explain(problem: dict[str, Any]) -> str:
+    """One pydantic error as `key: value; remedy`."""
+    location = [part for part in problem["loc"] if isinstance(part, str)]
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"{key}: unknown key (value {problem['input']!r}); {_did_you_mean(location)}"
+    if not location:
+        return problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "model_type":
+        return f"{key}: {problem['input']!r} is not a section; write its keys below it"
+    meaning = dict(_fields(Config)).get(".".join(location))
+    hint = f" ({meaning.description})" if meaning else ""
+    return f"{key}: bad value {problem['input']!r}; {problem['msg'].lower()}{hint}"
+
+
+def _did_you_mean(location: list[str]) -> str:
+    *section, name = location
+    known = [key for key, _ in _fields(Config)]
+    prefix = ".".join([*section, ""]) if section else ""
+    siblings = [key for key in known if key.startswith(prefix)] if section else [*TOP_LEVEL]
+    close = difflib.get_close_matches(".".join(location), siblings, n=1)
+    elsewhere = [key for key in known if key.rpartition(".")[2] == name]
+    if close or elsewhere:
+        return f"did you mean {(close or elsewhere)[0]}?"
+    return f"known keys: {', '.join(siblings)}"
+
+
+def _fields(section: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from _fields(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field
+
+
+def _type_name(annotation: Any) -> str:
+    if get_origin(annotation) is Literal:
+        return " | ".join(str(value) for value in get_args(annotation))
+    if get_origin(annotation) in (Union, types.UnionType):
+        return " | ".join(_type_name(part) for part in get_args(annotation))
+    return str(annotation) if get_args(annotation) else annotation.__name__
