@@ -1,0 +1,22 @@
+"""What every task hands to the rest of the project: a list of problems."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One prompt with a verifiable answer.
+
+    Attributes:
+        prompt: full text given to the model; the completion follows it directly.
+        answer: reference answer, as it would stand inside the box.
+        solution: worked solution in the required format (it scores 1.0), used as a demonstration
+            in the supervised warm-up; None where the task has none.
+        columns: further facts about the problem, such as its level, for reports by group.
+    """
+
+    prompt: str
+    answer: str
+    solution: str | None = None
+    columns: dict[str, Any] = field(default_factory=dict)
