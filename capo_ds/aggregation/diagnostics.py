@@ -1,0 +1,74 @@
+"""Conflict, alignment and concentration of an aggregated gradient, from the Gram matrix alone."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from capo_ds.aggregation.problem import GramProblem
+
+# A constraint that is active at the optimum has <g, g_i> = 0 up to the solver's and the Gram
+# matrix's rounding. That is not a conflict: only a cosine below -1e-6 is. The threshold lies far
+# above the solver's accuracy (1e-9) and far below the cosines that matter (1e-3 and up).
+CONFLICT_COSINE = 1e-6
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+def diagnose(
+    problem: GramProblem, coefficients: np.ndarray, xi: np.ndarray | None = None
+) -> dict[str, float]:
+    """Measures of g~ = sum_i c_i g_i against g_0, for TensorBoard.
+
+    A share is taken over the samples of its group: positive, negative, or both ("all"). A group
+    without samples has no share, so its keys are left out.
+
+    Args:
+        problem: the samples.
+        coefficients: (N,) c.
+        xi: (N,) direction weights, if the aggregator has them.
+
+    Returns:
+        `conflict/{positive,negative,all}_{before,after}`: share of samples whose cosine with g_0
+        (before) or g~ (after) is below -1e-6; `cosine_{before,after}/q05 ... q95`: quantiles of
+        those cosines; `min_alignment`: min_i <g~, g_i> over positives; `max_violation`:
+        max_j max(0, -<g~, g_j>) over negatives; `cosine_to_vanilla`: cosine of g~ and g_0;
+        `norm_ratio`: ||g~|| / ||g_0||; `effective_samples`: (sum xi)^2 / sum xi^2.
+    """
+    after = problem.gram @ coefficients
+    after_norm = float(np.sqrt(max(coefficients @ after, 0.0)))
+    groups = {
+        "positive": problem.positive,
+        "negative": problem.negative,
+        "all": problem.positive | problem.negative,
+    }
+    measures: dict[str, float] = {}
+    for when, products, norm in (
+        ("before", problem.q0, problem.vanilla_norm),
+        ("after", after, after_norm),
+    ):
+        cosine = _ratio(products, problem.norms * norm)
+        for name, group in groups.items():
+            if group.any():
+                share = np.mean(cosine[group] < -CONFLICT_COSINE)
+                measures[f"conflict/{name}_{when}"] = float(share)
+        if groups["all"].any():
+            for level in QUANTILES:
+                key = f"cosine_{when}/q{round(100 * level):02d}"
+                measures[key] = float(np.quantile(cosine[groups["all"]], level))
+    if problem.positive.any():
+        measures["min_alignment"] = float(after[problem.positive].min())
+    if problem.negative.any():
+        measures["max_violation"] = float(max(0.0, -after[problem.negative].min()))
+    overlap = np.asarray(coefficients @ problem.q0)
+    measures["cosine_to_vanilla"] = float(_ratio(overlap, after_norm * problem.vanilla_norm))
+    measures["norm_ratio"] = float(_ratio(np.asarray(after_norm), problem.vanilla_norm))
+    if xi is not None and np.any(xi):
+        measures["effective_samples"] = float(np.sum(xi) ** 2 / np.sum(xi**2))
+    return measures
+
+
+def _ratio(numerator: np.ndarray, denominator: np.ndarray | float) -> np.ndarray:
+    """Quotient, 0 where the denominator is 0 (a zero vector has no angle: no conflict)."""
+    denominator = np.asarray(denominator, dtype=np.float64)
+    return np.divide(
+        numerator, denominator, out=np.zeros_like(numerator, dtype=float), where=denominator > 0
+    )
