@@ -1,0 +1,256 @@
+"""Supervised warm-up: full-parameter training of a causal LM on a task's worked solutions.
+
+A model that never writes the answer format gives RL no signal. This teaches it the format (and,
+for a model started from random weights, the task) and stops at a chosen greedy accuracy.
+
+The loss is the cross-entropy of the completion's tokens and the end-of-sequence token, averaged
+over all such tokens of the global batch. It does not depend on how many ranks share the batch or
+how many micro-batches a rank cuts its share into.
+"""
+
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from capo_ds.config import Config, ConfigError, ModelConfig, WarmupConfig
+from capo_ds.distributed import comm
+from capo_ds.distributed.supervised import SupervisedEngine
+from capo_ds.evaluation import evaluate
+from capo_ds.models import load_base_model, load_tokenizer
+from capo_ds.rollout.hf import HuggingFaceSampler
+from capo_ds.tasks import load_problems
+from capo_ds.tasks.demonstrations import demonstrate
+
+RISE = 0.05  # share of max_steps in which the learning rate rises linearly
+FINAL_RATE = 0.1  # the cosine ends at this share of the peak learning rate
+IGNORED = -100  # label of tokens without loss
+WEIGHT_FILES = ("*.safetensors", "*.bin")
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """Token ids of a prompt and of the completion to imitate, which ends with end-of-sequence."""
+
+    prompt: list[int]
+    completion: list[int]
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.completion)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a warm-up ended: optimizer steps made, last greedy test accuracy, why it stopped."""
+
+    steps: int
+    accuracy: float
+    reached: bool
+
+
+def run(config: Config) -> Outcome:
+    """Warm up `config.model` on `config.task`; rank 0 saves model and tokenizer.
+
+    Needs a process group (`comm.init`). All ranks return the same outcome.
+
+    Raises:
+        PeerError: the config asks for what the model, the task or the ranks cannot give.
+    """
+    settings = config.warmup
+    with comm.together("warm-up set-up"):
+        check_batch_size(config)
+        tokenizer = load_tokenizer(config.model.path)
+        demonstrations = encode(config, tokenizer)
+        test_problems = load_problems(config.task, "test")
+        model = load_model(config.model, settings.seed)
+    engine = SupervisedEngine(
+        model, config.deepspeed, config.train.micro_batch_size, micro_batches_per_step(config)
+    )
+    sampler = HuggingFaceSampler(
+        engine.module,
+        tokenizer.eos_token_id,
+        tokenizer.pad_token_id,
+        config.rollout.max_new_tokens,
+        config.rollout.batch_size,
+    )
+    batches = shuffled_batches(demonstrations, settings.batch_size, settings.seed)
+
+    def test_accuracy() -> float:
+        return evaluate(sampler, tokenizer, test_problems).accuracy
+
+    outcome = train(engine, batches, tokenizer.pad_token_id, settings, test_accuracy)
+    if comm.is_main():
+        save(engine.module, tokenizer, Path(settings.output_dir))
+    return outcome
+
+
+def train(
+    engine: SupervisedEngine,
+    batches: Iterator[list[Demonstration]],
+    pad_id: int,
+    settings: WarmupConfig,
+    test_accuracy: Callable[[], float],
+) -> Outcome:
+    """Step until an evaluation reaches `stop_accuracy`, at most `max_steps` times."""
+    bar = tqdm(total=settings.max_steps, desc="warm-up", unit="step", disable=not comm.is_main())
+    accuracy, step = 0.0, 0
+    while step < settings.max_steps and accuracy < settings.stop_accuracy:
+        rate = settings.learning_rate * learning_rate_at(step, settings.max_steps)
+        loss = train_step(engine, next(batches), pad_id, rate)
+        step += 1
+        if step % settings.eval_every == 0 or step == settings.max_steps:
+            accuracy = test_accuracy()
+            if comm.is_main():
+                bar.write(f"step {step}: loss {loss:.4f}, greedy test accuracy {accuracy:.1%}")
+        bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.1%}", refresh=False)
+        bar.update()
+    bar.close()
+    return Outcome(step, accuracy, reached=accuracy >= settings.stop_accuracy)
+
+
+def check_batch_size(config: Config) -> None:
+    """Raises ConfigError where a rank would get no sequence."""
+    if config.warmup.batch_size < comm.world_size():
+        raise ConfigError(
+            f"warmup.batch_size: {config.warmup.batch_size} is fewer sequences than the "
+            f"{comm.world_size()} ranks; raise it"
+        )
+
+
+def load_model(config: ModelConfig, seed: int) -> PreTrainedModel:
+    """The causal LM; a folder with a config but no weights starts from random ones of `seed`.
+
+    Raises:
+        ConfigError: the path names no causal LM.
+    """
+    if not _has_no_weights(Path(config.path)):
+        return load_base_model(config)
+    torch.manual_seed(seed)
+    try:
+        architecture = AutoConfig.from_pretrained(config.path)
+        return AutoModelForCausalLM.from_config(architecture, dtype=getattr(torch, config.dtype))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model.path: cannot build {config.path!r}: {error}") from error
+
+
+def _has_no_weights(folder: Path) -> bool:
+    return folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in WEIGHT_FILES)
+
+
+def encode(config: Config, tokenizer: PreTrainedTokenizerBase) -> list[Demonstration]:
+    """Demonstrations of the train problems that fit the configured lengths.
+
+    Raises:
+        ConfigError: fewer are left than a batch needs.
+    """
+    settings, limits = config.warmup, config.rollout
+    try:
+        texts = demonstrate(load_problems(config.task, "train"), settings.styles, settings.seed)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    prompts = tokenizer([problem.prompt for problem, _ in texts]).input_ids if texts else []
+    completions = (
+        tokenizer([text for _, text in texts], add_special_tokens=False).input_ids if texts else []
+    )
+    demonstrations = [
+        Demonstration(prompt, [*completion, tokenizer.eos_token_id])
+        for prompt, completion in zip(prompts, completions, strict=True)
+        if len(prompt) <= limits.max_prompt_tokens and len(completion) < limits.max_new_tokens
+    ]
+    if len(demonstrations) < settings.batch_size:
+        raise ConfigError(
+            f"warmup.batch_size: {settings.batch_size} is more than the {len(demonstrations)} "
+            f"demonstrations of task {config.task.name!r} that fit rollout.max_prompt_tokens and "
+            "rollout.max_new_tokens; lower it or raise task.train_problems"
+        )
+    return demonstrations
+
+
+def shuffled_batches(
+    demonstrations: Sequence[Demonstration], size: int, seed: int
+) -> Iterator[list[Demonstration]]:
+    """Global batches without end: every epoch in a new order, its incomplete last batch dropped."""
+    rng = random.Random(seed)
+    order = list(range(len(demonstrations)))
+    while True:
+        rng.shuffle(order)
+        for start in range(0, len(order) - size + 1, size):
+            yield [demonstrations[index] for index in order[start : start + size]]
+
+
+def micro_batches_per_step(config: Config) -> int:
+    """Micro-batches into which every rank cuts its share of a batch; the same on every rank."""
+    largest_share = math.ceil(config.warmup.batch_size / comm.world_size())
+    return math.ceil(largest_share / config.train.micro_batch_size)
+
+
+def learning_rate_at(step: int, steps: int) -> float:
+    """Share of the peak learning rate: a linear rise, then a cosine down to FINAL_RATE."""
+    rise = max(1, round(RISE * steps))
+    if step < rise:
+        return (step + 1) / rise
+    progress = (step - rise) / max(1, steps - rise)
+    return FINAL_RATE + (1 - FINAL_RATE) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def train_step(
+    engine: SupervisedEngine, batch: list[Demonstration], pad_id: int, learning_rate: float
+) -> float:
+    """One optimizer step on a global batch; returns its loss (nats per completion token)."""
+    tokens = sum(len(demonstration.completion) for demonstration in batch)
+
+    def share_of_mean(model: torch.nn.Module, micro_batch: list[Demonstration]) -> torch.Tensor:
+        inputs, labels = collate(micro_batch, pad_id)
+        return summed_loss(model, inputs.to(comm.device()), labels.to(comm.device())) / tokens
+
+    micro_batches = split_by_length(comm.shard(batch), engine.micro_batches)
+    return engine.step(micro_batches, share_of_mean, learning_rate)
+
+
+def split_by_length(items: list[Demonstration], parts: int) -> list[list[Demonstration]]:
+    """Cut into `parts` chunks of like length, so that little is padded; chunks may be empty."""
+    items = sorted(items, key=len)
+    size = math.ceil(len(items) / parts)
+    return [items[part * size : (part + 1) * size] for part in range(parts)]
+
+
+def collate(batch: list[Demonstration], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Right-padded input ids and labels [batch, longest]; only completion tokens have labels.
+
+    Right padding needs no attention mask: under causal attention no real token sees a pad. An
+    empty batch becomes one token without a label: every rank must go through every micro-batch.
+    """
+    longest = max((len(demonstration) for demonstration in batch), default=1)
+    inputs = torch.full((max(1, len(batch)), longest), pad_id)
+    labels = torch.full_like(inputs, IGNORED)
+    for row, demonstration in enumerate(batch):
+        start, end = len(demonstration.prompt), len(demonstration)
+        inputs[row, :end] = torch.tensor(demonstration.prompt + demonstration.completion)
+        labels[row, start:end] = inputs[row, start:end]
+    return inputs, labels
+
+
+def summed_loss(model: torch.nn.Module, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Sum over labelled tokens of the negative log-likelihood, given inputs [batch, length]."""
+    logits = model(input_ids=inputs, use_cache=False).logits[:, :-1].float()
+    return torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+
+
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write model and tokenizer so that `from_pretrained(folder)` loads them."""
+    transformers_logging.disable_progress_bar()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
