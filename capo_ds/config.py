@@ -181,6 +181,11 @@ class WarmupConfig(Section):
     stop_accuracy: float = Field(
         0.4, gt=0, le=1, description="stop at the first evaluation with at least this accuracy"
     )
+    styles: dict[Literal["worked", "direct", "plain"], float] = Field(
+        {"worked": 1.0},
+        description="shares of demonstration styles: worked (steps, boxed answer), direct (boxed "
+        "answer alone), plain (steps, answer not boxed)",
+    )
     seed: StrictInt = Field(0, ge=0, description="seed of initialisation and order")
 
 

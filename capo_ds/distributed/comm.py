@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
+T = TypeVar("T")
 RANK_VARIABLES = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID")
 
 
@@ -101,7 +102,7 @@ def device() -> torch.device:
 
 
 def shard(items: list) -> list:
-    """This rank's share of a list: every world-size-th item, so that shares differ by one at most."""
+    """This rank's share of a list: every world-size-th item, so shares differ by one at most."""
     return items[rank() :: world_size()]
 
 
@@ -133,6 +134,19 @@ def sum_over_ranks(*values: float) -> list[float]:
     total = torch.tensor(values, dtype=torch.float64, device=device())
     dist.all_reduce(total)
     return total.tolist()
+
+
+def on_main(phase: str, function: Callable[[], T]) -> T:
+    """Rank 0's result of the function, on every rank.
+
+    Raises:
+        PeerError: on every rank, if it fails there.
+    """
+    result = None
+    with together(phase):
+        if is_main():
+            result = function()
+    return broadcast(result)
 
 
 @contextmanager

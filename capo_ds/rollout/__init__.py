@@ -1,0 +1,1 @@
+"""Sampling of responses. A sampler knows nothing of gradients."""

@@ -1,0 +1,65 @@
+"""What the launchers share: arguments, and errors told once."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+
+from capo_ds.config import Config, ConfigError, config_reference, load_config
+from capo_ds.distributed import comm
+
+BAD_CONFIG, FAILED = 2, 1
+
+
+def main(description: str, run: Callable[[Config], None]) -> None:
+    """Read the config named on the command line and run, in the launcher's process group.
+
+    A config that cannot be used ends every rank with exit status 2 and one message, from rank 0;
+    an error that all ranks know of ends them with status 1, likewise.
+    """
+    args = _parser(description).parse_args()
+    try:
+        config = load_config(args.config, args.set)
+        check_files(config)
+    except ConfigError as error:
+        _exit(BAD_CONFIG, f"config error\n{error}")
+    comm.init()
+    try:
+        run(config)
+    except comm.PeerError as error:
+        _exit(FAILED, f"error: {error}")
+    finally:
+        comm.finish()
+
+
+def check_files(config: Config) -> None:
+    """What can be checked of the files a config names before anything starts."""
+    from capo_ds.distributed.engine import read_deepspeed_json
+
+    read_deepspeed_json(config.deepspeed)
+
+
+def _exit(status: int, message: str) -> None:
+    if comm.launched_rank() == 0:
+        print(message, file=sys.stderr, flush=True)
+    sys.exit(status)
+
+
+def _parser(description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog="config keys:\n" + config_reference(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", required=True, metavar="FILE", help="YAML with the settings")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override one setting, e.g. --set capo.radius=0.1 (may be repeated)",
+    )
+    # The deepspeed launcher adds it; the environment says the same.
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+    return parser

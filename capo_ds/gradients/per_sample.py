@@ -1,0 +1,140 @@
+"""Per-sample LoRA gradients from one batched forward and backward pass.
+
+A LoRA factor W (o x i) maps x (B, T, i) to y = x W' (B, T, o), so the gradient of sample b's own
+objective with respect to W is sum_t (dJ/dy_bt) x_bt' : the matrix product that autograd would do,
+without its sum over the batch. A `_Tap` behind each factor does it in the backward pass. It keeps
+x as a saved tensor, so gradient checkpointing recomputes it rather than keeping it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from capo_ds.config import ConfigError
+
+
+class GradientStore:
+    """Per-sample gradients of one rank, one (n, o, i) tensor per LoRA factor."""
+
+    def __init__(self, parameters: list[nn.Parameter], samples: int):
+        self.samples = samples
+        self.rows = [parameter.new_empty(samples, *parameter.shape) for parameter in parameters]
+
+    def matrices(self) -> list[Tensor]:
+        """Views (n, o * i), one per factor."""
+        return [rows.flatten(1) for rows in self.rows]
+
+    def combine(self, coefficients: Tensor) -> list[Tensor]:
+        """sum_i c_i g_i, factor by factor in the parameters' shapes. coefficients: (n,)."""
+        return [torch.einsum("n,noi->oi", coefficients.to(rows), rows) for rows in self.rows]
+
+    def discard(self, samples: Tensor) -> None:
+        """Blank some samples, so that a NaN of theirs cannot enter a sum. samples: (n,) of bool."""
+        for rows in self.rows:
+            rows[samples] = 0
+
+
+class PerSampleGradients:
+    """Hooks on every LoRA factor of a PEFT model; forward passes run as ever.
+
+    Raises:
+        ConfigError: if a trainable parameter is not the weight of a plain linear LoRA factor.
+    """
+
+    def __init__(self, policy: PeftModel):
+        self.factors = _lora_factors(policy)
+        self.parameters = [factor.weight for factor in self.factors]
+        self._anchor: Tensor | None = None
+        self._sink: Callable[[int, Tensor, Tensor], None] | None = None
+        for index, factor in enumerate(self.factors):
+            factor.register_forward_hook(self._hook(index))
+
+    def store(self, samples: int) -> GradientStore:
+        return GradientStore(self.parameters, samples)
+
+    def backward(
+        self, objectives: Callable[[], Tensor], store: GradientStore, first: int
+    ) -> Tensor:
+        """Write the gradients of a micro-batch into rows `first`, `first + 1`, ... of the store.
+
+        objectives: runs the forward pass and returns (B,), each sample's own objective.
+        Returns the objectives, detached. Weights get no `.grad`.
+        """
+        seen: set[int] = set()
+
+        def write(index: int, inputs: Tensor, output_gradient: Tensor) -> None:
+            if index in seen:
+                raise RuntimeError(f"LoRA factor {index} is used twice in one forward pass")
+            seen.add(index)
+            rows = store.rows[index][first : first + len(inputs)]
+            torch.bmm(output_gradient.transpose(1, 2).to(rows), inputs.to(rows), out=rows)
+
+        # Every tap takes the anchor as an input: asking autograd for the anchor's gradient runs
+        # all taps, and none of the sums over the batch that the weights' own gradients need.
+        self._anchor = torch.zeros((), device=self.parameters[0].device, requires_grad=True)
+        self._sink = write
+        try:
+            values = objectives()
+            torch.autograd.grad(values.sum(), self._anchor, allow_unused=True)
+        finally:
+            self._anchor = self._sink = None
+        if len(seen) != len(self.factors):
+            raise RuntimeError(f"only {len(seen)} of {len(self.factors)} LoRA factors were used")
+        return values.detach()
+
+    def _hook(self, index: int) -> Callable[..., Tensor | None]:
+        def hook(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor | None:
+            if self._anchor is None:
+                return None
+            return _Tap.apply(output, inputs[0], self._anchor, self._sink, index)
+
+        return hook
+
+
+class _Tap(torch.autograd.Function):
+    """The identity on a factor's output; its backward hands on (input, output gradient)."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, output: Tensor, inputs: Tensor, anchor: Tensor, sink: Any, index: int
+    ) -> Tensor:
+        ctx.save_for_backward(inputs)
+        ctx.sink, ctx.index = sink, index
+        return output.view_as(output)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
+        (inputs,) = ctx.saved_tensors
+        ctx.sink(ctx.index, inputs, gradient)
+        return gradient, None, None, None, None
+
+
+def _lora_factors(policy: PeftModel) -> list[nn.Linear]:
+    factors = []
+    for name, module in policy.named_modules():
+        if not isinstance(module, LoraLayer):
+            continue
+        for adapter in module.active_adapters:
+            pair = [module.lora_A[adapter], module.lora_B[adapter]]
+            if not all(type(factor) is nn.Linear and factor.bias is None for factor in pair):
+                raise ConfigError(f"model.lora_targets: {name} is not a linear layer")
+            if getattr(module, "use_dora", {}).get(adapter) or _drops(module, adapter):
+                raise ConfigError(f"{name}: DoRA and LoRA dropout have no per-sample gradients")
+            factors += pair
+    known = {id(factor.weight) for factor in factors}
+    for name, parameter in policy.named_parameters():
+        if parameter.requires_grad and id(parameter) not in known:
+            raise ConfigError(f"{name} is trainable but no LoRA factor; only those can be trained")
+    return factors
+
+
+def _drops(module: LoraLayer, adapter: str) -> bool:
+    return getattr(module.lora_dropout[adapter], "p", 0.0) > 0

@@ -1,0 +1,128 @@
+"""Sampling with the training model itself: batched decoding over a KV cache.
+
+Each prompt is read once for its G responses, rows that have ended leave the batch, and tokens are
+drawn by inverting the distribution at given uniform numbers (see `uniforms`).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from capo_ds.models import position_ids
+from capo_ds.rollout.base import Rollout, concatenate, left_pad
+
+COMPACT_BELOW = 0.8  # drop ended rows once fewer than this share of the batch is alive
+
+
+class HuggingFaceSampler:
+    """Responses from a causal LM on this rank. `temperature` 0 decodes greedily."""
+
+    def __init__(self, model: nn.Module, eos: int, pad: int, max_new_tokens: int, batch_size: int):
+        self.model, self.eos, self.pad = model, eos, pad
+        self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
+
+    def greedy(self, prompts: list[list[int]]) -> Rollout:
+        """The most likely response to each prompt (token ids)."""
+        return self._in_batches(prompts, np.zeros((len(prompts), 1, self.max_new_tokens)), 0.0)
+
+    def sample(self, prompts: list[list[int]], noise: np.ndarray, temperature: float) -> Rollout:
+        """G responses per prompt. noise: (prompts, G, max_new_tokens), uniform in [0, 1)."""
+        return self._in_batches(prompts, noise, temperature)
+
+    @torch.no_grad()
+    def _in_batches(
+        self, prompts: list[list[int]], noise: np.ndarray, temperature: float
+    ) -> Rollout:
+        per_batch = max(1, self.batch_size // noise.shape[1])
+        by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+        batches = [by_length[i : i + per_batch] for i in range(0, len(prompts), per_batch)]
+        parts = [
+            self._decode([prompts[i] for i in batch], noise[batch], temperature)
+            for batch in batches or [[]]
+        ]
+        order = torch.as_tensor(np.argsort(by_length), dtype=torch.long)
+        group = torch.arange(noise.shape[1])
+        return concatenate(parts, self.pad).take((order[:, None] * len(group) + group).flatten())
+
+    def _decode(self, prompts: list[list[int]], noise: np.ndarray, temperature: float) -> Rollout:
+        device = next(self.model.parameters()).device
+        group, limit = noise.shape[1:]
+        prompt_ids, prompt_mask = left_pad(prompts, self.pad, device)
+        n = len(prompts) * group
+        uniform = torch.as_tensor(noise, device=device).reshape(n, limit)
+        result = Rollout(
+            prompt_ids=prompt_ids.repeat_interleave(group, 0),
+            prompt_mask=prompt_mask.repeat_interleave(group, 0),
+            completion_ids=torch.full((n, limit), self.pad, device=device),
+            completion_mask=torch.zeros(n, limit, dtype=torch.bool, device=device),
+            log_probs=torch.zeros(n, limit, device=device),
+            entropy=torch.zeros(n, limit, device=device),
+            truncated=torch.ones(n, dtype=torch.bool, device=device),
+        )
+        if n == 0:
+            return result
+        cache = DynamicCache(config=self.model.config)
+        mask = prompt_mask.long()
+        logits = self._forward(prompt_ids, mask, position_ids(mask), cache)
+        if group > 1:
+            cache.batch_repeat_interleave(group)
+        logits, mask = logits.repeat_interleave(group, 0), mask.repeat_interleave(group, 0)
+        rows = torch.arange(n, device=device)  # of `result`, one per row still in the batch
+        alive = torch.ones(n, dtype=torch.bool, device=device)
+        for step in range(limit):
+            tokens, log_probs, entropy = _draw(logits, uniform[rows, step], temperature)
+            writing = rows[alive]
+            result.completion_ids[writing, step] = tokens[alive]
+            result.completion_mask[writing, step] = True
+            result.log_probs[writing, step] = log_probs[alive]
+            result.entropy[writing, step] = entropy[alive]
+            ended = alive & (tokens == self.eos)
+            result.truncated[rows[ended]] = False
+            alive &= ~ended
+            left = int(alive.sum())
+            if left == 0 or step + 1 == limit:
+                break
+            if left < COMPACT_BELOW * len(rows):
+                cache.batch_select_indices(alive.nonzero().squeeze(1))
+                tokens, mask, rows = tokens[alive], mask[alive], rows[alive]
+                alive = alive[alive]
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+            logits = self._forward(tokens[:, None], mask, mask.sum(1, keepdim=True) - 1, cache)
+        width = max(1, int(result.completion_mask.sum(1).max()))
+        for name in ("completion_ids", "completion_mask", "log_probs", "entropy"):
+            setattr(result, name, getattr(result, name)[:, :width])
+        return result
+
+    def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
+        """Logits (rows, vocabulary) of the next token, in float32."""
+        return (
+            self.model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            .logits[:, -1]
+            .float()
+        )
+
+
+def _draw(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Token, its log-probability, and the distribution's entropy, for each row of logits."""
+    all_log_probs = torch.log_softmax(logits / (temperature or 1.0), -1)
+    probs = all_log_probs.exp()
+    if temperature == 0:
+        tokens = logits.argmax(-1)
+    else:
+        cumulative = probs.double().cumsum(-1)
+        # Scaled to the sum actually reached, so that rounding never points beyond the last token.
+        point = uniform[:, None] * cumulative[:, -1:]
+        tokens = torch.searchsorted(cumulative, point, right=True).squeeze(1)
+    log_probs = all_log_probs.gather(1, tokens[:, None]).squeeze(1)
+    entropy = -(probs * all_log_probs.nan_to_num(neginf=0.0)).sum(-1)
+    return tokens, log_probs, entropy

@@ -1,0 +1,112 @@
+"""Metrics of a run: means over ranks, phase times, and where rank 0 writes them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+METRICS_FILE = "metrics.jsonl"
+SAMPLES_FILE = "samples.jsonl"
+
+
+class Means:
+    """Running means of named quantities, mergeable over ranks."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, tuple[float, float]] = {}
+
+    def add(self, name: str, values: Tensor | float, count: float | None = None) -> None:
+        """Take in values (a tensor of them, or a sum of `count`, or one number)."""
+        if isinstance(values, Tensor):
+            values, count = float(values.double().sum()), values.numel()
+        total, known = self.sums.get(name, (0.0, 0.0))
+        self.sums[name] = (total + values, known + (1 if count is None else count))
+
+    def take(self) -> Means:
+        """What has been added since the last `take`; starts afresh."""
+        taken = Means()
+        taken.sums, self.sums = self.sums, {}
+        return taken
+
+    @staticmethod
+    def merge(parts: list[Means]) -> dict[str, float]:
+        """Means over all parts; a name that no part has values for is left out."""
+        whole = Means()
+        for part in parts:
+            for name, (total, count) in part.sums.items():
+                whole.add(name, total, count)
+        return {name: total / count for name, (total, count) in whole.sums.items() if count}
+
+
+class PhaseTimer:
+    """Seconds spent in each phase since the last `take`."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[phase] += time.perf_counter() - start
+
+    def take(self) -> dict[str, float]:
+        """The times as `time/<phase>`; starts afresh."""
+        taken = {f"time/{phase}": seconds for phase, seconds in self.seconds.items()}
+        self.seconds.clear()
+        return taken
+
+
+class Recorder:
+    """Writes scalars to TensorBoard (through DeepSpeed's monitor) and JSONL; rank 0 only.
+
+    first_step: lines of this step and later are dropped from the logs of an earlier run that is
+    being resumed: they belong to work that its checkpoint does not hold.
+    """
+
+    def __init__(self, folder: Path, monitor: Any, first_step: int):
+        self.folder, self.monitor = folder, monitor
+        for name in (METRICS_FILE, SAMPLES_FILE):
+            _keep_before(folder / name, first_step)
+
+    def scalars(self, step: int, metrics: dict[str, float]) -> None:
+        self.monitor.write_events([(name, value, step) for name, value in metrics.items()])
+        self._append(METRICS_FILE, {"step": step, **metrics})
+
+    def samples(self, step: int, samples: list[dict[str, Any]]) -> None:
+        """Completions with their prompts and verdicts, as text."""
+        for sample in samples:
+            self._append(SAMPLES_FILE, {"step": step, **sample})
+        # DeepSpeed's monitor has no text; its TensorBoard writer has.
+        if writer := self.monitor.tb_monitor.summary_writer:
+            blocks = [
+                f"reward {sample['reward']:+.1f}\n\n> {sample['prompt']}\n\n{sample['completion']}"
+                for sample in samples
+            ]
+            writer.add_text("rollout/samples", "\n\n---\n\n".join(blocks), step)
+
+    def _append(self, name: str, record: dict[str, Any]) -> None:
+        with open(self.folder / name, "a") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+def read_metrics(folder: Path) -> list[dict[str, float]]:
+    """The lines of a run's metrics log, in order of steps."""
+    with open(folder / METRICS_FILE) as file:
+        return [json.loads(line) for line in file]
+
+
+def _keep_before(path: Path, step: int) -> None:
+    if not path.exists():
+        return
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if json.loads(line)["step"] < step))

@@ -1,0 +1,308 @@
+"""The training loop: rollout, score, learn, evaluate, tell, save."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import yaml
+from torch import Tensor
+from tqdm import tqdm
+
+from capo_ds.config import Config, ConfigError
+from capo_ds.distributed import comm
+from capo_ds.distributed.engine import CHECKPOINTS, CapoEngine
+from capo_ds.evaluation import decode, encode, evaluate
+from capo_ds.learner import Batch, Learner
+from capo_ds.models import load_policy, load_tokenizer
+from capo_ds.objective import group_advantages
+from capo_ds.rollout.base import Rollout, uniforms
+from capo_ds.rollout.hf import HuggingFaceSampler
+from capo_ds.tasks import Problem, Verdict, load_problems, score
+from capo_ds.telemetry.metrics import METRICS_FILE, Means, PhaseTimer, Recorder, read_metrics
+from capo_ds.telemetry.plots import reward_curve
+from capo_ds.telemetry.summary import final_table, startup_summary
+
+# Keep the streams of random numbers that share a seed apart (see also rollout.base.uniforms).
+PROMPT_ORDER, MINIBATCH_ORDER = 1, 2
+
+
+@dataclass
+class Scored:
+    """One rank's responses of a step, as text and judged; groups are neighbours."""
+
+    problems: list[Problem]
+    texts: list[str]
+    verdicts: list[Verdict]
+    advantages: Tensor
+
+
+class Trainer:
+    """One rank of a run. Every method is called on all ranks together.
+
+    Raises:
+        PeerError: on all ranks, if the run cannot start or a phase fails on any rank.
+    """
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.folder = Path(config.train.output_dir)
+        with comm.together("start-up"):
+            _check_output(self.folder, config.train.resume)
+            self.tokenizer = load_tokenizer(config.model.path)
+            self.train_problems = self._fitting_problems("train")
+            self.test_problems = self._fitting_problems("test")
+            policy = load_policy(config.model, config.train.seed).to(comm.device())
+        objective = config.objective
+        self.engine = CapoEngine(
+            policy,
+            config,
+            optimizer_steps=config.train.steps * objective.epochs * objective.minibatches,
+            monitor_dir=self.folder,
+        )
+        self.timer, self.means = PhaseTimer(), Means()
+        self.learner = Learner(config, self.engine, self.means, self.timer)
+        self.sampler = HuggingFaceSampler(
+            self.engine.module,
+            eos=self.tokenizer.eos_token_id,
+            pad=self.tokenizer.pad_token_id,
+            max_new_tokens=config.rollout.max_new_tokens,
+            batch_size=config.rollout.batch_size,
+        )
+        self.first_step, self.accuracy_before = 0, None
+        if config.train.resume == "auto" and (state := self.engine.load(self.folder)):
+            self.first_step = state["step"]
+            self.accuracy_before = state["accuracy_before"]
+
+    # ---------------------------------------------------------------- the loop
+
+    def run(self) -> None:
+        """Train from the first step (or the checkpoint's) to the last, writing all outputs."""
+        train = self.config.train
+        recorder = self._start_logs()
+        if self.accuracy_before is None and train.eval_every:
+            self.accuracy_before = self._evaluate()
+            if recorder:
+                recorder.scalars(0, {"eval/accuracy": self.accuracy_before} | self.timer.take())
+        accuracy = self.accuracy_before
+        bar = tqdm(
+            total=train.steps,
+            initial=self.first_step,
+            disable=not comm.is_main(),
+            unit="step",
+            dynamic_ncols=True,
+        )
+        for step in range(self.first_step, train.steps):
+            metrics = self._step(step, recorder)
+            done = step + 1
+            if _due(done, train.eval_every, train.steps):
+                accuracy = metrics["eval/accuracy"] = self._evaluate()
+            if recorder:
+                recorder.scalars(done, metrics | self.timer.take())
+                bar.set_postfix_str(_progress(metrics, accuracy))
+                bar.update()
+            if _due(done, train.save_every, train.steps):
+                self._save(done)
+        bar.close()
+        self._finish(accuracy)
+
+    def _step(self, step: int, recorder: Recorder | None) -> dict[str, float]:
+        """Sample and judge responses to one step's prompts, and learn from them; the metrics."""
+        with self.timer("rollout"), comm.together("rollout"):
+            problems, rollout = self._sample(step)
+        with self.timer("score"), comm.together("scoring"):
+            scored = self._score(problems, rollout)
+        self._count(rollout, scored)
+        with self.timer("log_probs"), comm.together("log-probabilities"):
+            batch = self.learner.prepare(rollout, scored.advantages)
+        for part in self._minibatches(batch, step):
+            report = self.learner.update(part)
+        metrics = Means.merge(comm.gather(self.means.take()))
+        if recorder:
+            recorder.samples(step + 1, _samples(scored, self.config.train.log_samples))
+        return metrics | report
+
+    # ---------------------------------------------------------------- one step's data
+
+    def _sample(self, step: int) -> tuple[list[Problem], Rollout]:
+        """This rank's prompts of the step, and G responses to each."""
+        rollout, seed = self.config.rollout, self.config.train.seed
+        order = prompt_order(len(self.train_problems), rollout.prompts_per_step, step, seed)
+        numbers = comm.shard(list(range(rollout.prompts_per_step)))
+        problems = [self.train_problems[order[number]] for number in numbers]
+        shape = (rollout.group_size, rollout.max_new_tokens)
+        noise = [uniforms(seed, step, number, *shape) for number in numbers]
+        responses = self.sampler.sample(
+            encode(self.tokenizer, problems),
+            np.array(noise).reshape(-1, *shape),
+            rollout.temperature,
+        )
+        return problems, responses
+
+    def _score(self, problems: list[Problem], rollout: Rollout) -> Scored:
+        group = self.config.rollout.group_size
+        repeated = [problem for problem in problems for _ in range(group)]
+        texts = decode(self.tokenizer, rollout)
+        verdicts = score(texts, repeated)
+        rewards = torch.tensor([verdict.reward for verdict in verdicts], device=comm.device())
+        advantages = group_advantages(
+            rewards.view(-1, group), self.config.objective.scale_advantages
+        )
+        return Scored(repeated, texts, verdicts, advantages.flatten())
+
+    def _count(self, rollout: Rollout, scored: Scored) -> None:
+        """Add the metrics of a step's responses."""
+        add, group = self.means.add, self.config.rollout.group_size
+        correct = torch.tensor([verdict.correct for verdict in scored.verdicts]).double()
+        formatted = torch.tensor([verdict.formatted for verdict in scored.verdicts]).double()
+        rewards = torch.tensor([verdict.reward for verdict in scored.verdicts]).view(-1, group)
+        right = correct.view(-1, group).mean(1)
+        add("reward/mean", rewards)
+        add("reward/group_std", rewards.std(1))
+        add("reward/accuracy", correct)
+        add("reward/formatted", formatted)
+        add("reward/groups_all_right", right == 1)
+        add("reward/groups_all_wrong", right == 0)
+        add("reward/zero_advantage", scored.advantages == 0)
+        add("rollout/length", rollout.lengths)
+        add("rollout/truncated", rollout.truncated)
+        add("rollout/entropy", rollout.entropy[rollout.completion_mask])
+
+    def _minibatches(self, batch: Batch, step: int) -> Iterator[Batch]:
+        """This rank's part of each mini-batch of prompts, epoch by epoch.
+
+        Prompts are dealt out by their numbers over all ranks, so that the mini-batches do not
+        depend on the number of ranks.
+        """
+        objective, group = self.config.objective, self.config.rollout.group_size
+        for epoch in range(objective.epochs):
+            seed = [self.config.train.seed, MINIBATCH_ORDER, step, epoch]
+            order = np.random.default_rng(seed).permutation(self.config.rollout.prompts_per_step)
+            for numbers in np.array_split(order, objective.minibatches):
+                local = numbers[numbers % comm.world_size() == comm.rank()] // comm.world_size()
+                rows = np.sort(local)[:, None] * group + np.arange(group)
+                yield batch.take(torch.as_tensor(rows.flatten()))
+
+    def _fitting_problems(self, split: str) -> list[Problem]:
+        """The problems of a split whose prompts are short enough."""
+        limit = self.config.rollout.max_prompt_tokens
+        problems = load_problems(self.config.task, split)
+        lengths = map(len, encode(self.tokenizer, problems))
+        kept = [p for p, length in zip(problems, lengths, strict=True) if length <= limit]
+        if not kept:
+            raise ConfigError(
+                f"rollout.max_prompt_tokens: {limit} leaves none of {len(problems)} {split} "
+                "problems; raise it"
+            )
+        if len(kept) < len(problems) and comm.is_main():
+            print(f"left out {len(problems) - len(kept)} {split} problems: prompt over {limit}")
+        return kept
+
+    # ---------------------------------------------------------------- outputs
+
+    def _evaluate(self) -> float:
+        with self.timer("evaluation"):
+            return evaluate(self.sampler, self.tokenizer, self.test_problems).accuracy
+
+    def _start_logs(self) -> Recorder | None:
+        """Print what is about to happen and open the logs, on rank 0."""
+        if not comm.is_main():
+            return None
+        facts = {
+            "ranks": comm.world_size(),
+            "device": f"{comm.device()}, {torch.get_num_threads()} threads a rank",
+            "deepspeed": self.config.deepspeed,
+            "task": f"{self.config.task.name}: {len(self.train_problems)} training and "
+            f"{len(self.test_problems)} test problems",
+            "steps": f"{self.first_step + 1} to {self.config.train.steps}, seed "
+            f"{self.config.train.seed}, {self.config.train.micro_batch_size} sequences a "
+            "micro-batch",
+        }
+        print(startup_summary(self.config, self.engine.module, facts), flush=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        resolved = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
+        (self.folder / "config.yaml").write_text(resolved)
+        return Recorder(self.folder, self.engine.monitor, self.first_step + 1)
+
+    def _save(self, done: int) -> None:
+        """A checkpoint after `done` steps; all else that a run needs follows from that number."""
+        with self.timer("checkpoint"):
+            state = {"step": done, "accuracy_before": self.accuracy_before}
+            self.engine.save(self.folder, f"step{done:06d}", state)
+            if comm.is_main():
+                kept = sorted((self.folder / CHECKPOINTS).glob("step*"))
+                for old in kept[: -self.config.train.keep_checkpoints]:
+                    shutil.rmtree(old)
+            dist.barrier()
+
+    def _finish(self, accuracy: float | None) -> None:
+        """Save the adapter; print and draw the run's summary."""
+        if comm.is_main():
+            self.engine.module.save_pretrained(self.folder / "adapter")
+            self.tokenizer.save_pretrained(self.folder / "adapter")
+            metrics = read_metrics(self.folder)
+            seconds: dict[str, float] = {}
+            for line in metrics:
+                for name, value in line.items():
+                    if name.startswith("time/"):
+                        seconds[name] = seconds.get(name, 0.0) + value
+            print(final_table(self.accuracy_before, accuracy, seconds))
+            print(f"adapter      {self.folder / 'adapter'}")
+            print(f"metrics      {self.folder / METRICS_FILE} and TensorBoard beside it")
+            print(f"reward curve {reward_curve(self.folder)}", flush=True)
+        dist.barrier()
+
+
+def prompt_order(problems: int, prompts_per_step: int, step: int, seed: int) -> list[int]:
+    """Indices of the problems that a step draws.
+
+    The stream of problems is one seeded permutation after another, so each is drawn once an
+    epoch; the position in it follows from the step, so resuming needs no cursor.
+    """
+    positions = np.arange(prompts_per_step) + step * prompts_per_step
+    permutations = {
+        epoch: np.random.default_rng([seed, PROMPT_ORDER, epoch]).permutation(problems)
+        for epoch in set((positions // problems).tolist())
+    }
+    return [int(permutations[p // problems][p % problems]) for p in positions.tolist()]
+
+
+def _check_output(folder: Path, resume: str) -> None:
+    if resume == "never" and (folder / METRICS_FILE).exists():
+        raise ConfigError(
+            f"train.output_dir: {folder} already holds a run; choose another folder, delete it, "
+            "or set train.resume=auto to go on with it"
+        )
+
+
+def _due(done: int, every: int, last: int) -> bool:
+    """Every so many steps, and after the last; `every` 0 for evaluations means never."""
+    return bool(every) and (done % every == 0 or done == last)
+
+
+def _samples(scored: Scored, count: int) -> list[dict]:
+    rows = zip(scored.problems, scored.texts, scored.verdicts, strict=True)
+    return [
+        {
+            "prompt": problem.prompt,
+            "completion": text,
+            "answer": problem.answer,
+            "reward": verdict.reward,
+        }
+        for problem, text, verdict in list(rows)[:count]
+    ]
+
+
+def _progress(metrics: dict[str, float], accuracy: float | None) -> str:
+    """Of the progress bar: reward, accuracies, and the share of samples in conflict with g_0."""
+    parts = [f"reward {metrics['reward/mean']:+.2f}", f"train {metrics['reward/accuracy']:.0%}"]
+    if accuracy is not None:
+        parts.append(f"test {accuracy:.0%}")
+    if "conflict/all_before" in metrics:
+        parts.append(f"conflict {metrics['conflict/all_before']:.0%}")
+    return ", ".join(parts)

@@ -1,0 +1,73 @@
+"""Helpers shared by the tests: launching real ranks, and a small random model."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def launch(
+    ranks: int, script: str | Path, *arguments: str, launcher: str = "deepspeed", status: int = 0
+) -> subprocess.CompletedProcess:
+    """Run a script on some ranks of this machine; its exit status must be as told."""
+    commands = {
+        "deepspeed": ["-m", "deepspeed.launcher.runner", "--num_accelerators", str(ranks)],
+        "torchrun": ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks)],
+        "python": [],
+    }
+    port = str(20000 + os.getpid() % 20000)
+    if launcher == "deepspeed":
+        commands["deepspeed"] += ["--master_port", port]
+    if launcher == "torchrun":
+        commands["torchrun"] += ["--master_port", port]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        environment.pop(name, None)  # of a process group that this test process may have
+    result = subprocess.run(
+        [sys.executable, *commands[launcher], str(script), *map(str, arguments)],
+        cwd=REPOSITORY,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=540,
+        check=False,
+    )
+    if result.returncode != status:
+        pytest.fail(
+            f"{script} ended with {result.returncode}, not {status}\n"
+            f"{result.stdout[-4000:]}\n{result.stderr[-6000:]}"
+        )
+    return result
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def random_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of a Qwen2 with random weights: 2 layers, width 32, vocabulary 200."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(0)
+    model = Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=200,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            initializer_range=0.2,  # wide enough for logits that are far from uniform
+            attention_dropout=0.1,  # must be switched off by the loader
+        )
+    )
+    folder = tmp_path_factory.mktemp("random_model")
+    model.save_pretrained(folder)
+    return str(folder)

@@ -1,0 +1,249 @@
+"""One optimizer step on real ranks against dense references in float64."""
+
+from pathlib import Path
+
+import cvxpy
+import numpy as np
+import pytest
+import torch
+import yaml
+from torch.nn.functional import log_softmax
+
+from capo_ds.config import Config, load_config
+from capo_ds.models import load_policy, position_ids
+from tests.conftest import launch
+from tests.distributed.one_step import perturb, responses
+
+SCRIPT = Path(__file__).with_name("one_step.py")
+SETTINGS = {
+    "model": {"lora_rank": 2, "lora_alpha": 4, "lora_targets": ["q_proj", "v_proj"]},
+    "rollout": {"prompts_per_step": 6, "group_size": 4, "max_new_tokens": 11, "temperature": 0.9},
+    "objective": {"kl_weight": 0.05},
+    "optimizer": {"learning_rate": 1e-2, "weight_decay": 0.01, "max_grad_norm": 0.0},
+    "train": {"micro_batch_size": 5},
+}
+
+
+# name: (ranks, changes to SETTINGS)
+CASES = {
+    "mean, ZeRO 2": (2, {"aggregator": "mean"}),
+    "mean, ZeRO 0, token mean": (
+        2,
+        {
+            "aggregator": "mean",
+            "deepspeed": "ds_configs/zero0.json",
+            "objective": {"loss_aggregation": "token_mean"},
+        },
+    ),
+    "mean, plain backward, token mean": (
+        2,
+        {
+            "aggregator": "mean",
+            "measure_conflict": False,
+            "objective": {"loss_aggregation": "token_mean"},
+        },
+    ),
+    "mean, plain backward, fixed length": (
+        1,
+        {
+            "aggregator": "mean",
+            "measure_conflict": False,
+            "objective": {"loss_aggregation": "fixed_length"},
+        },
+    ),
+    "mean, one micro-batch, masked": (
+        1,
+        {
+            "aggregator": "mean",
+            "train": {"micro_batch_size": 24},
+            "objective": {"mask_truncated": True},
+        },
+    ),
+    "mean, micro-batches of one, masked": (
+        4,
+        {
+            "aggregator": "mean",
+            "train": {"micro_batch_size": 1},
+            "objective": {"mask_truncated": True},
+        },
+    ),
+    "mean, clipped": (2, {"aggregator": "mean", "optimizer": {"max_grad_norm": 1e-3}}),
+    "capo, ZeRO 2": (2, {"aggregator": "capo"}),
+    "capo, ZeRO 0, wide": (
+        2,
+        {"aggregator": "capo", "deepspeed": "ds_configs/zero0.json", "capo": {"radius": 0.9}},
+    ),
+    "capo, token mean": (
+        1,
+        {"aggregator": "capo", "objective": {"loss_aggregation": "token_mean"}},
+    ),
+    "capo, masked": (
+        4,
+        {
+            "aggregator": "capo",
+            "objective": {"mask_truncated": True},
+            "train": {"micro_batch_size": 3},
+        },
+    ),
+    "capo, no KL": (2, {"aggregator": "capo", "objective": {"kl_weight": 0.0}}),
+}
+
+
+def write_config(folder: Path, model: str, changes: dict) -> Path:
+    settings = yaml.safe_load(yaml.safe_dump(SETTINGS))
+    settings["model"]["path"] = model
+    settings["train"]["output_dir"] = str(folder / "run")
+    for section, values in changes.items():
+        if isinstance(values, dict):
+            settings.setdefault(section, {}).update(values)
+        else:
+            settings[section] = values
+    folder.mkdir(parents=True)
+    path = folder / "case.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory: pytest.TempPathFactory, random_model: str) -> dict[str, tuple]:
+    """The config and the step of each case; one launch for each number of ranks."""
+    folder = tmp_path_factory.mktemp("steps")
+    paths = {
+        name: write_config(folder / str(number), random_model, changes)
+        for number, (name, (_, changes)) in enumerate(CASES.items())
+    }
+    for ranks in (1, 2, 4):
+        launch(ranks, SCRIPT, *[str(paths[name]) for name in CASES if CASES[name][0] == ranks])
+    return {name: (load_config(path), read_step(path)) for name, path in paths.items()}
+
+
+def read_step(path: Path) -> dict:
+    """What one_step.py wrote; flat vectors where there were lists of tensors."""
+    result = torch.load(path.with_suffix(".pt"))
+    return result | {
+        name: torch.cat([part.flatten() for part in result[name]]).double().numpy()
+        for name in ("before", "after", "gradient")
+    }
+
+
+def dense_per_sample_gradients(config: Config) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(N, d) ascent gradients by one backward pass per sample, (N,) advantages, parameters (d,).
+
+    Written against the definitions, sharing nothing with the package but model and responses.
+    """
+    policy = load_policy(config.model, seed=0)
+    perturb(policy)
+    policy.double()
+    parameters = [p for p in policy.parameters() if p.requires_grad]
+    rollout, advantages = responses(config)
+    objective = config.objective
+    counted = rollout.completion_mask
+    if objective.mask_truncated:
+        counted = counted & ~rollout.truncated[:, None]
+    gradients = []
+    for i in range(len(rollout)):
+        real = rollout.prompt_mask[i]
+        length = int(rollout.completion_mask[i].sum())
+        prompt, completion = rollout.prompt_ids[i][real], rollout.completion_ids[i][:length]
+        ids = torch.cat([prompt, completion])[None]
+
+        def log_probs(ids=ids, completion=completion, length=length):
+            mask = torch.ones_like(ids)
+            logits = policy(ids, attention_mask=mask, position_ids=position_ids(mask)).logits
+            table = log_softmax(logits[0, -length - 1 : -1] / config.rollout.temperature, -1)
+            return table[torch.arange(length), completion]
+
+        with torch.no_grad(), policy.disable_adapter():
+            reference = log_probs()
+        ours = log_probs()
+        ratio = torch.exp(ours - ours.detach())
+        gap = reference - ours
+        terms = ratio * advantages[i] - objective.kl_weight * (torch.exp(gap) - gap - 1)
+        terms = terms * counted[i][:length]
+        if objective.loss_aggregation == "sequence_mean":
+            value = terms.sum() / max(int(counted[i].sum()), 1)
+        elif objective.loss_aggregation == "token_mean":
+            value = terms.sum() * len(rollout) / int(counted.sum())
+        else:
+            value = terms.sum() / config.rollout.max_new_tokens
+        parts = torch.autograd.grad(value, parameters)
+        gradients.append(torch.cat([part.flatten() for part in parts]).numpy())
+    flat = torch.cat([p.detach().flatten() for p in parameters])
+    return np.stack(gradients), advantages.numpy(), flat.numpy()
+
+
+def primal_solution(gradients: np.ndarray, advantages: np.ndarray, radius: float, price: float):
+    """The elastic SOCP in R^d by CVXPY: its optimal g and value, in units of ||g_0||^2."""
+    vanilla = gradients.mean(0)
+    unit = np.linalg.norm(vanilla)
+    rows = gradients / unit
+    g, least = cvxpy.Variable(rows.shape[1]), cvxpy.Variable()
+    slack = cvxpy.Variable(int((advantages < 0).sum()), nonneg=True)
+    problem = cvxpy.Problem(
+        cvxpy.Maximize(least - price * cvxpy.sum(slack)),
+        [
+            rows[advantages > 0] @ g >= least,
+            rows[advantages < 0] @ g >= -slack,
+            cvxpy.norm(g - vanilla / unit) <= radius,
+        ],
+    )
+    value = problem.solve(solver="CLARABEL", tol_gap_rel=1e-10, tol_gap_abs=1e-10, tol_feas=1e-10)
+    return g.value * unit, value
+
+
+def elastic_value(g: np.ndarray, gradients: np.ndarray, advantages: np.ndarray, price: float):
+    """The SOCP's objective at g, in units of ||g_0||^2."""
+    products = gradients @ g / np.linalg.norm(gradients.mean(0)) ** 2
+    violation = np.maximum(-products[advantages < 0], 0).sum()
+    return products[advantages > 0].min() - price * violation
+
+
+def adamw_step(before: np.ndarray, ascent: np.ndarray, config: Config) -> np.ndarray:
+    parameter = torch.nn.Parameter(torch.tensor(before))
+    parameter.grad = -torch.tensor(ascent)
+    settings = config.optimizer
+    torch.optim.AdamW(
+        [parameter], settings.learning_rate, settings.betas, weight_decay=settings.weight_decay
+    ).step()
+    return parameter.detach().numpy()
+
+
+def relative_error(value: np.ndarray, reference: np.ndarray) -> float:
+    return float(np.linalg.norm(value - reference) / np.linalg.norm(reference))
+
+
+@pytest.mark.parametrize("case", [name for name in CASES if "mean," in name[:5]])
+def test_mean_is_a_plain_step_on_the_averaged_loss(steps, case):
+    config, result = steps[case]
+    gradients, _, before = dense_per_sample_gradients(config)
+    vanilla = gradients.mean(0)
+    np.testing.assert_allclose(result["before"], before, rtol=1e-6)
+    assert relative_error(result["gradient"], vanilla) < 1e-5
+    limit = config.optimizer.max_grad_norm
+    if limit:
+        assert np.linalg.norm(vanilla) > 2 * limit  # there is something to clip
+        norm = result["report"]["loss/grad_norm"]
+        assert norm == pytest.approx(np.linalg.norm(vanilla), rel=1e-4)
+        vanilla = vanilla * limit / np.linalg.norm(vanilla)
+    expected = adamw_step(before, vanilla, config)
+    assert relative_error(result["after"] - before, expected - before) < 1e-3
+
+
+@pytest.mark.parametrize("case", [name for name in CASES if "capo," in name[:5]])
+def test_capo_applies_the_solution_of_the_primal_program(steps, case):
+    config, result = steps[case]
+    gradients, advantages, before = dense_per_sample_gradients(config)
+    advantages = np.where(np.linalg.norm(gradients, axis=1) > 0, advantages, 0)
+    reference, value = primal_solution(
+        gradients, advantages, config.capo.radius, config.capo.slack_price
+    )
+    vanilla = gradients.mean(0)
+    applied = result["gradient"]
+    assert relative_error(reference, vanilla) > 0.1  # the program does change the gradient
+    assert relative_error(applied, reference) < 1e-3
+    at_applied = elastic_value(applied, gradients, advantages, config.capo.slack_price)
+    assert at_applied == pytest.approx(value, rel=1e-4, abs=1e-5)
+    distance = np.linalg.norm(applied - vanilla) / np.linalg.norm(vanilla)
+    assert distance <= config.capo.radius * (1 + 1e-5)
+    expected = adamw_step(before, applied, config)
+    assert relative_error(result["after"] - before, expected - before) < 1e-3
