@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Callable
 
 from capo_ds.config import Config, ConfigError, config_reference, load_config
@@ -24,6 +25,7 @@ def main(description: str, run: Callable[[Config], None]) -> None:
         check_files(config)
     except ConfigError as error:
         _exit(BAD_CONFIG, f"config error\n{error}")
+    _hush_libraries()
     comm.init()
     try:
         run(config)
@@ -31,6 +33,15 @@ def main(description: str, run: Callable[[Config], None]) -> None:
         _exit(FAILED, f"error: {error}")
     finally:
         comm.finish()
+
+
+def _hush_libraries() -> None:
+    """Leave the terminal to the run's own lines."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # one bar per rank for reading the weights
+    # DeepSpeed calls what torch 2.13 has renamed.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
 
 
 def check_files(config: Config) -> None:

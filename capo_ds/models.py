@@ -55,8 +55,6 @@ def load_policy(config: ModelConfig, seed: int) -> PeftModel:
         target_modules=list(config.lora_targets),
         lora_dropout=0.0,
         task_type="CAUSAL_LM",
-        # What a reader of the saved adapter needs to find its base again.
-        base_model_name_or_path=config.path,
     )
     torch.manual_seed(seed)
     try:

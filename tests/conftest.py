@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+torch.set_num_threads(1)  # tests run beside the ranks that they launch
 
 
 def launch(
@@ -52,7 +54,6 @@ def repository() -> Path:
 @pytest.fixture(scope="session")
 def random_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Folder of a Qwen2 with random weights: 2 layers, width 32, vocabulary 200."""
-    import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     torch.manual_seed(0)

@@ -50,4 +50,4 @@ def _exchange_columns(matrix: Tensor, samples_per_rank: list[int]) -> Tensor:
         output_split_sizes=[samples * mine for samples in samples_per_rank],
         input_split_sizes=[part.numel() for part in parts],
     )
-    return received.view(-1, mine)
+    return received.view(sum(samples_per_rank), mine)

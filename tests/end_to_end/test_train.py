@@ -1,0 +1,158 @@
+"""launchers/train.py as a user runs it: two ranks, the embedded model, a few short steps."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from capo_ds.config import BUILTIN_MODELS
+from tests.conftest import REPOSITORY, launch
+
+TRAIN = REPOSITORY / "launchers" / "train.py"
+RECIPE = REPOSITORY / "launchers" / "recipes" / "quickstart.yaml"
+SMALL = {
+    "rollout.prompts_per_step": 6,
+    "rollout.group_size": 4,
+    "rollout.max_new_tokens": 24,
+    "task.test_problems": 16,
+    "train.steps": 4,
+    "train.eval_every": 2,
+    "train.save_every": 2,
+    "objective.minibatches": 2,
+}
+
+
+def arguments(output: Path, **changes) -> list[str]:
+    settings = SMALL | {"train.output_dir": output} | changes
+    pairs = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    return ["--config", str(RECIPE), *pairs]
+
+
+def metrics(folder: Path) -> list[dict]:
+    """The metrics log without what a clock decides."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {key: value for key, value in line.items() if "time/" not in key and "seconds" not in key}
+        for line in lines
+    ]
+
+
+def adapter(folder: Path) -> dict[str, torch.Tensor]:
+    base = AutoModelForCausalLM.from_pretrained(BUILTIN_MODELS["builtin:tiny"])
+    policy = PeftModel.from_pretrained(base, folder / "adapter")
+    return {name: value for name, value in policy.state_dict().items() if "lora_" in name}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> tuple[Path, str]:
+    """A finished run, and what it printed."""
+    folder = tmp_path_factory.mktemp("runs") / "undisturbed"
+    result = launch(2, TRAIN, *arguments(folder))
+    return folder, result.stdout + result.stderr
+
+
+def test_what_a_run_says_and_leaves_behind(undisturbed):
+    folder, printed = undisturbed
+    for words in ("6 prompts x 4 responses", "loss_aggregation sequence_mean", "memory per rank"):
+        assert printed.count(words) == 1  # told by one rank only
+    for words in ("reward ", "conflict ", "test accuracy before", "test accuracy after"):
+        assert words in printed
+    lines = metrics(folder)
+    assert [line["step"] for line in lines] == [0, 1, 2, 3, 4]
+    assert [line["step"] for line in lines if "eval/accuracy" in line] == [0, 2, 4]
+    for name in ("reward/mean", "conflict/all_before", "capo/gap", "loss/kl", "rollout/entropy"):
+        assert all(name in line for line in lines[1:]), name
+    assert (folder / "reward.png").read_bytes().startswith(b"\x89PNG")
+    samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    assert {sample["step"] for sample in samples} == {1, 2, 3, 4}
+    assert {"prompt", "completion", "answer", "reward"} <= set(samples[0])
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    rewards = [event.value for event in events.Scalars("reward/mean")]
+    assert rewards == pytest.approx([line["reward/mean"] for line in lines[1:]])
+    assert "rollout/samples/text_summary" in events.Tags()["tensors"]
+
+
+def test_the_adapter_loads_with_peft_and_changes_the_model(undisturbed):
+    folder, _ = undisturbed
+    weights = adapter(folder)
+    assert any(value.abs().max() > 0 for name, value in weights.items() if "lora_B" in name)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "adapter")
+    ids = tokenizer("Tom has 3 apples.", return_tensors="pt").input_ids
+    base = AutoModelForCausalLM.from_pretrained(BUILTIN_MODELS["builtin:tiny"])
+    before = base(ids).logits
+    after = PeftModel.from_pretrained(base, folder / "adapter")(ids).logits
+    assert not torch.allclose(before, after)
+
+
+def test_killed_and_resumed_equals_undisturbed(undisturbed, tmp_path):
+    whole, _ = undisturbed
+    folder = tmp_path / "killed"
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    port = str(21000 + os.getpid() % 20000)
+    runner = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", "2"]
+    process = subprocess.Popen(
+        [*runner, "--master_port", port, str(TRAIN), *arguments(folder)],
+        cwd=REPOSITORY,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    log = folder / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not log.exists() or len(log.read_text().splitlines()) < 4:  # steps 0 to 3
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (folder / "adapter").exists()
+    launch(2, TRAIN, *arguments(folder))
+    assert metrics(folder) == metrics(whole)
+    expected = adapter(whole)
+    for name, value in adapter(folder).items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_samples_do_not_depend_on_the_number_of_ranks(undisturbed, tmp_path):
+    whole, _ = undisturbed
+    launch(1, TRAIN, *arguments(tmp_path / "one", **{"train.steps": 1}), launcher="python")
+    one, two = metrics(tmp_path / "one")[1], metrics(whole)[1]
+    for name in ("reward/mean", "rollout/length", "rollout/entropy", "conflict/all_before"):
+        assert one[name] == pytest.approx(two[name], rel=1e-4), name
+
+
+def test_a_folder_with_a_run_is_not_overwritten(undisturbed):
+    folder, _ = undisturbed
+    before = (folder / "metrics.jsonl").read_text()
+    result = launch(
+        1, TRAIN, *arguments(folder, **{"train.resume": "never"}), launcher="python", status=1
+    )
+    assert "train.output_dir" in result.stderr and "resume=auto" in result.stderr
+    assert (folder / "metrics.jsonl").read_text() == before
+
+
+def test_a_bad_config_is_told_once_before_anything_starts(tmp_path):
+    result = launch(2, TRAIN, *arguments(tmp_path / "bad", **{"capo.raduis": 1}), status=2)
+    told = result.stdout + result.stderr
+    assert told.count("did you mean capo.radius?") == 1
+    assert "Traceback" not in told
+    assert not (tmp_path / "bad").exists()
+
+
+@pytest.mark.parametrize("aggregator", ["mean"])
+def test_other_aggregators_train(tmp_path, aggregator):
+    changes = {"aggregator": aggregator, "measure_conflict": False, "train.steps": 2}
+    launch(2, TRAIN, *arguments(tmp_path / "run", **changes))
+    lines = metrics(tmp_path / "run")
+    assert len(lines) == 3
+    assert "conflict/all_before" not in lines[-1]

@@ -1,0 +1,107 @@
+import pytest
+import yaml
+
+from capo_ds.config import Config, ConfigError, config_reference, load_config, parse_config
+from capo_ds.distributed.engine import read_deepspeed_json
+from tests.conftest import REPOSITORY
+
+RECIPES = sorted((REPOSITORY / "launchers" / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "fragments"),
+    [
+        ({"capo": {"raduis": 1}}, ["capo.raduis", "1", "capo.radius"]),
+        ({"radius": 1}, ["radius", "did you mean capo.radius"]),
+        ({"capo": {"radius": "wide"}}, ["capo.radius", "'wide'", "number"]),
+        ({"capo": {"radius": -1}}, ["capo.radius", "-1", "greater than or equal to 0"]),
+        ({"capo": {"radius": float("nan")}}, ["capo.radius", "nan"]),
+        ({"capo": 3}, ["capo", "3", "section"]),
+        ({"train": {"steps": 1.5}}, ["train.steps", "1.5", "integer"]),
+        ({"train": {"steps": True}}, ["train.steps", "True", "integer"]),
+        ({"aggregator": "meen"}, ["aggregator", "'meen'", "'mean'"]),
+        ({"objective": {"minibatches": 65}}, ["objective.minibatches", "65", "lower it"]),
+        ({"model": {"lora_targets": []}}, ["model.lora_targets", "at least 1"]),
+        ({"zzz": 1}, ["zzz", "unknown key", "rollout"]),
+    ],
+)
+def test_bad_settings_name_key_value_and_remedy(settings, fragments):
+    with pytest.raises(ConfigError) as error:
+        parse_config(settings)
+    for fragment in fragments:
+        assert fragment in str(error.value)
+
+
+def test_all_problems_are_told_at_once():
+    with pytest.raises(ConfigError) as error:
+        parse_config({"capo": {"radius": -1}, "train": {"stepz": 3}})
+    assert len(str(error.value).splitlines()) == 2
+
+
+def test_overrides_are_yaml_and_win(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("capo: {radius: 0.1}\noptimizer: {learning_rate: 1e-5}\n")
+    config = load_config(
+        path, ["capo.radius=0.5", "task.levels=[1, 2]", "capo.slack_price=.inf", "train.seed=3"]
+    )
+    assert config.capo.radius == 0.5
+    assert config.task.levels == [1, 2]
+    assert config.capo.slack_price == float("inf")
+    assert config.optimizer.learning_rate == 1e-5
+    assert config.train.seed == 3
+
+
+@pytest.mark.parametrize("override", ["capo.radius", "=1", "capo.radius.deep=1", "capo.radius=[1"])
+def test_bad_overrides(tmp_path, override):
+    path = tmp_path / "config.yaml"
+    path.write_text("capo: {radius: 0.1}\n")
+    with pytest.raises(ConfigError, match="--set"):
+        load_config(path, [override])
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "a: [1", None])
+def test_unreadable_files(tmp_path, text):
+    path = tmp_path / "config.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ConfigError, match=r"config\.yaml"):
+        load_config(path)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_is_valid(path):
+    config = load_config(path)
+    read_deepspeed_json(config.deepspeed)
+
+
+def test_resolved_config_reads_back_as_itself(tmp_path):
+    config = parse_config({"capo": {"radius": 0.25}, "optimizer": {"betas": [0.9, 0.95]}})
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    assert load_config(path) == config
+
+
+def test_reference_names_every_key():
+    reference = config_reference()
+    for section, field in Config.model_fields.items():
+        keys = getattr(field.annotation, "model_fields", {})
+        for key in keys:
+            assert f"{section}.{key} (" in reference
+            assert keys[key].description
+
+
+@pytest.mark.parametrize(
+    ("text", "fragment"),
+    [
+        ('{"zero_optimization": {"stage": 3}}', "stage 3"),
+        ('{"optimizer": {}}', "'optimizer'"),
+        ('{"bf16": {"enabled": true}}', "model.dtype"),
+        ("{", "not valid JSON"),
+    ],
+)
+def test_deepspeed_files_that_cannot_be_used(tmp_path, text, fragment):
+    path = tmp_path / "zero.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match="deepspeed") as error:
+        read_deepspeed_json(str(path))
+    assert fragment in str(error.value)
