@@ -152,17 +152,20 @@ def encode(config: Config, tokenizer: PreTrainedTokenizerBase) -> list[Demonstra
     """Demonstrations of the train problems that fit the configured lengths.
 
     Raises:
-        ConfigError: fewer are left than a batch needs.
+        ConfigError: the styles cannot be used, or fewer problems are left than a batch needs.
+        ValueError: the task cannot give the problems.
     """
     settings, limits = config.warmup, config.rollout
+    problems = load_problems(config.task, "train")
     try:
-        texts = demonstrate(load_problems(config.task, "train"), settings.styles, settings.seed)
+        told = demonstrate(problems, settings.styles, settings.seed)
     except ValueError as error:
-        raise ConfigError(str(error)) from error
-    prompts = tokenizer([problem.prompt for problem, _ in texts]).input_ids if texts else []
-    completions = (
-        tokenizer([text for _, text in texts], add_special_tokens=False).input_ids if texts else []
-    )
+        raise ConfigError(f"warmup.styles: {error}") from error
+    if not told:
+        raise ConfigError(f"task.name: {config.task.name!r} has no worked solutions to imitate")
+    # In one call each: many times faster than text by text.
+    prompts = tokenizer([problem.prompt for problem, _ in told]).input_ids
+    completions = tokenizer([text for _, text in told], add_special_tokens=False).input_ids
     demonstrations = [
         Demonstration(prompt, [*completion, tokenizer.eos_token_id])
         for prompt, completion in zip(prompts, completions, strict=True)

@@ -6,10 +6,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from capo_ds import warmup
-from capo_ds.config import BUILTIN_MODELS, parse_config
+from capo_ds.config import BUILTIN_MODELS, ConfigError, parse_config
 from capo_ds.distributed import comm, supervised
 from capo_ds.distributed.supervised import BETAS, SupervisedEngine
 from capo_ds.models import load_tokenizer
+from capo_ds.tasks import Problem
 
 TINY = str(BUILTIN_MODELS["builtin:tiny"])
 
@@ -161,7 +162,7 @@ def test_a_folder_without_weights_starts_from_random_ones(tmp_path):
         ({"model": {"path": "no/such/model"}}, "model.path: .*'no/such/model'"),
         ({"warmup": {"batch_size": 65}}, "warmup.batch_size: 65 is more than the 64 demonstr"),
         ({"rollout": {"max_new_tokens": 5}}, "warmup.batch_size: 64 is more than the 0 demonstr"),
-        ({"warmup": {"styles": {"plain": 0.0}}}, "shares of demonstration styles"),
+        ({"warmup": {"styles": {"plain": 0.0}}}, "warmup.styles: shares of demonstration styles"),
         ({"task": {"train_problems": 64, "levels": [9]}}, r"unknown arithmetic levels \[9\]"),
     ],
 )
@@ -169,3 +170,9 @@ def test_bad_input_is_told(settings, message):
     settings = {"task": {"train_problems": 64}} | settings
     with pytest.raises(comm.PeerError, match=message):
         warmup.run(parse_config(settings))
+
+
+def test_a_task_without_solutions_is_refused(monkeypatch):
+    monkeypatch.setattr(warmup, "load_problems", lambda config, split: [Problem("?", "1")] * 9)
+    with pytest.raises(ConfigError, match="task.name: 'arithmetic' has no worked solutions"):
+        warmup.encode(config("unused"), load_tokenizer(TINY))
