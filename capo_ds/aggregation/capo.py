@@ -1,8 +1,27 @@
-"""CAPO: the aggregate that aligns with every positive sample and opposes no negative one."""
+"""CAPO: the aggregate that aligns with every positive sample and opposes no negative one.
+
+Besides the regular case there are degenerate ones. With centre c = g_0 (region "difference") or
+c = 0 ("norm"), and f(g) = min_i <g, g_i^+> - rho sum_j max(0, -<g, g_j^->), which g~ maximises:
+
+* R = C ||g_0|| = 0: the ball is the point c, so g~ = c.
+* Neither positives nor negatives: f = 0 everywhere; g~ is the point of the ball nearest to g_0,
+  which is g_0 itself, or min(1, C) g_0 in the norm ball.
+* No negatives: the slack term is absent. Nothing else changes.
+* No positives: f is minus the total slack; g~ is the point of the ball that violates least, and the
+  one nearest to g_0 if there are several. If no constraint can be met, dg != 0 and it is unique.
+* dg = 0 at the optimum: zero lies in the hull of the positives and the cone of the negatives.
+  Then max f = <c, dg> = 0, the ball is inactive, and all of {f >= 0} inside it is optimal. f is
+  positively homogeneous, so {f >= 0} is a convex cone, and the optimal point nearest to g_0 is
+  g_0's projection on it, shrunk into the ball if that is the norm ball (projecting on a cone and
+  then on a ball around its apex is projecting on their intersection).
+* Duplicated samples, rank-deficient Q: xi is not unique; dg, and so g~, is.
+* One sample: if positive, g~ = g_0 + R g_1 / ||g_1||.
+"""
 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -10,8 +29,12 @@ from capo_ds.aggregation import solver
 from capo_ds.aggregation.problem import Aggregation, GramProblem
 from capo_ds.aggregation.program import ConeProgram
 
-# Chosen by experiment, see docs/mathematics.md.
+# Large enough that on gradients whose hard program is feasible its solution comes out, small enough
+# that one infeasible negative does not drown the positives: see docs/mathematics.md.
 DEFAULT_SLACK_PRICE = 10.0
+# A hard program has the solution of an elastic one that leaves no slack. Prices are tried in turn.
+HARD_PRICES = (DEFAULT_SLACK_PRICE, 1e3, 1e5)
+ZERO_SLACK = 1e-7  # relative to ||g_j|| times the largest norm in the ball
 REGIONS = ("difference", "norm")
 INFEASIBLE_ANSWERS = ("elastic", "vanilla")
 
@@ -23,15 +46,20 @@ def capo(
     region: str = "difference",
     on_infeasible: str = "elastic",
 ) -> Aggregation:
-    """Solve CAPO's cone program and recover g~.
+    """Solve CAPO's cone program and recover g~ = c + R dg / ||dg||.
+
+    The statuses: `optimal`; `infeasible-elastic`, the hard program has no feasible point and g~
+    solves the elastic one; `infeasible-vanilla`, likewise but g~ = g_0 as asked; `degenerate`, the
+    trust region does not determine g~ (see the module); `fallback`, optimal but found by Clarabel;
+    `inaccurate`, the best pair has a relative gap between 1e-7 and 1e-3.
 
     Args:
         problem: N samples.
         radius: C >= 0 of the trust region, relative to ||g_0||.
         slack_price: rho > 0, price of violating a negative's constraint; inf is the hard program.
         region: "difference" is ||g - g_0|| <= C ||g_0||, "norm" is ||g|| <= C ||g_0||.
-        on_infeasible: answer of a hard program without a feasible point: the elastic one at price
-            10, or g_0 itself.
+        on_infeasible: answer of a hard program (price inf) without a feasible point: the elastic
+            one at the default price, or g_0 itself.
 
     Raises:
         ValueError: on an option out of range.
@@ -39,30 +67,174 @@ def capo(
     """
     _validate(radius, slack_price, region, on_infeasible)
     started = time.perf_counter()
-    samples = np.concatenate([np.flatnonzero(problem.positive), np.flatnonzero(problem.negative)])
-    base = problem.vanilla if region == "difference" else np.zeros(problem.count)
-    program = ConeProgram(
-        gram=problem.gram[np.ix_(samples, samples)],
-        linear=(problem.gram @ base)[samples],
-        radius=radius * problem.vanilla_norm,
-        positives=int(problem.positive.sum()),
-        price=slack_price,
-    )
-    if len(samples) == 0 or program.radius == 0:
-        return Aggregation(base.copy(), np.zeros(problem.count), "degenerate", {}, base, radius)
-    solution = solver.solve(program)
-    xi, step = np.zeros(problem.count), np.zeros(problem.count)
-    xi[samples] = solution.xi
-    step[samples] = solution.step
+    setting = _Setting(problem, radius, region)
+    program = setting.program(slack_price)
+    if len(setting.samples) == 0 or program.radius == 0.0 or not program.norms.any():
+        answer = _without_direction(setting, program)
+    else:
+        answer = _with_direction(setting, program, on_infeasible)
+    answer.report["dropped"] = float(problem.dropped.sum())
+    answer.report["seconds"] = time.perf_counter() - started
+    return answer
+
+
+class _Setting:
+    """What stays the same whatever the price: samples in program order, centre, radius."""
+
+    def __init__(self, problem: GramProblem, radius: float, region: str) -> None:
+        self.problem = problem
+        self.radius = radius
+        self.region = region
+        self.samples = np.concatenate(
+            [np.flatnonzero(problem.positive), np.flatnonzero(problem.negative)]
+        )
+        self.base = problem.vanilla if region == "difference" else np.zeros(problem.count)
+
+    def program(self, price: float, base: np.ndarray | None = None) -> ConeProgram:
+        base = self.base if base is None else base
+        return ConeProgram(
+            gram=self.problem.gram[np.ix_(self.samples, self.samples)],
+            linear=(self.problem.gram @ base)[self.samples],
+            radius=self.radius * self.problem.vanilla_norm,
+            positives=int(self.problem.positive.sum()),
+            price=price,
+        )
+
+    def spread(self, values: np.ndarray) -> np.ndarray:
+        """(N,) from values on the program's K samples."""
+        full = np.zeros(self.problem.count)
+        full[self.samples] = values
+        return full
+
+    def shrunk_into_ball(self, coefficients: np.ndarray) -> np.ndarray:
+        """(N,) coefficients of the nearest point of the ball."""
+        offset = coefficients - self.base
+        length = np.sqrt(max(offset @ self.problem.gram @ offset, 0.0))
+        limit = self.radius * self.problem.vanilla_norm
+        return coefficients if length <= limit else self.base + (limit / length) * offset
+
+
+@dataclass(frozen=True)
+class _Solved:
+    """A solution, the price it was found at, and whether the hard program has a feasible point."""
+
+    solution: solver.Solution
+    program: ConeProgram
+    feasible: bool
+
+
+def _with_direction(setting: _Setting, program: ConeProgram, on_infeasible: str) -> Aggregation:
+    solved = _solve_hard(program) if np.isinf(program.price) else _solve_elastic(program)
+    solution, program_used = solved.solution, solved.program
+    hard_was_asked = np.isinf(program.price)
+    if hard_was_asked and not solved.feasible and on_infeasible == "vanilla":
+        coefficients, on_boundary, status = setting.problem.vanilla, False, "infeasible-vanilla"
+    elif solution.on_boundary:
+        coefficients = setting.base + setting.spread(solution.step)
+        on_boundary, status = True, _status(solved)
+    else:
+        coefficients = _inside(setting, solved)
+        on_boundary, status = False, "degenerate"
+    products = (setting.problem.gram @ coefficients)[setting.samples]
+    report = _values(program_used, products, program_used.dual_value(solution.xi)) | {
+        "gap": solution.gap,
+        "iterations": float(solution.iterations),
+        "fallback": float(solution.fallback),
+        "hard_feasible": float(solved.feasible),
+        "trust_region_active": float(on_boundary),
+    }
+    xi = setting.spread(solution.xi)
     return Aggregation(
-        base + step,
-        xi,
-        "fallback" if solution.fallback else "optimal",
-        {"gap": solution.gap, "seconds": time.perf_counter() - started},
-        base,
-        radius,
-        solution.on_boundary,
+        coefficients.copy(), xi, status, report, setting.base, setting.radius, on_boundary
     )
+
+
+def _without_direction(setting: _Setting, program: ConeProgram) -> Aggregation:
+    """The ball is a point, or no sample has a gradient that could pull g away from g_0."""
+    coefficients = setting.shrunk_into_ball(setting.problem.vanilla.copy())
+    products = (setting.problem.gram @ coefficients)[setting.samples]
+    feasible = not _violated(program, products)
+    if np.isinf(program.price):
+        program = replace(program, price=DEFAULT_SLACK_PRICE)
+    report = _values(program, products, program.primal_value(products)) | {
+        "gap": 0.0,
+        "iterations": 0.0,
+        "fallback": 0.0,
+        "hard_feasible": float(feasible),
+        "trust_region_active": 0.0,
+    }
+    xi = np.zeros(setting.problem.count)
+    return Aggregation(coefficients, xi, "degenerate", report, setting.base, setting.radius)
+
+
+def _solve_elastic(program: ConeProgram) -> _Solved:
+    if program.positives == 0:  # only the total slack is minimised: every price gives the same g~
+        program = replace(program, price=1.0)
+    solution = solver.solve(program)
+    feasible = not _violated(program, program.products(solution.step))
+    return _Solved(solution, program, feasible or solver.hard_feasible(program, solution.xi))
+
+
+def _solve_hard(program: ConeProgram) -> _Solved:
+    """The elastic program at growing prices, until no slack is left or none can be left out.
+
+    An elastic solution without slack solves the hard program. If the hard program has no feasible
+    point, or only ones that need a price beyond 1e5, the first elastic solution is the answer.
+    """
+    first = _solve_elastic(replace(program, price=HARD_PRICES[0]))
+    solved = first
+    for price in HARD_PRICES[1:]:
+        if not solved.feasible:
+            return first
+        if not _violated(solved.program, solved.program.products(solved.solution.step)):
+            return solved
+        solved = _solve_elastic(replace(program, price=price))
+    if _violated(solved.program, solved.program.products(solved.solution.step)):
+        return replace(first, feasible=False)
+    return solved
+
+
+def _inside(setting: _Setting, solved: _Solved) -> np.ndarray:
+    """(N,) coefficients where dg = 0: of the optimal point nearest to g_0.
+
+    The solver's own optimal point is kept if the optimum is not zero after all (dg != 0, but too
+    ill-conditioned to recover g~ from), or if the projection cannot be resolved in float64.
+    """
+    solution, vanilla = solved.solution, setting.problem.vanilla
+    own = setting.base + setting.spread(solution.step)
+    scale = solved.program.cancellation_scale(solution.xi)
+    if solved.program.dual_value(solution.xi) > solver.CERTIFIED * scale:
+        return own
+    step = solver.nearest(setting.program(solved.program.price, vanilla), scale)
+    return own if step is None else setting.shrunk_into_ball(vanilla + setting.spread(step))
+
+
+def _violated(program: ConeProgram, products: np.ndarray) -> bool:
+    """Whether a constraint of a negative is broken beyond rounding."""
+    norms = program.norms[program.positives :]
+    centre = np.max(
+        np.abs(program.linear), initial=0.0, where=program.norms > 0
+    )  # <c, g_i>, at most ||c|| ||g_i||
+    return bool(np.any(program.slacks(products) > ZERO_SLACK * (program.radius * norms + centre)))
+
+
+def _status(solved: _Solved) -> str:
+    if not solved.solution.certified:
+        return "inaccurate"
+    if not solved.feasible:
+        return "infeasible-elastic"
+    return "fallback" if solved.solution.fallback else "optimal"
+
+
+def _values(program: ConeProgram, products: np.ndarray, dual: float) -> dict[str, float]:
+    slacks = program.slacks(products)
+    return {
+        "primal": program.primal_value(products),
+        "dual": dual,
+        "slack_total": float(slacks.sum()),
+        "slack_max": float(slacks.max(initial=0.0)),
+        "slack_price": program.price,
+    }
 
 
 def _validate(radius: float, slack_price: float, region: str, on_infeasible: str) -> None:

@@ -13,17 +13,20 @@ dg = sum_i xi_i g_i. That gives the dual
 
 rho = inf is the hard program. Without positives (m = 0) the minimum over them is absent: the
 program minimises the total slack.
+
+Where dg = 0 at the optimum, the optimal value is <c, dg> = 0 and the ball is inactive.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
-# Inner products of float64 vectors carry a relative error of about 1e-16, so a norm taken from a
-# Gram matrix, sqrt(xi' Q xi), is noise below 1e-8 of what was added up. dg counts as zero there.
-ZERO_DIRECTION = 1e-7
+# dg counts as zero where it is this small against the sum of |xi_i| ||g_i||. Rounding of the Gram
+# matrix alone leaves 1e-8 in sqrt(xi' Q xi), and the solver's gap of 1e-9 about as much more.
+ZERO_DIRECTION = 1e-6
 
 
 @dataclass(frozen=True)
@@ -68,37 +71,65 @@ class ConeProgram:
         """(n,) s_j = max(0, -<g, g_j^->)."""
         return np.maximum(0.0, -products[self.positives :])
 
-    def primal_value(self, products: np.ndarray, price: float | None = None) -> float:
+    def primal_value(self, products: np.ndarray) -> float:
         """min_i <g, g_i^+> - rho sum_j s_j at a point of the ball, given its products."""
         total = float(self.slacks(products).sum())
-        price = self.price if price is None else price
-        return self.alignment(products) - (price * total if total else 0.0)
+        return self.alignment(products) - (self.price * total if total else 0.0)
 
     def boundary_step(self, xi: np.ndarray) -> np.ndarray:
         """(K,) the recovery R xi / ||dg||, for dg != 0."""
         return (self.radius / self.direction_norm(xi)) * xi
 
+    @cached_property
+    def norms(self) -> np.ndarray:
+        """(K,) ||g_i||."""
+        return np.sqrt(np.maximum(np.diag(self.gram), 0.0))
+
+    def magnitude(self, xi: np.ndarray) -> float:
+        """Sum of the magnitudes of the terms that `dual_value` adds up."""
+        return float(xi @ (self.radius * self.norms + np.abs(self.linear)))
+
     def cancellation_scale(self, xi: np.ndarray) -> float:
-        """Sum of the magnitudes that `dual_value` adds up: the unit in which its error is small."""
-        norms = np.sqrt(np.maximum(np.diag(self.gram), 0.0))
-        return float(xi @ (self.radius * norms + np.abs(self.linear)))
+        """The unit in which the dual value at xi is accurate: `magnitude`.
+
+        Without positives xi may be zero, so there it is at least that of one sample at its price.
+        """
+        if self.positives:
+            return self.magnitude(xi)
+        largest = np.max(self.radius * self.norms + np.abs(self.linear))
+        return max(self.magnitude(xi), self.price * float(largest))
 
     def direction_vanishes(self, xi: np.ndarray) -> bool:
-        """Whether dg is zero to the precision of a Gram matrix."""
-        norms = np.sqrt(np.maximum(np.diag(self.gram), 0.0))
-        return self.direction_norm(xi) <= ZERO_DIRECTION * float(xi @ norms)
+        """Whether dg is zero to working precision."""
+        unit = float(xi @ self.norms)
+        if not self.positives:
+            unit = max(unit, self.price * float(self.norms.max()))
+        return self.direction_norm(xi) <= ZERO_DIRECTION * unit
 
     def gap(self, xi: np.ndarray, step: np.ndarray) -> float:
-        """Dual minus primal value at (xi, c + sum_i step_i g_i); zero only at an optimal pair.
+        """Dual minus primal value, relative to `cancellation_scale`; zero only if both are optimal.
 
-        For rho = inf the primal value would be -inf at the slightest rounding of a constraint. Any
-        price above max_j beta_j has the same optimum as the hard program and admits the same xi,
-        so the pair is judged in the elastic program of price 2 max_j beta_j + 1.
+        Args:
+            xi: (K,) dual feasible.
+            step: (K,) of the point c + sum_i step_i g_i of the ball.
         """
-        price = self.price
-        if np.isinf(price):
-            price = 2.0 * float(np.max(xi[self.positives :], initial=0.0)) + 1.0
-        return self.dual_value(xi) - self.primal_value(self.products(step), price)
+        difference = self.dual_value(xi) - self.primal_value(self.products(step))
+        return difference / (self.cancellation_scale(xi) or 1.0)
+
+    def normalised(self) -> tuple[ConeProgram, float]:
+        """The same program in the unit S of the gradients and R of their steps, and R / S.
+
+        S is the root mean square norm; q / (R S) and R = 1 make the answer the same under any
+        scaling of the gradients. A step there is R / S of a step here, xi is the same.
+        """
+        size = float(np.sqrt(np.mean(self.norms**2)))
+        scaled = replace(
+            self,
+            gram=self.gram / size / size,
+            linear=self.linear / size / self.radius,
+            radius=1.0,
+        )
+        return scaled, self.radius / size
 
     def feasibility_program(self) -> ConeProgram:
         """min total slack over the ball: the same program without positives, at price 1.
@@ -107,10 +138,13 @@ class ConeProgram:
         beta >= 0 has R ||sum_j beta_j g_j^-|| + beta' q^- < 0 (Farkas).
         """
         kept = slice(self.positives, None)
-        return replace(
-            self,
-            gram=self.gram[kept, kept],
-            linear=self.linear[kept],
-            positives=0,
-            price=1.0,
+        return ConeProgram(
+            self.gram[kept, kept], self.linear[kept], self.radius, positives=0, price=1.0
         )
+
+
+def simplex_column(program: ConeProgram) -> np.ndarray:
+    """(K, 1) indicator of the positives, or (K, 0) without any."""
+    column = np.zeros((len(program.linear), 1 if program.positives else 0))
+    column[: program.positives] = 1.0
+    return column

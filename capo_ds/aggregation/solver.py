@@ -1,7 +1,7 @@
-"""Solve a cone program with a certificate: the interior point first, Clarabel when it falls short.
+"""Solve a cone program with a certificate: the interior point first, Clarabel where it falls short.
 
-The answer is a pair: the dual xi and the primal point c + sum_i step_i g_i, with the relative gap
-between their values.
+The answer is a pair, the dual xi and the primal point c + sum_i step_i g_i. The gap between their
+values bounds the error of both, whoever found them.
 """
 
 from __future__ import annotations
@@ -11,10 +11,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from capo_ds.aggregation import interior_point, reference
+from capo_ds.aggregation.polish import polish
 from capo_ds.aggregation.program import ConeProgram
 
-CERTIFIED = 1e-7  # relative gap of an optimal answer; the interior point aims at 1e-9
-USABLE = 1e-3  # worse than this is no answer
+CERTIFIED = 1e-7  # relative gap of an optimal answer
+POLISH_FROM = (1e-4, 1e-9)  # gaps at which the interior point's active set is tried
+POLISHED = 1e-9  # gap that a polished answer must have to end the iteration
+USABLE = 1e-3  # with more than this there is no answer
+PROXIMAL_STEPS = (1e1, 1e2, 1e3, 1e4, 1e5)  # mu of `nearest`, where norms and R are about 1
 
 
 class SolverError(RuntimeError):
@@ -28,8 +32,8 @@ class Solution:
     Attributes:
         xi: (K,) feasible dual weights.
         step: (K,) g = c + sum_i step_i g_i, a point of the ball.
-        on_boundary: the ball is active and dg != 0, so step = R xi / ||dg||.
-        gap: dual minus primal value, divided by the scale of the terms in the dual.
+        on_boundary: step is R xi / ||dg||, with dg != 0.
+        gap: relative duality gap, see `ConeProgram.gap`.
         iterations: of the interior point.
         fallback: Clarabel gave the answer.
     """
@@ -41,60 +45,93 @@ class Solution:
     iterations: int
     fallback: bool
 
+    @property
+    def certified(self) -> bool:
+        return abs(self.gap) <= CERTIFIED
+
 
 def solve(program: ConeProgram) -> Solution:
-    """The optimal pair of a program with R > 0; the primal point nearest to c if dg = 0.
+    """An optimal pair of a program with R > 0, a finite price and some g_i != 0.
+
+    Where dg = 0, the primal point is some optimal one inside the ball; see `nearest`.
 
     Raises:
         SolverError: if no pair with a relative gap below 1e-3 was found.
     """
-    point = interior_point.solve(program)
-    solution = _recover(program, point.xi, point.step, point.iterations)
-    if solution.gap > CERTIFIED:
-        solution = _fall_back(program, solution)
-    if not solution.gap <= USABLE:
+    scaled, step_unit = program.normalised()
+    solution = _interior_point(scaled)
+    if not solution.certified and _indefinite(scaled.gram):
+        scaled = replace(scaled, gram=_nearest_semidefinite(scaled.gram))
+        solution = _interior_point(scaled)
+    if not solution.certified:
+        solution = _fall_back(scaled, solution)
+    if not abs(solution.gap) <= USABLE:
         raise SolverError(
             f"relative duality gap {solution.gap:.1e} after {solution.iterations} iterations and "
-            "Clarabel; is the Gram matrix positive semidefinite?"
+            "Clarabel: check that the Gram matrix is finite and positive semidefinite"
         )
-    return solution
+    return replace(solution, step=step_unit * solution.step)
 
 
-def hard_feasible(program: ConeProgram) -> bool:
-    """Whether some point of the ball violates no negative's constraint (Farkas, by the solver)."""
-    sub = program.feasibility_program()
-    if np.all(sub.linear >= 0.0):  # the centre itself
-        return True
-    solution = solve(sub)
-    return sub.dual_value(solution.xi) >= -CERTIFIED * sub.cancellation_scale(solution.xi)
+def hard_feasible(program: ConeProgram, xi: np.ndarray) -> bool:
+    """Whether some point of the ball violates no negative's constraint.
 
-
-def nearest(program: ConeProgram, value: float, scale: float) -> np.ndarray | None:
-    """(K,) step to the point nearest to c at which the primal objective reaches its maximum.
-
-    For large mu the proximal point argmax_g f(g) - ||g - c||^2 / (2 mu) of the polyhedral f *is*
-    the maximiser nearest to c (exact regularisation), and its dual is
-    min_xi mu/2 xi' Q xi + q' xi with g = c + mu dg. So mu grows until f(g) reaches `value`.
+    Args:
+        program: its price plays no part.
+        xi: (K,) dual weights of an elastic solution; their beta often proves infeasibility.
     """
-    norms = np.sqrt(np.maximum(np.diag(program.gram), 0.0))
-    unit = program.radius / norms.mean()
-    for mu in (1e1, 1e2, 1e3, 1e4, 1e5):
-        point = interior_point.solve(program, fixed_lam=1.0 / (mu * unit))
-        if program.primal_value(program.products(point.step)) >= value - CERTIFIED * scale:
-            return point.step
+    violation = program.feasibility_program()
+    if np.all(violation.linear >= 0.0):  # the centre itself
+        return True
+    beta = xi[program.positives :]
+    if _proves_infeasible(violation, beta):
+        return False
+    if not violation.norms.any():
+        return True
+    return not _proves_infeasible(violation, solve(violation).xi)
+
+
+def nearest(program: ConeProgram, scale: float) -> np.ndarray | None:
+    """(K,) step from c to the nearest g with min_i <g, g_i^+> - rho sum_j s_j >= 0; or None.
+
+    This is the projection on a convex cone, in which the optimal points lie where dg = 0. For
+    large mu the proximal point argmax_g f(g) - ||g - c||^2 / (2 mu) of the piecewise linear f *is*
+    its maximiser nearest to c (exact regularisation), so mu grows until f(g) is 0.
+
+    Args:
+        program: only gram, linear = <c, g_i>, positives and price count.
+        scale: magnitude in whose terms f(g) must be zero, in the unit of linear.
+    """
+    scaled, step_unit = program.normalised()
+    tolerance = CERTIFIED * scale * scaled.radius * step_unit / program.radius**2
+    for mu in PROXIMAL_STEPS:
+        step = interior_point.proximal(scaled, mu)
+        if scaled.primal_value(scaled.products(step)) >= -tolerance:
+            return step_unit * step
     return None
 
 
-def _recover(
-    program: ConeProgram, xi: np.ndarray, step: np.ndarray, iterations: int, fallback: bool = False
-) -> Solution:
-    """The primal point that belongs to xi: on the boundary, or nearest to c if dg = 0."""
-    scale = program.cancellation_scale(xi) or 1.0
-    on_boundary = not program.direction_vanishes(xi)
-    if on_boundary:
-        step = program.boundary_step(xi)
-    gap = program.gap(xi, step) / scale
-    return Solution(xi, step, on_boundary, gap, iterations, fallback)
+def _proves_infeasible(violation: ConeProgram, beta: np.ndarray) -> bool:
+    """R ||sum_j beta_j g_j^-|| + beta' q^- < 0, beyond rounding."""
+    return violation.dual_value(beta) < -CERTIFIED * violation.magnitude(beta)
+
+
+def _interior_point(program: ConeProgram) -> Solution:
+    """Interior-point steps until Newton on the active set finishes, or the best pair they reach."""
+    best: interior_point.Pair | None = None
+    attempts = list(POLISH_FROM)
+    for pair in interior_point.iterates(program):
+        if best is None or pair.gap < best.gap:
+            best = pair
+        if pair.gap > attempts[0]:
+            continue
+        xi, gap = polish(program, pair.xi, pair.free)
+        if gap <= POLISHED:
+            return _recover(program, xi, pair.step, pair.iteration, fallback=False)
+        attempts.pop(0)
+        if not attempts:
+            break
+    return _recover(program, best.xi, best.step, best.iteration, fallback=False)
 
 
 def _fall_back(program: ConeProgram, solution: Solution) -> Solution:
@@ -103,4 +140,32 @@ def _fall_back(program: ConeProgram, solution: Solution) -> Solution:
     if xi is None:
         return solution
     other = _recover(program, xi, solution.step, solution.iterations, fallback=True)
-    return other if other.gap < solution.gap else replace(solution, fallback=False)
+    return other if abs(other.gap) < abs(solution.gap) else solution
+
+
+def _recover(
+    program: ConeProgram, xi: np.ndarray, step: np.ndarray, iterations: int, fallback: bool
+) -> Solution:
+    """Pair xi with c + R dg / ||dg||, or with the solver's own point where that is certified less.
+
+    The second happens if dg = 0, or if the scale of dg is not unique (then the optimum is zero).
+    """
+    feasible = reference.feasible(program, xi)
+    gap = program.gap(feasible, step)
+    on_boundary = False
+    if not program.direction_vanishes(feasible):
+        recovered = program.boundary_step(feasible)
+        boundary_gap = program.gap(feasible, recovered)
+        if boundary_gap <= max(gap, CERTIFIED):
+            step, gap, on_boundary = recovered, boundary_gap, True
+    return Solution(feasible, step, on_boundary, gap, iterations, fallback)
+
+
+def _indefinite(gram: np.ndarray) -> bool:
+    return bool(np.linalg.eigvalsh(gram)[0] < -1e-14 * len(gram) * np.trace(gram))
+
+
+def _nearest_semidefinite(gram: np.ndarray) -> np.ndarray:
+    """Negative eigenvalues, which a Gram matrix summed in float32 can have, become zero."""
+    root = reference.square_root(gram)
+    return root @ root.T

@@ -1,0 +1,89 @@
+"""Newton's method on the dual's active set: from an approximate xi to one exact to rounding.
+
+The interior point's primal point is accurate, its xi only to the square root of the gap, and
+g~ = c + R dg / ||dg|| is made from xi. With F the samples strictly between their bounds, the
+optimal xi satisfies, with p = (Q xi)_F and L = ||dg||,
+
+    (R / L) (Q xi)_F + q_F = t 1_P,    1' alpha = 1,
+
+whose Jacobian is (R / L)(Q_FF - p p' / L^2). Samples that Newton pushes over a bound stay at it;
+samples at a bound whose gradient points inwards are freed.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.linalg import LinAlgError
+
+from capo_ds.aggregation.bordered import Bordered
+from capo_ds.aggregation.program import ConeProgram, simplex_column
+
+POLISHED = 1e-11  # relative gap at which to stop
+MAX_STEPS = 6
+# Makes Q_FF definite if gradients are duplicated. Newton's fixed point does not depend on it.
+DAMPING = 1e-13
+
+
+def polish(program: ConeProgram, xi: np.ndarray, free: np.ndarray) -> tuple[np.ndarray, float]:
+    """Best feasible xi met, and its relative gap with the recovery c + R dg / ||dg||.
+
+    Args:
+        program: finite price.
+        xi: (K,) approximate solution; samples outside `free` are moved to their nearer bound.
+        free: (K,) bool, guess of the samples strictly between their bounds.
+    """
+    upper = np.full(len(xi), program.price)
+    upper[: program.positives] = np.inf
+    best, best_gap = xi, np.inf
+    xi = np.where(free, xi, np.where(xi > upper / 2, upper, 0.0))
+    for _ in range(MAX_STEPS):
+        try:
+            xi, threshold = _newton(program, xi, free)
+        except LinAlgError:
+            break
+        if not np.all(np.isfinite(xi)):
+            break
+        xi = np.clip(xi, 0.0, upper)
+        if not _normalise(program, xi) or program.direction_vanishes(xi):
+            break
+        gradient = program.products(program.boundary_step(xi)) - threshold
+        gap = program.gap(xi, program.boundary_step(xi))
+        if gap < best_gap:
+            best, best_gap = xi, gap
+        if gap <= POLISHED:
+            break
+        inwards = np.where(xi <= 0.0, gradient < 0.0, gradient > 0.0)
+        free = ((xi > 0.0) & (xi < upper)) | inwards
+    return best, best_gap
+
+
+def _newton(
+    program: ConeProgram, xi: np.ndarray, free: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """One step on the free samples; also t 1_P (K,)."""
+    products = program.gram @ xi
+    squared = float(xi @ products)
+    unit = np.sqrt(max(squared, 0.0)) / program.radius  # L / R
+    simplex = simplex_column(program)
+    if not simplex[free].any():
+        simplex = simplex[:, :0]
+    border = np.hstack([simplex[free], products[free, None]])
+    matrix = program.gram[np.ix_(free, free)]
+    matrix.flat[:: len(matrix) + 1] += DAMPING * (1.0 + np.diag(matrix))
+    missing = np.append(1.0 - simplex.T @ xi, 0.0)
+    system = Bordered(matrix, border, border, corner=squared)
+    change, shift = system.solve(-products[free] - unit * program.linear[free], missing)
+    moved = xi.copy()
+    moved[free] += change
+    return moved, simplex @ shift[:-1] / unit
+
+
+def _normalise(program: ConeProgram, xi: np.ndarray) -> bool:
+    """Scale alpha to sum 1 in place; False if nothing of it is left."""
+    if not program.positives:
+        return True
+    total = xi[: program.positives].sum()
+    if not total > 0.0:
+        return False
+    xi[: program.positives] /= total
+    return True
