@@ -1,0 +1,92 @@
+import pytest
+import torch
+from torch.nn.functional import log_softmax
+from transformers import Gemma2Config, Gemma2ForCausalLM
+
+from capo_ds import models
+from capo_ds.config import ConfigError, ModelConfig
+from capo_ds.models import load_policy, load_tokenizer, reference_policy, token_log_probs
+
+
+def policy_config(path: str, **changes) -> ModelConfig:
+    return ModelConfig(path=path, lora_rank=2, lora_alpha=4, **changes)
+
+
+def inputs():
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, 200, (3, 12), generator=generator)
+    return ids, torch.ones_like(ids), torch.ones(3, 7, dtype=torch.bool)
+
+
+def test_log_probs_are_those_of_the_full_logits(random_model, monkeypatch):
+    monkeypatch.setattr(models, "LOGIT_CHUNK_TOKENS", 5)  # several chunks, the last one short
+    policy = load_policy(policy_config(random_model), seed=0)
+    ids, mask, completion = inputs()
+    ours = token_log_probs(policy, ids, mask, completion, temperature=0.7)
+    logits = policy(ids, attention_mask=mask).logits[:, -8:-1] / 0.7
+    expected = log_softmax(logits, -1).gather(2, ids[:, -7:, None]).squeeze(2)
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_policy_is_deterministic_in_training_mode(random_model):
+    policy = load_policy(policy_config(random_model), seed=0).train()
+    assert policy.get_base_model().config.attention_dropout == 0
+    torch.testing.assert_close(
+        token_log_probs(policy, *inputs(), 1.0), token_log_probs(policy, *inputs(), 1.0)
+    )
+
+
+def test_lora_factors_are_float32_over_a_bfloat16_base(random_model):
+    policy = load_policy(policy_config(random_model, dtype="bfloat16"), seed=0)
+    kinds = {p.requires_grad: p.dtype for p in policy.parameters()}
+    assert kinds == {True: torch.float32, False: torch.bfloat16}
+    assert token_log_probs(policy, *inputs(), 1.0).dtype == torch.float32
+
+
+def test_the_seed_decides_the_adapter(random_model):
+    def factors(seed):
+        policy = load_policy(policy_config(random_model), seed)
+        return torch.cat([p.flatten() for p in policy.parameters() if p.requires_grad])
+
+    assert torch.equal(factors(1), factors(1))
+    assert not torch.equal(factors(1), factors(2))
+
+
+def test_the_reference_is_the_base(random_model):
+    policy = load_policy(policy_config(random_model), seed=0)
+    before = token_log_probs(policy, *inputs(), 1.0)
+    for name, parameter in policy.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_()
+    assert not torch.allclose(token_log_probs(policy, *inputs(), 1.0), before)
+    with reference_policy(policy):
+        reference = token_log_probs(policy, *inputs(), 1.0)
+    torch.testing.assert_close(reference, before)
+    assert not reference.requires_grad
+
+
+def test_what_cannot_be_loaded_names_its_key(random_model, tmp_path):
+    with pytest.raises(ConfigError, match=r"model\.path"):
+        load_tokenizer(str(tmp_path / "nowhere"))
+    with pytest.raises(ConfigError, match=r"model\.path"):
+        load_policy(policy_config(str(tmp_path / "nowhere")), seed=0)
+    with pytest.raises(ConfigError, match=r"model\.lora_targets.*zz_proj"):
+        load_policy(policy_config(random_model, lora_targets=["zz_proj"]), seed=0)
+
+
+def test_models_that_change_their_logits_are_refused(tmp_path):
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        vocab_size=50,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        final_logit_softcapping=0.1,
+        initializer_range=0.5,
+    )
+    Gemma2ForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="gemma2"):
+        load_policy(policy_config(str(tmp_path)), seed=0)

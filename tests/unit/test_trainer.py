@@ -1,0 +1,60 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from capo_ds.rollout.base import uniforms
+from capo_ds.telemetry.metrics import Means, PhaseTimer
+from capo_ds.telemetry.summary import final_table
+from capo_ds.trainer import prompt_order
+
+
+def test_an_epoch_draws_each_problem_once():
+    drawn = [index for step in range(7) for index in prompt_order(21, 6, step, seed=4)]
+    assert sorted(drawn[:21]) == list(range(21))
+    assert sorted(drawn[21:42]) == list(range(21))
+    assert drawn[:21] != drawn[21:42]
+    assert max(Counter(drawn).values()) == 2
+
+
+def test_more_prompts_than_problems():
+    assert Counter(prompt_order(3, 7, 0, seed=0)) == Counter({0: 2, 1: 2, 2: 2}) + Counter(
+        [prompt_order(3, 7, 0, seed=0)[6]]
+    )
+
+
+def test_uniforms_depend_on_seed_step_and_prompt_only():
+    base = uniforms(0, 1, 2, samples=3, tokens=4)
+    assert base.shape == (3, 4)
+    np.testing.assert_array_equal(base, uniforms(0, 1, 2, 3, 4))
+    for other in (uniforms(1, 1, 2, 3, 4), uniforms(0, 2, 2, 3, 4), uniforms(0, 1, 3, 3, 4)):
+        assert not np.any(base == other)
+
+
+def test_means_weigh_by_count_and_merge():
+    first, second = Means(), Means()
+    first.add("a", torch.tensor([1.0, 2.0, 3.0]))
+    first.add("empty", torch.tensor([]))
+    second.add("a", 10.0)
+    second.add("b", torch.tensor([True, False]))
+    taken = first.take()
+    assert first.sums == {}
+    assert Means.merge([taken, second]) == pytest.approx({"a": 4.0, "b": 0.5})
+
+
+def test_phase_times_add_up_and_restart():
+    timer = PhaseTimer()
+    for _ in range(2):
+        with timer("x"):
+            pass
+    taken = timer.take()
+    assert list(taken) == ["time/x"] and taken["time/x"] > 0
+    assert timer.take() == {}
+
+
+def test_final_table():
+    table = final_table(0.4, 0.55, {"time/rollout": 3.0, "time/backward": 1.0})
+    assert "+15.0 points" in table
+    assert table.index("rollout") < table.index("backward")
+    assert "75%" in table
