@@ -174,5 +174,5 @@ def test_bad_input_is_told(settings, message):
 
 def test_a_task_without_solutions_is_refused(monkeypatch):
     monkeypatch.setattr(warmup, "load_problems", lambda config, split: [Problem("?", "1")] * 9)
-    with pytest.raises(ConfigError, match="task.name: 'arithmetic' has no worked solutions"):
+    with pytest.raises(ConfigError, match="'arithmetic' has no worked solutions"):
         warmup.encode(config("unused"), load_tokenizer(TINY))
