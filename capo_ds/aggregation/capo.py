@@ -197,15 +197,14 @@ def _solve_hard(program: ConeProgram) -> _Solved:
 def _inside(setting: _Setting, solved: _Solved) -> np.ndarray:
     """(N,) coefficients where dg = 0: of the optimal point nearest to g_0.
 
-    The solver's own optimal point is kept if the optimum is not zero after all (dg != 0, but too
-    ill-conditioned to recover g~ from), or if the projection cannot be resolved in float64.
+    The solver gives the optimal point nearest to the centre c. That is not g_0 in the norm ball.
     """
     solution, vanilla = solved.solution, setting.problem.vanilla
     own = setting.base + setting.spread(solution.step)
-    scale = solved.program.cancellation_scale(solution.xi)
-    if solved.program.dual_value(solution.xi) > solver.CERTIFIED * scale:
+    if setting.region == "difference":
         return own
-    step = solver.nearest(setting.program(solved.program.price, vanilla), scale)
+    program = setting.program(solved.program.price, vanilla)
+    step = solver.nearest(program, program.cancellation_scale(solution.xi))
     return own if step is None else setting.shrunk_into_ball(vanilla + setting.spread(step))
 
 

@@ -233,7 +233,7 @@ def _pair(program: ConeProgram, bounds: _Bounds, point: _Point, iteration: int) 
     xi, products = point.sigma.tail
     length = np.sqrt(max(xi @ products, 0.0))
     step, value = -point.zeta.tail[0], program.primal_value(program.linear - point.zeta.tail[1])
-    if length > 0:
+    if not program.direction_vanishes(xi):
         scale = program.radius / length
         recovered = program.primal_value(program.linear + scale * products)
         if recovered > value:

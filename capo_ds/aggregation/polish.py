@@ -37,6 +37,8 @@ def polish(program: ConeProgram, xi: np.ndarray, free: np.ndarray) -> tuple[np.n
     best, best_gap = xi, np.inf
     xi = np.where(free, xi, np.where(xi > upper / 2, upper, 0.0))
     for _ in range(MAX_STEPS):
+        if program.direction_vanishes(xi):
+            break
         try:
             xi, threshold = _newton(program, xi, free)
         except LinAlgError:

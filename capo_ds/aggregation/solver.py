@@ -15,7 +15,7 @@ from capo_ds.aggregation.polish import polish
 from capo_ds.aggregation.program import ConeProgram
 
 CERTIFIED = 1e-7  # relative gap of an optimal answer
-POLISH_FROM = (1e-4, 1e-9)  # gaps at which the interior point's active set is tried
+POLISH_FROM = (1e-4, 1e-8)  # gaps at which the interior point's active set is tried
 POLISHED = 1e-9  # gap that a polished answer must have to end the iteration
 USABLE = 1e-3  # with more than this there is no answer
 PROXIMAL_STEPS = (1e1, 1e2, 1e3, 1e4, 1e5)  # mu of `nearest`, where norms and R are about 1
@@ -53,7 +53,7 @@ class Solution:
 def solve(program: ConeProgram) -> Solution:
     """An optimal pair of a program with R > 0, a finite price and some g_i != 0.
 
-    Where dg = 0, the primal point is some optimal one inside the ball; see `nearest`.
+    Where dg = 0, the primal point is the optimal one nearest to c; see `nearest`.
 
     Raises:
         SolverError: if no pair with a relative gap below 1e-3 was found.
@@ -146,19 +146,27 @@ def _fall_back(program: ConeProgram, solution: Solution) -> Solution:
 def _recover(
     program: ConeProgram, xi: np.ndarray, step: np.ndarray, iterations: int, fallback: bool
 ) -> Solution:
-    """Pair xi with c + R dg / ||dg||, or with the solver's own point where that is certified less.
+    """Pair xi with c + R dg / ||dg||; if dg = 0, with the optimal point nearest to c.
 
-    The second happens if dg = 0, or if the scale of dg is not unique (then the optimum is zero).
+    `step`, the solver's own primal point, stays where neither can be had in float64: dg != 0, but
+    too ill-conditioned to give g.
     """
-    feasible = reference.feasible(program, xi)
-    gap = program.gap(feasible, step)
-    on_boundary = False
-    if not program.direction_vanishes(feasible):
-        recovered = program.boundary_step(feasible)
-        boundary_gap = program.gap(feasible, recovered)
-        if boundary_gap <= max(gap, CERTIFIED):
-            step, gap, on_boundary = recovered, boundary_gap, True
-    return Solution(feasible, step, on_boundary, gap, iterations, fallback)
+    xi = reference.feasible(program, xi)
+    if not program.direction_vanishes(xi):
+        recovered = program.boundary_step(xi)
+        gap = program.gap(xi, recovered)
+        if gap <= max(CERTIFIED, program.gap(xi, step)):
+            return Solution(xi, recovered, True, gap, iterations, fallback)
+    scale = program.cancellation_scale(xi)
+    if abs(program.dual_value(xi)) <= CERTIFIED * scale:
+        projected = nearest(program, scale)
+        step = step if projected is None else _shrunk(program, projected)
+    return Solution(xi, step, False, program.gap(xi, step), iterations, fallback)
+
+
+def _shrunk(program: ConeProgram, step: np.ndarray) -> np.ndarray:
+    length = program.direction_norm(step)
+    return step if length <= program.radius else (program.radius / length) * step
 
 
 def _indefinite(gram: np.ndarray) -> bool:
