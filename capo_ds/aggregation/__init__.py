@@ -1,37 +1,47 @@
-"""Aggregators of per-sample gradients: a Gram matrix in, one coefficient per sample out."""
+"""Aggregators of per-sample gradients: a Gram matrix in, one coefficient per sample out.
+
+Pure functions in NumPy float64, the same on every rank that calls them with the same matrix.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from capo_ds.aggregation.capo import capo
+from capo_ds.aggregation.classics import cagrad, config, mean, mgda, pcgrad
 from capo_ds.aggregation.diagnostics import diagnose
 from capo_ds.aggregation.problem import Aggregation, GramProblem
 from capo_ds.aggregation.solver import SolverError
+from capo_ds.aggregation.torchjd_weightings import PREFIX, torchjd_aggregator
 
-
-def mean(problem: GramProblem) -> Aggregation:
-    """g_0 itself, which is what GRPO applies."""
-    return Aggregation(problem.vanilla.copy())
-
-
-_BUILT_IN: dict[str, Callable[..., Aggregation]] = {"mean": mean, "capo": capo}
-AGGREGATORS = (*_BUILT_IN, "torchjd:<Weighting>")
+_BUILT_IN: dict[str, Callable[..., Aggregation]] = {
+    "mean": mean,
+    "capo": capo,
+    "mgda": mgda,
+    "pcgrad": pcgrad,
+    "cagrad": cagrad,
+    "config": config,
+}
+AGGREGATORS = (*_BUILT_IN, f"{PREFIX}<Weighting>")
 
 
 def aggregate(name: str, problem: GramProblem, **options: object) -> Aggregation:
     """Aggregate by name.
 
     Args:
-        name: one of `AGGREGATORS`.
+        name: one of `AGGREGATORS`; torchjd's by its own name, e.g. `torchjd:UPGrad`.
         problem: N samples.
         options: keyword arguments of that aggregator.
 
     Raises:
-        ValueError: on an unknown name or an option out of range.
+        ValueError: on an unknown name (the text lists the choices) or an option out of range.
+        TypeError: on an option that the aggregator does not have.
+        SolverError: if the program behind it could not be solved.
     """
     if name in _BUILT_IN:
         return _BUILT_IN[name](problem, **options)
+    if name.startswith(PREFIX):
+        return torchjd_aggregator(name)(problem, **options)
     raise ValueError(f"unknown aggregator {name!r}; choose from {', '.join(AGGREGATORS)}")
 
 
