@@ -27,6 +27,8 @@ import numpy as np
 # dg counts as zero where it is this small against the sum of |xi_i| ||g_i||. Rounding of the Gram
 # matrix alone leaves 1e-8 in sqrt(xi' Q xi), and the solver's gap of 1e-9 about as much more.
 ZERO_DIRECTION = 1e-6
+# Gradients smaller than the largest by more than this are not told from zero ones.
+NORM_RANGE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -90,21 +92,21 @@ class ConeProgram:
         return float(xi @ (self.radius * self.norms + np.abs(self.linear)))
 
     def cancellation_scale(self, xi: np.ndarray) -> float:
-        """The unit in which the dual value at xi is accurate: `magnitude`.
+        """The unit in which the dual value at xi is accurate: `magnitude`, with a floor.
 
-        Without positives xi may be zero, so there it is at least that of one sample at its price.
+        The floor is for xi that go to zero (no positives) or to samples with zero gradient.
         """
-        if self.positives:
-            return self.magnitude(xi)
-        largest = np.max(self.radius * self.norms + np.abs(self.linear))
-        return max(self.magnitude(xi), self.price * float(largest))
+        terms = self.radius * self.norms + np.abs(self.linear)
+        return max(self.magnitude(xi), self._floor * float(terms.max()))
 
     def direction_vanishes(self, xi: np.ndarray) -> bool:
         """Whether dg is zero to working precision."""
-        unit = float(xi @ self.norms)
-        if not self.positives:
-            unit = max(unit, self.price * float(self.norms.max()))
+        unit = max(float(xi @ self.norms), self._floor * float(self.norms.max()))
         return self.direction_norm(xi) <= ZERO_DIRECTION * unit
+
+    @property
+    def _floor(self) -> float:
+        return NORM_RANGE if self.positives else self.price
 
     def gap(self, xi: np.ndarray, step: np.ndarray) -> float:
         """Dual minus primal value, relative to `cancellation_scale`; zero only if both are optimal.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 
 from capo_ds.aggregation.program import ConeProgram
@@ -39,7 +41,10 @@ def solve_dual(
     if solver == "CLARABEL":
         settings = TIGHT_CLARABEL | settings
     try:
-        problem.solve(solver=solver, **settings)
+        with warnings.catch_warnings():
+            # "Solution may be inaccurate": the caller judges that by the duality gap.
+            warnings.simplefilter("ignore", UserWarning)
+            problem.solve(solver=solver, **settings)
     except cvxpy.SolverError:
         return None
     if xi.value is None:

@@ -17,6 +17,7 @@ from capo_ds.aggregation.program import ConeProgram
 CERTIFIED = 1e-7  # relative gap of an optimal answer
 POLISH_FROM = (1e-4, 1e-8)  # gaps at which the interior point's active set is tried
 POLISHED = 1e-9  # gap that a polished answer must have to end the iteration
+ACTIVE = 1e-6  # Clarabel's weights below this share of the largest are at their bound
 USABLE = 1e-3  # with more than this there is no answer
 PROXIMAL_STEPS = (1e1, 1e2, 1e3, 1e4, 1e5)  # mu of `nearest`, where norms and R are about 1
 
@@ -135,10 +136,15 @@ def _interior_point(program: ConeProgram) -> Solution:
 
 
 def _fall_back(program: ConeProgram, solution: Solution) -> Solution:
-    """Clarabel's answer, if it has the smaller gap."""
+    """Clarabel's answer, polished, if it has the smaller gap."""
     xi = reference.solve_dual(program)
     if xi is None:
         return solution
+    upper = np.full(len(xi), program.price)
+    upper[: program.positives] = np.inf
+    free = (xi > ACTIVE * xi.max()) & (xi < upper * (1.0 - ACTIVE))
+    polished, gap = polish(program, xi, free)
+    xi = polished if gap <= CERTIFIED else xi
     other = _recover(program, xi, solution.step, solution.iterations, fallback=True)
     return other if abs(other.gap) < abs(solution.gap) else solution
 

@@ -1,0 +1,144 @@
+"""The parts of the solver: cone algebra, interior point, polish, projection, reference."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import cvxpy
+import numpy as np
+import pytest
+from gradient_families import FAMILIES, gradients
+
+from capo_ds.aggregation import interior_point, reference, solver
+from capo_ds.aggregation.lorentz import Lorentz, Scaling
+from capo_ds.aggregation.polish import polish
+from capo_ds.aggregation.program import ConeProgram
+
+
+def program_of(rows, positives, radius=0.5, price=10.0):
+    gram = rows @ rows.T
+    linear = gram.mean(axis=1)
+    return ConeProgram(gram, linear, radius * np.sqrt(linear.mean()), positives, price)
+
+
+@pytest.fixture
+def cone():
+    """An interior element of the cone over the span of three vectors, from coefficients."""
+    gram = np.array([[2.0, 0.3, 0.1], [0.3, 1.0, -0.2], [0.1, -0.2, 0.5]])
+
+    def element(coefficients, room):
+        tail = np.array(coefficients)
+        return Lorentz(np.sqrt(tail @ gram @ tail) + room, np.stack([tail, gram @ tail]))
+
+    return element
+
+
+def test_scaling_maps_both_points_to_one(cone):
+    s, z = cone([1.0, -2.0, 0.5], 0.3), cone([-0.4, 0.1, 2.0], 0.01)
+    scaling = Scaling.between(s, z)
+    left, right = scaling.apply(z), scaling.invert(s)
+    assert left.head == pytest.approx(right.head, rel=1e-12)
+    np.testing.assert_allclose(left.tail, right.tail, rtol=1e-10, atol=1e-12)
+    back = scaling.invert(scaling.apply(s))
+    np.testing.assert_allclose(back.tail, s.tail, rtol=1e-10)
+    assert left.dot(right) == pytest.approx(s.dot(z), rel=1e-12)
+
+
+def test_jordan_division_inverts_the_product(cone):
+    x, y = cone([1.0, -2.0, 0.5], 0.3), cone([0.2, 0.1, -1.0], 2.0)
+    quotient = x.divide_into(x.product(y))
+    assert quotient.head == pytest.approx(y.head, rel=1e-12)
+    np.testing.assert_allclose(quotient.tail, y.tail, rtol=1e-10)
+
+
+def test_step_to_the_boundary(cone):
+    x, towards = cone([1.0, 0.0, 0.0], 1.0), cone([-3.0, 1.0, 0.0], -2.0)
+    length = x.steps_inside(towards)
+    assert (x + towards * length).determinant() == pytest.approx(0.0, abs=1e-9)
+    assert (x + towards * (0.99 * length)).determinant() > 0.0
+    assert x.steps_inside(x) == np.inf
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_iterates_are_feasible_pairs_of_falling_gap(family):
+    program, _ = program_of(gradients(family, 40, 0), positives=15).normalised()
+    gaps = []
+    for pair in interior_point.iterates(program):
+        assert pair.xi[:15].sum() == pytest.approx(1.0, abs=1e-6)
+        assert pair.xi.min() >= 0.0 and pair.xi[15:].max() <= 10.0
+        assert program.direction_norm(pair.step) <= program.radius * (1 + 1e-6)
+        assert pair.gap >= -1e-8
+        gaps.append(pair.gap)
+    assert min(gaps) <= 1e-7
+    assert gaps.index(min(gaps)) <= 40
+
+
+@pytest.mark.parametrize("family", ["orthogonal", "shared", "mixed", "heavy", "conflict"])
+def test_polish_makes_xi_exact(family):
+    program, _ = program_of(gradients(family, 30, 1), positives=12).normalised()
+    rough = next(pair for pair in interior_point.iterates(program) if pair.gap <= 1e-4)
+    assert program.gap(rough.xi, program.boundary_step(rough.xi)) > 1e-8
+    xi, gap = polish(program, rough.xi, rough.free)
+    assert 0.0 <= abs(gap) <= 1e-9
+    assert abs(program.gap(xi, program.boundary_step(xi))) <= 1e-9
+    assert xi.min() >= 0.0 and xi[:12].sum() == pytest.approx(1.0, abs=1e-12)
+
+
+def test_proximal_point_agrees_with_cvxpy():
+    rows = gradients("mixed", 10, 2)
+    program = program_of(rows, positives=4, price=2.0)
+    centre = rows.mean(axis=0)
+    for mu in (0.1, 1.0, 30.0):
+        g = cvxpy.Variable(rows.shape[1])
+        value = cvxpy.min(rows[:4] @ g) - 2.0 * cvxpy.sum(cvxpy.pos(-rows[4:] @ g))
+        penalty = cvxpy.sum_squares(g - centre) / (2.0 * mu)
+        cvxpy.Problem(cvxpy.Maximize(value - penalty)).solve(
+            solver="CLARABEL", tol_gap_abs=1e-11, tol_gap_rel=1e-11, tol_feas=1e-11
+        )
+        step = interior_point.proximal(program, mu)
+        np.testing.assert_allclose(centre + step @ rows, g.value, atol=2e-5 * (1 + mu))
+
+
+def test_normalised_program_has_the_same_weights():
+    program = program_of(1e9 * gradients("mixed", 12, 0), positives=5)
+    scaled, step_unit = program.normalised()
+    xi = np.full(12, 0.2)
+    np.testing.assert_allclose(
+        program.boundary_step(xi), step_unit * scaled.boundary_step(xi), rtol=1e-12
+    )
+    assert scaled.radius == 1.0 and np.sqrt(np.mean(scaled.norms**2)) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_clarabel_finds_no_better_xi(family):
+    program, _ = program_of(gradients(family, 24, 9), positives=10).normalised()
+    ours = solver.solve(program)
+    theirs = reference.solve_dual(program)
+    assert ours.certified and not ours.fallback
+    unit = program.cancellation_scale(theirs)
+    assert program.dual_value(ours.xi) == pytest.approx(program.dual_value(theirs), abs=1e-6 * unit)
+    assert program.dual_value(ours.xi) <= program.dual_value(theirs) + 1e-8 * unit
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_two_thousand_samples(family):
+    solution = solver.solve(program_of(gradients(family, 2048, 0), positives=1000))
+    assert solution.certified and not solution.fallback
+
+
+def test_square_root_drops_the_null_space():
+    rows = gradients("low_rank", 12, 0)
+    root = reference.square_root(rows @ rows.T)
+    assert root.shape == (12, 4)
+    np.testing.assert_allclose(root @ root.T, rows @ rows.T, atol=1e-12)
+
+
+def test_importing_the_package_needs_neither_torch_nor_cvxpy():
+    code = (
+        "import sys, capo_ds.aggregation\n"
+        "heavy = {'torch', 'cvxpy', 'torchjd', 'deepspeed'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
