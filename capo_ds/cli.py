@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
+
+import torch
 
 from capo_ds.config import Config, ConfigError, config_reference, load_config
 from capo_ds.distributed import comm
@@ -30,6 +34,8 @@ def main(description: str, run: Callable[[Config], None]) -> None:
     try:
         run(config)
     except comm.PeerError as error:
+        if error.__cause__ and not isinstance(error.__cause__, ConfigError):
+            traceback.print_exception(error.__cause__)  # on the rank where it happened
         _exit(FAILED, f"error: {error}")
     finally:
         comm.finish()
@@ -40,6 +46,8 @@ def _hush_libraries() -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # one bar per rank for reading the weights
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else a warning per rank
     # DeepSpeed calls what torch 2.13 has renamed.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
 

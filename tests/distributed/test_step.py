@@ -85,6 +85,7 @@ CASES = {
             "train": {"micro_batch_size": 3},
         },
     ),
+    "capo, ZeRO 1": (2, {"aggregator": "capo", "deepspeed": "ds_configs/zero1.json"}),
     "capo, no KL": (2, {"aggregator": "capo", "objective": {"kl_weight": 0.0}}),
 }
 

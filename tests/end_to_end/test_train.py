@@ -127,8 +127,10 @@ def test_samples_do_not_depend_on_the_number_of_ranks(undisturbed, tmp_path):
     whole, _ = undisturbed
     launch(1, TRAIN, *arguments(tmp_path / "one", **{"train.steps": 1}), launcher="python")
     one, two = metrics(tmp_path / "one")[1], metrics(whole)[1]
-    for name in ("reward/mean", "rollout/length", "rollout/entropy", "conflict/all_before"):
-        assert one[name] == pytest.approx(two[name], rel=1e-4), name
+    for name in ("reward/mean", "rollout/length", "rollout/entropy"):
+        assert one[name] == pytest.approx(two[name], rel=1e-5), name
+    for name in ("loss/kl", "loss/ratio", "loss/grad_norm", "conflict/all_before"):  # 2nd update
+        assert one[name] == pytest.approx(two[name], rel=1e-3), name
 
 
 def test_a_folder_with_a_run_is_not_overwritten(undisturbed):
@@ -149,10 +151,18 @@ def test_a_bad_config_is_told_once_before_anything_starts(tmp_path):
     assert not (tmp_path / "bad").exists()
 
 
-@pytest.mark.parametrize("aggregator", ["mean"])
-def test_other_aggregators_train(tmp_path, aggregator):
-    changes = {"aggregator": aggregator, "measure_conflict": False, "train.steps": 2}
+def test_plain_grpo_trains_without_per_sample_gradients(tmp_path):
+    changes = {"aggregator": "mean", "measure_conflict": False, "train.steps": 2}
     launch(2, TRAIN, *arguments(tmp_path / "run", **changes))
     lines = metrics(tmp_path / "run")
     assert len(lines) == 3
     assert "conflict/all_before" not in lines[-1]
+
+
+@pytest.mark.slow
+def test_the_quickstart_gains_fifteen_points(tmp_path):
+    launch(2, TRAIN, "--config", str(RECIPE), "--set", f"train.output_dir={tmp_path / 'run'}")
+    lines = metrics(tmp_path / "run")
+    accuracy = [line["eval/accuracy"] for line in lines if "eval/accuracy" in line]
+    assert 0.25 <= accuracy[0] <= 0.55
+    assert accuracy[-1] - accuracy[0] >= 0.15
