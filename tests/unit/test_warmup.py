@@ -137,12 +137,18 @@ def weights_after(folder, seed):
     return AutoModelForCausalLM.from_pretrained(folder).state_dict()
 
 
-def test_stops_at_the_first_evaluation_that_reaches_the_accuracy(tmp_path):
-    outcome = warmup.run(
-        config(tmp_path, stop_accuracy=0.01, eval_every=1, max_steps=50, learning_rate=1e-6)
-    )
-    assert outcome.reached
-    assert outcome.steps == 1
+@pytest.mark.parametrize(
+    ("stop_accuracy", "outcome"),
+    [(0.5, warmup.Outcome(4, 0.5, reached=True)), (0.9, warmup.Outcome(7, 0.7, reached=False))],
+)
+def test_stops_at_the_first_evaluation_that_reaches_the_accuracy(
+    monkeypatch, stop_accuracy, outcome
+):
+    monkeypatch.setattr(warmup, "train_step", lambda *arguments: 0.0)
+    settings = config("unused", stop_accuracy=stop_accuracy, eval_every=2, max_steps=7).warmup
+    accuracies = iter([0.1, 0.5, 0.6, 0.7])  # after steps 2, 4, 6 and the last
+    batches = iter([[]] * 7)
+    assert warmup.train(None, batches, 1, settings, lambda: next(accuracies)) == outcome
 
 
 def test_a_folder_without_weights_starts_from_random_ones(tmp_path):
