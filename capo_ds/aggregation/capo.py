@@ -34,7 +34,7 @@ from capo_ds.aggregation.program import ConeProgram
 DEFAULT_SLACK_PRICE = 10.0
 # A hard program has the solution of an elastic one that leaves no slack. Prices are tried in turn.
 HARD_PRICES = (DEFAULT_SLACK_PRICE, 1e3, 1e5)
-ZERO_SLACK = 1e-7  # relative to ||g_j|| times the largest norm in the ball
+ZERO_SLACK = 1e-7  # relative to R ||g_j|| + |<c, g_j>|
 REGIONS = ("difference", "norm")
 INFEASIBLE_ANSWERS = ("elastic", "vanilla")
 
@@ -52,6 +52,11 @@ def capo(
     solves the elastic one; `infeasible-vanilla`, likewise but g~ = g_0 as asked; `degenerate`, the
     trust region does not determine g~ (see the module); `fallback`, optimal but found by Clarabel;
     `inaccurate`, the best pair has a relative gap between 1e-7 and 1e-3.
+
+    The report holds, for the program that was solved in the end: `primal` at g~, `dual`, their
+    relative `gap`; `slack_total`, `slack_max`, `slack_price`; `hard_feasible`, whether some point
+    of the ball violates no constraint; `trust_region_active`; `iterations`, `fallback` (1 if
+    Clarabel answered), `dropped`, `seconds`.
 
     Args:
         problem: N samples.
@@ -124,29 +129,29 @@ class _Solved:
 
 
 def _with_direction(setting: _Setting, program: ConeProgram, on_infeasible: str) -> Aggregation:
-    solved = _solve_hard(program) if np.isinf(program.price) else _solve_elastic(program)
-    solution, program_used = solved.solution, solved.program
-    hard_was_asked = np.isinf(program.price)
-    if hard_was_asked and not solved.feasible and on_infeasible == "vanilla":
-        coefficients, on_boundary, status = setting.problem.vanilla, False, "infeasible-vanilla"
-    elif solution.on_boundary:
-        coefficients = setting.base + setting.spread(solution.step)
-        on_boundary, status = True, _status(solved)
-    else:
-        coefficients = _inside(setting, solved)
-        on_boundary, status = False, "degenerate"
+    hard = bool(np.isinf(program.price))
+    solved = _solve_hard(program) if hard else _solve_elastic(program)
+    solution, program = solved.solution, solved.program
+    coefficients = setting.base + setting.spread(solution.step)
+    on_boundary, status = solution.on_boundary, _status(solved)
+    if hard and not solved.feasible and on_infeasible == "vanilla":
+        coefficients, on_boundary = setting.problem.vanilla.copy(), False
+        status = "infeasible-vanilla"
+    elif status == "degenerate" and setting.region == "norm":
+        coefficients = _nearest_to_vanilla(setting, solved, otherwise=coefficients)
+
     products = (setting.problem.gram @ coefficients)[setting.samples]
-    report = _values(program_used, products, program_used.dual_value(solution.xi)) | {
-        "gap": solution.gap,
+    dual = program.dual_value(solution.xi)
+    report = _values(program, products) | {
+        "dual": dual,
+        "gap": (dual - program.primal_value(products)) / program.cancellation_scale(solution.xi),
         "iterations": float(solution.iterations),
         "fallback": float(solution.fallback),
         "hard_feasible": float(solved.feasible),
         "trust_region_active": float(on_boundary),
     }
     xi = setting.spread(solution.xi)
-    return Aggregation(
-        coefficients.copy(), xi, status, report, setting.base, setting.radius, on_boundary
-    )
+    return Aggregation(coefficients, xi, status, report, setting.base, setting.radius, on_boundary)
 
 
 def _without_direction(setting: _Setting, program: ConeProgram) -> Aggregation:
@@ -156,7 +161,8 @@ def _without_direction(setting: _Setting, program: ConeProgram) -> Aggregation:
     feasible = not _violated(program, products)
     if np.isinf(program.price):
         program = replace(program, price=DEFAULT_SLACK_PRICE)
-    report = _values(program, products, program.primal_value(products)) | {
+    report = _values(program, products) | {
+        "dual": program.primal_value(products),
         "gap": 0.0,
         "iterations": 0.0,
         "fallback": 0.0,
@@ -194,42 +200,40 @@ def _solve_hard(program: ConeProgram) -> _Solved:
     return solved
 
 
-def _inside(setting: _Setting, solved: _Solved) -> np.ndarray:
-    """(N,) coefficients where dg = 0: of the optimal point nearest to g_0.
+def _nearest_to_vanilla(setting: _Setting, solved: _Solved, otherwise: np.ndarray) -> np.ndarray:
+    """(N,) coefficients of the optimal point of the norm ball nearest to g_0, for dg = 0.
 
-    The solver gives the optimal point nearest to the centre c. That is not g_0 in the norm ball.
+    The solver gives the one nearest to the centre, which is 0. `otherwise`, that one, is kept if
+    the projection cannot be resolved in float64.
     """
-    solution, vanilla = solved.solution, setting.problem.vanilla
-    own = setting.base + setting.spread(solution.step)
-    if setting.region == "difference":
-        return own
-    program = setting.program(solved.program.price, vanilla)
-    step = solver.nearest(program, program.cancellation_scale(solution.xi))
-    return own if step is None else setting.shrunk_into_ball(vanilla + setting.spread(step))
+    program = setting.program(solved.program.price, setting.problem.vanilla)
+    step = solver.nearest(program, program.cancellation_scale(solved.solution.xi))
+    if step is None:
+        return otherwise
+    return setting.shrunk_into_ball(setting.problem.vanilla + setting.spread(step))
 
 
 def _violated(program: ConeProgram, products: np.ndarray) -> bool:
     """Whether a constraint of a negative is broken beyond rounding."""
-    norms = program.norms[program.positives :]
-    centre = np.max(
-        np.abs(program.linear), initial=0.0, where=program.norms > 0
-    )  # <c, g_i>, at most ||c|| ||g_i||
-    return bool(np.any(program.slacks(products) > ZERO_SLACK * (program.radius * norms + centre)))
+    terms = (program.radius * program.norms + np.abs(program.linear))[program.positives :]
+    return bool(np.any(program.slacks(products) > ZERO_SLACK * terms))
 
 
 def _status(solved: _Solved) -> str:
-    if not solved.solution.certified:
+    solution = solved.solution
+    if not solution.certified:
         return "inaccurate"
+    if not solution.on_boundary and solver.optimum_is_zero(solved.program, solution.xi):
+        return "degenerate"
     if not solved.feasible:
         return "infeasible-elastic"
-    return "fallback" if solved.solution.fallback else "optimal"
+    return "fallback" if solution.fallback else "optimal"
 
 
-def _values(program: ConeProgram, products: np.ndarray, dual: float) -> dict[str, float]:
+def _values(program: ConeProgram, products: np.ndarray) -> dict[str, float]:
     slacks = program.slacks(products)
     return {
         "primal": program.primal_value(products),
-        "dual": dual,
         "slack_total": float(slacks.sum()),
         "slack_max": float(slacks.max(initial=0.0)),
         "slack_price": program.price,

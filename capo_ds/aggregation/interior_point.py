@@ -86,38 +86,27 @@ def proximal(program: ConeProgram, mu: float) -> np.ndarray:
     f is the primal objective; xi minimises mu/2 xi' Q xi + q' xi over the dual's constraints. The
     trust region plays no part.
     """
-    bounds, simplex = _Bounds(program), simplex_column(program)
+    bounds = _Bounds(program)
     start = _start(program, bounds)
     xi, lam, threshold = start.xi, start.lam, start.threshold
     for _ in range(MAX_ITERATIONS):
-        slack = bounds.slack(xi)
-        products = program.linear + mu * (program.gram @ xi)
-        residual = products - simplex @ threshold - bounds.gather(lam)
-        error = slack @ lam + np.abs(residual) @ xi
-        if error <= GAP * (xi @ (np.abs(products) + np.abs(program.linear))):
-            break
         try:
-            system = Bordered(bounds.hessian(program, mu, lam / slack), simplex, simplex)
-        except LinAlgError:
+            newton = _ProximalNewton(program, bounds, mu, xi, lam, threshold)
+        except LinAlgError:  # as in `iterates`
             break
-        missing = 1.0 - simplex.T @ xi
-
-        def newton(change: np.ndarray) -> tuple[np.ndarray, ...]:
-            right = bounds.gather(change / slack) - residual  # noqa: B023 (called in this turn)
-            xi_change, shift = system.solve(right, missing)  # noqa: B023
-            slack_change = bounds.slack_change(xi_change)
-            lam_change = (change - lam * slack_change) / slack  # noqa: B023
-            reach = min(_to_zero(slack, slack_change), _to_zero(lam, lam_change))  # noqa: B023
-            return xi_change, slack_change, lam_change, shift, min(1.0, reach)
-
-        _, slack_change, lam_change, _, reach = newton(-slack * lam)
-        target = (1.0 - reach) ** 3 * float(slack @ lam) / len(lam)
-        xi_change, _, lam_change, shift, reach = newton(
-            target - slack * lam - slack_change * lam_change
+        if newton.error <= GAP:
+            break
+        complementarity = newton.slack * lam
+        predictor = newton.direction(-complementarity)
+        reach = newton.reach(*predictor)
+        target = (1.0 - reach) ** 3 * complementarity.mean()
+        bend = bounds.slack_change(predictor[0]) * predictor[1]
+        corrector = newton.direction(target - complementarity - bend)
+        length = TO_BOUNDARY * newton.reach(*corrector)
+        xi, lam, threshold = (
+            value + length * change
+            for value, change in zip((xi, lam, threshold), corrector, strict=True)
         )
-        length = TO_BOUNDARY * reach
-        xi, lam = xi + length * xi_change, lam + length * lam_change
-        threshold = threshold + length * shift
     return mu * xi
 
 
@@ -318,6 +307,41 @@ class _ConeNewton:
             Lorentz(tau, tail),
             Lorentz(0.0, cone_change.tail - weight * (tail + pull * w.tail)),
         )
+
+
+class _ProximalNewton:
+    """Newton's equations of min mu/2 xi' Q xi + q' xi at one point, factored once."""
+
+    def __init__(
+        self,
+        program: ConeProgram,
+        bounds: _Bounds,
+        mu: float,
+        xi: np.ndarray,
+        lam: np.ndarray,
+        threshold: np.ndarray,
+    ) -> None:
+        simplex = simplex_column(program)
+        self.bounds, self.lam, self.slack = bounds, lam, bounds.slack(xi)
+        products = program.linear + mu * (program.gram @ xi)
+        self.residual = products - simplex @ threshold - bounds.gather(lam)
+        self.missing = 1.0 - simplex.T @ xi
+        scale = xi @ (np.abs(products) + np.abs(program.linear))
+        self.error = (self.slack @ lam + np.abs(self.residual) @ xi) / (scale or 1.0)
+        hessian = bounds.hessian(program, mu, lam / self.slack)
+        self.system = Bordered(hessian, simplex, simplex)
+
+    def direction(self, bound_change: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Changes of xi, lam and the threshold for a given change of s lam."""
+        right = self.bounds.gather(bound_change / self.slack) - self.residual
+        xi, shift = self.system.solve(right, self.missing)
+        lam = (bound_change - self.lam * self.bounds.slack_change(xi)) / self.slack
+        return xi, lam, shift
+
+    def reach(self, xi: np.ndarray, lam: np.ndarray, shift: np.ndarray) -> float:
+        """Longest step up to 1 that keeps slacks and multipliers positive; t is free."""
+        slack = self.bounds.slack_change(xi)
+        return min(1.0, _to_zero(self.slack, slack), _to_zero(self.lam, lam))
 
 
 def _to_zero(values: np.ndarray, changes: np.ndarray) -> float:

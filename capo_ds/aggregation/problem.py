@@ -31,7 +31,7 @@ class GramProblem:
 
     Raises:
         ValueError: on shapes that do not fit, an asymmetric Gram matrix, overlapping masks, a
-            weight that is not finite, or norms whose squares leave float64.
+            weight that is not finite.
     """
 
     gram: np.ndarray
@@ -100,7 +100,7 @@ class Aggregation:
     Attributes:
         coefficients: (N,) float64.
         xi: (N,) float64 weights of the direction dg, or None for aggregators without one.
-        status: `optimal`, `infeasible-elastic`, `infeasible-vanilla`, `degenerate`, `fallback`.
+        status: `optimal`, or one of the others that `capo` lists.
         report: plain floats, ready to be logged.
         base: (N,) float64 weights of the trust region's centre (g_0, or zeros); None without one.
         radius: C, relative to ||g_0||.

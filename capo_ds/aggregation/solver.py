@@ -15,7 +15,7 @@ from capo_ds.aggregation.polish import polish
 from capo_ds.aggregation.program import ConeProgram
 
 CERTIFIED = 1e-7  # relative gap of an optimal answer
-POLISH_FROM = (1e-4, 1e-8)  # gaps at which the interior point's active set is tried
+POLISH_FROM = (1e-3, 1e-5, 1e-8)  # gaps at which the interior point's active set is tried
 POLISHED = 1e-9  # gap that a polished answer must have to end the iteration
 ACTIVE = 1e-6  # Clarabel's weights below this share of the largest are at their bound
 USABLE = 1e-3  # with more than this there is no answer
@@ -112,6 +112,11 @@ def nearest(program: ConeProgram, scale: float) -> np.ndarray | None:
     return None
 
 
+def optimum_is_zero(program: ConeProgram, xi: np.ndarray) -> bool:
+    """Whether the optimal value vanishes to working precision, as it does where dg = 0."""
+    return abs(program.dual_value(xi)) <= CERTIFIED * program.cancellation_scale(xi)
+
+
 def _proves_infeasible(violation: ConeProgram, beta: np.ndarray) -> bool:
     """R ||sum_j beta_j g_j^-|| + beta' q^- < 0, beyond rounding."""
     return violation.dual_value(beta) < -CERTIFIED * violation.magnitude(beta)
@@ -163,9 +168,8 @@ def _recover(
         gap = program.gap(xi, recovered)
         if gap <= max(CERTIFIED, program.gap(xi, step)):
             return Solution(xi, recovered, True, gap, iterations, fallback)
-    scale = program.cancellation_scale(xi)
-    if abs(program.dual_value(xi)) <= CERTIFIED * scale:
-        projected = nearest(program, scale)
+    if optimum_is_zero(program, xi):
+        projected = nearest(program, program.cancellation_scale(xi))
         step = step if projected is None else _shrunk(program, projected)
     return Solution(xi, step, False, program.gap(xi, step), iterations, fallback)
 

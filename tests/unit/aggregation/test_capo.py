@@ -210,6 +210,36 @@ def test_hard_feasibility_agrees_with_cvxpy():
     assert verdicts == {True, False}
 
 
+class TestWorkedExample:
+    """The numbers of docs/mathematics.md: g_1^+ = (7, -2), g_2^- = (-1, 2), C = 1/2."""
+
+    rows = np.array([[7.0, -2.0], [-1.0, 2.0]])
+
+    def answer(self, **options):
+        answer = aggregate("capo", problem_of(self.rows, positives=1), radius=0.5, **options)
+        return answer, answer.coefficients @ self.rows
+
+    @pytest.mark.parametrize("price", [10.0, np.inf])
+    def test_by_hand(self, price):
+        answer, g = self.answer(slack_price=price)
+        np.testing.assert_allclose(answer.xi, [1.0, 7.0], rtol=1e-9)
+        np.testing.assert_allclose(g, [3.0, 1.5], rtol=1e-9)
+        np.testing.assert_allclose(answer.coefficients, [0.625, 1.375], rtol=1e-9)
+        assert answer.report["primal"] == pytest.approx(18.0)
+        assert answer.report["dual"] == pytest.approx(18.0)
+
+    def test_with_a_cheap_slack(self):
+        answer, g = self.answer(slack_price=3.0)
+        np.testing.assert_allclose(g, [3.0 + 1.5 / 2**0.5, 1.5 / 2**0.5], rtol=1e-9)
+        assert answer.report["slack_total"] == pytest.approx(3.0 - 1.5 / 2**0.5)
+        assert answer.report["hard_feasible"] == 1.0
+
+    def test_in_the_norm_ball(self):
+        answer, g = self.answer(region="norm")
+        np.testing.assert_allclose(answer.xi, [1.0, 2.2], rtol=1e-9)
+        np.testing.assert_allclose(g, 1.5 / 5**0.5 * np.array([2.0, 1.0]), rtol=1e-9)
+
+
 def test_neutral_samples_move_g0_but_not_the_program():
     rows = gradients("orthogonal", 9, seed=0)
     answer = aggregate("capo", problem_of(rows, positives=4, negatives=3))

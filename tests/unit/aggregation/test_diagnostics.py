@@ -34,8 +34,8 @@ def test_measures_from_vectors():
 
 
 def test_capo_removes_the_negatives_conflicts_where_it_can():
-    rows = gradients("mixed", 16, 0)
-    problem = problem_of(rows, positives=8)
+    rows = gradients("mixed", 24, 0)
+    problem = problem_of(rows, positives=16)
     hard = aggregate("capo", problem, radius=1.0, slack_price=np.inf)
     assert hard.report["hard_feasible"] == 1.0
     measures = diagnose(problem, hard.coefficients, hard.xi)

@@ -1,0 +1,300 @@
+"""CAPO's solver against CVXPY's best, and the table behind the default price of slack.
+
+    OMP_NUM_THREADS=1 python benchmarks/dual_solver.py            # table, JSON, figure
+    OMP_NUM_THREADS=1 python benchmarks/dual_solver.py --prices   # what rho = 1, 10, 100 do
+
+Ours is timed whole: `aggregate("capo", ...)`, with the feasibility verdict and the report. CVXPY's
+time is that of building and solving; the factor F of the Gram matrix that it needs is given to it.
+Each formulation and solver is tried; the fastest whose objective agrees to 1e-6 relative counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from capo_ds.aggregation import Aggregation, GramProblem, aggregate
+from capo_ds.aggregation.program import ConeProgram
+from capo_ds.aggregation.reference import square_root
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "dual_solver.json"
+FIGURE = ROOT / "docs" / "figures" / "dual_solver.png"
+BARS = {128: 3.0, 512: 10.0, 1024: 20.0}
+AGREEMENT = 1e-6
+
+
+@dataclass(frozen=True)
+class Family:
+    """Random gradients, noise plus a shared mode; the first `share` of them are positive."""
+
+    share: float = 0.5
+    radius: float = 0.5
+    mode: float = 0.0
+    mode_spread: float = 0.0
+    heavy: float = 0.0
+    rank: float = 2.0  # dimension over N
+    scale: float = 1.0
+
+    def problem(self, count: int, seed: int) -> GramProblem:
+        rng = np.random.default_rng(seed)
+        d = max(2, int(self.rank * count))
+        rows = rng.normal(size=(count, d)) / np.sqrt(d)
+        loads = self.mode + self.mode_spread * rng.normal(size=(count, 1))
+        rows += loads * rng.normal(size=d) / np.sqrt(d)
+        rows *= self.scale * np.exp(self.heavy * rng.normal(size=(count, 1)))
+        positive = np.arange(count) < max(1, round(self.share * count))
+        return GramProblem(rows @ rows.T, positive, ~positive)
+
+
+FAMILIES = {
+    "near-orthogonal": Family(),
+    "shared mode": Family(mode=1.0, mode_spread=1.0),
+    "heavy-tailed": Family(heavy=1.5),
+    "rank-deficient": Family(rank=0.4),
+    "infeasible": Family(mode_spread=1.0, radius=0.1),
+    "m << n": Family(mode_spread=0.5, share=0.05),
+    "m >> n": Family(mode_spread=0.5, share=0.95),
+    "scaled 1e-12": Family(mode_spread=0.5, scale=1e-12),
+    "scaled 1e+12": Family(mode_spread=0.5, scale=1e12),
+}
+LARGE = ("near-orthogonal", "shared mode", "infeasible", "rank-deficient")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One family at one N; seconds, and the CVXPY run that counts (None where none was made)."""
+
+    family: str
+    count: int
+    ours: float
+    gap: float
+    iterations: float
+    fallback: float
+    hard_feasible: float
+    cvxpy: float | None
+    cvxpy_by: str | None
+    disagreement: float | None
+    tried: dict[str, tuple[float, float]]
+
+    @property
+    def ratio(self) -> float | None:
+        return None if self.cvxpy is None else self.cvxpy / self.ours
+
+
+def measure(name: str, count: int, against_cvxpy: bool) -> Row:
+    family = FAMILIES[name]
+    problem = family.problem(count, seed=count)
+    ours, answer = fastest(lambda: aggregate("capo", problem, radius=family.radius), repeats=5)
+    tried = cvxpy_runs(problem, family.radius, answer) if against_cvxpy else {}
+    agreeing = {by: run for by, run in tried.items() if run[1] <= AGREEMENT}
+    best = min(agreeing or tried, key=lambda by: tried[by][0], default=None)
+    report = answer.report
+    return Row(
+        name,
+        count,
+        ours,
+        report["gap"],
+        report["iterations"],
+        report["fallback"],
+        report["hard_feasible"],
+        tried[best][0] if best else None,
+        best,
+        tried[best][1] if best else None,
+        tried,
+    )
+
+
+def cvxpy_runs(
+    problem: GramProblem, radius: float, answer: Aggregation
+) -> dict[str, tuple[float, float]]:
+    """(seconds, disagreement of the objective) of each formulation and solver that answers."""
+    program = ConeProgram(
+        problem.gram,
+        problem.q0,
+        radius * problem.vanilla_norm,
+        int(problem.positive.sum()),
+        answer.report["slack_price"],
+    ).normalised()[0]
+    root = square_root(program.gram)
+    ours = program.dual_value(answer.xi)
+    runs = {}
+    for by, (formulation, solver, settings) in CONTESTANTS.items():
+        started = time.perf_counter()
+        value = solve_with_cvxpy(formulation(program, root), solver, settings)
+        seconds = time.perf_counter() - started
+        if value is not None:
+            runs[by] = (seconds, abs(value - ours) / abs(ours))
+    return runs
+
+
+def dual_in_cvxpy(program: ConeProgram, root: np.ndarray):
+    """min R ||F' xi|| + q' xi."""
+    import cvxpy
+
+    xi = cvxpy.Variable(len(program.linear), nonneg=True)
+    alpha, beta = xi[: program.positives], xi[program.positives :]
+    objective = program.radius * cvxpy.norm(root.T @ xi) + program.linear @ xi
+    return cvxpy.Problem(cvxpy.Minimize(objective), [cvxpy.sum(alpha) == 1, beta <= program.price])
+
+
+def primal_in_cvxpy(program: ConeProgram, root: np.ndarray):
+    """max t - rho sum s in the coordinates of F, where <g, g_i> = (F v + q)_i."""
+    import cvxpy
+
+    v, t = cvxpy.Variable(root.shape[1]), cvxpy.Variable()
+    s = cvxpy.Variable(program.negatives, nonneg=True)
+    products = root @ v + program.linear
+    constraints = [
+        products[: program.positives] >= t,
+        products[program.positives :] >= -s,
+        cvxpy.norm(v) <= program.radius,
+    ]
+    return cvxpy.Problem(cvxpy.Maximize(t - program.price * cvxpy.sum(s)), constraints)
+
+
+CONTESTANTS: dict[str, tuple[Callable, str, dict[str, float]]] = {
+    "Clarabel, dual": (dual_in_cvxpy, "CLARABEL", {}),
+    "Clarabel, primal": (primal_in_cvxpy, "CLARABEL", {}),
+    "SCS, dual": (
+        dual_in_cvxpy,
+        "SCS",
+        {"eps_abs": 1e-8, "eps_rel": 1e-8, "time_limit_secs": 20.0},
+    ),
+}
+
+
+def solve_with_cvxpy(task, solver: str, settings: dict[str, float]) -> float | None:
+    import cvxpy
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # accuracy is judged by the objective
+        try:
+            task.solve(solver=solver, **settings)
+        except cvxpy.SolverError:
+            return None
+    return task.value
+
+
+def fastest(call: Callable[[], Aggregation], repeats: int) -> tuple[float, Aggregation]:
+    seconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        answer = call()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds), answer
+
+
+def print_table(rows: list[Row]) -> None:
+    print(f"{'family':16} {'N':>5} {'ours':>9} {'CVXPY':>9} {'ratio':>6}  by / disagreement / gap")
+    for row in rows:
+        theirs = f"{row.cvxpy:8.3f}s {row.ratio:5.0f}x" if row.cvxpy else f"{'-':>9} {'-':>6}"
+        detail = f"{row.cvxpy_by}, {row.disagreement:.0e}" if row.cvxpy else "-"
+        flag = "" if row.disagreement is None or row.disagreement <= AGREEMENT else " (!)"
+        print(
+            f"{row.family:16} {row.count:5d} {row.ours:8.4f}s {theirs}  "
+            f"{detail}{flag}, gap {row.gap:.0e}, {row.iterations:.0f} iterations"
+        )
+    for count, bar in BARS.items():
+        ratios = [row.ratio for row in rows if row.count == count and row.ratio]
+        if ratios:
+            verdict = "met" if min(ratios) >= bar else "MISSED"
+            print(f"N = {count}: at least {min(ratios):.0f}x, bar {bar:.0f}x: {verdict}")
+
+
+def draw(rows: list[Row], path: Path) -> None:
+    """Median and range over the families of both times against N."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 4))
+    for label, colour, value in (
+        ("CVXPY, fastest solver that agrees to 1e-6", "tab:orange", lambda row: row.cvxpy),
+        ("capo_ds", "tab:blue", lambda row: row.ours),
+    ):
+        counts = sorted({row.count for row in rows if value(row)})
+        times = [[value(row) for row in rows if row.count == n and value(row)] for n in counts]
+        axes.plot(counts, [np.median(t) for t in times], "o-", color=colour, label=label)
+        axes.fill_between(
+            counts, [min(t) for t in times], [max(t) for t in times], color=colour, alpha=0.2
+        )
+    axes.set(xscale="log", yscale="log", xlabel="samples N", ylabel="seconds per solve, one thread")
+    axes.set_xticks(sorted({row.count for row in rows}), sorted({row.count for row in rows}))
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    print(f"wrote {path.relative_to(ROOT)}")
+
+
+def print_prices(draws: int = 24, count: int = 100) -> None:
+    """What the price of slack buys, by family and radius C.
+
+    Over the draws whose hard program is feasible: how many give its solution (no slack is left).
+    Over the others: the median of the total slack over the least possible one (at rho = 1e4).
+    """
+    prices = (1.0, 3.0, 10.0, 30.0, 100.0)
+    print(f"{draws} draws, N = {count}; by rho = {prices}")
+    for name in ("shared mode", "infeasible", "heavy-tailed"):
+        problems = [FAMILIES[name].problem(count, seed) for seed in range(draws)]
+        for radius in (0.1, 0.5, 1.0):
+            least = [slack_total(problem, radius, 1e4) for problem in problems]
+            reached, excess = [], []
+            for price in prices:
+                slacks = [slack_total(problem, radius, price) for problem in problems]
+                pairs = list(zip(slacks, least, strict=True))
+                reached.append(sum(bool(low <= 1e-9 and slack <= 1e-9) for slack, low in pairs))
+                ratios = [slack / low for slack, low in pairs if low > 1e-9]
+                excess.append(round(float(np.median(ratios)), 3) if ratios else None)
+            feasible = sum(low <= 1e-9 for low in least)
+            print(f"{name}, C = {radius}: {feasible} feasible, hard solution in {reached}")
+            print(f"    slack over the least in the others: {excess}")
+
+
+def slack_total(problem: GramProblem, radius: float, price: float) -> float:
+    """Relative to ||g_0|| and the mean norm of a gradient."""
+    report = aggregate("capo", problem, radius=radius, slack_price=price).report
+    return report["slack_total"] / (problem.vanilla_norm * problem.norms.mean())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--prices", action="store_true", help="only the table of prices")
+    parser.add_argument("--quick", action="store_true", help="N up to 512; writes nothing")
+    arguments = parser.parse_args()
+    if arguments.prices:
+        print_prices()
+        return
+    rows = []
+    for count in (
+        (32, 64, 128, 256, 512) if arguments.quick else (32, 64, 128, 256, 512, 1024, 2048)
+    ):
+        for name in FAMILIES if count <= 512 else LARGE:
+            rows.append(measure(name, count, against_cvxpy=count <= 1024))
+            print(f"\r{name} {count}        ", end="", flush=True)
+    print()
+    print_table(rows)
+    if arguments.quick:
+        return
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    machine = {"machine": platform.machine(), "python": platform.python_version(), "threads": 1}
+    record = machine | {"rows": [asdict(row) | {"ratio": row.ratio} for row in rows]}
+    RESULTS.write_text(json.dumps(record, indent=1) + "\n")
+    print(f"wrote {RESULTS.relative_to(ROOT)}")
+    draw(rows, FIGURE)
+
+
+if __name__ == "__main__":
+    main()
