@@ -189,12 +189,11 @@ class _Point:
         sigma = self.sigma + direction.sigma * length
         zeta = self.zeta + direction.zeta * length
         # Products are formed afresh: a sum of increments would drift away from Q a.
-        products = np.stack([sigma.tail[0], zeta.tail[0]]) @ program.gram
         return _Point(
             self.lam + length * direction.lam,
             self.threshold + length * direction.threshold,
-            Lorentz(sigma.head, np.stack([sigma.tail[0], products[0]])),
-            Lorentz(zeta.head, np.stack([zeta.tail[0], products[1]])),
+            Lorentz(sigma.head, np.stack([sigma.tail[0], program.gram @ sigma.tail[0]])),
+            Lorentz(zeta.head, np.stack([zeta.tail[0], program.gram @ zeta.tail[0]])),
         )
 
 
@@ -220,15 +219,14 @@ def _start(program: ConeProgram, bounds: _Bounds) -> _Point:
 def _pair(program: ConeProgram, bounds: _Bounds, point: _Point, iteration: int) -> Pair:
     """The point with its certificate: the better of c + v and the recovery c + R dg / ||dg||."""
     xi, products = point.sigma.tail
-    length = np.sqrt(max(xi @ products, 0.0))
-    step, value = -point.zeta.tail[0], program.primal_value(program.linear - point.zeta.tail[1])
-    if not program.direction_vanishes(xi):
-        scale = program.radius / length
-        recovered = program.primal_value(program.linear + scale * products)
-        if recovered > value:
-            step, value = scale * xi, recovered
-    dual = program.radius * length + float(program.linear @ xi)
+    step = -point.zeta.tail[0]
+    value = program.primal_value(program.linear - point.zeta.tail[1])
+    dual = program.radius * np.sqrt(max(xi @ products, 0.0)) + float(program.linear @ xi)
     gap = (dual - value) / program.cancellation_scale(xi)
+    if not program.direction_vanishes(xi, products):
+        boundary_gap, _ = program.boundary_gap(xi, products)
+        if boundary_gap < gap:
+            step, gap = program.radius / np.sqrt(xi @ products) * xi, boundary_gap
     inactive = bounds.slack(xi) > point.lam
     free = inactive[: len(xi)].copy()
     free[program.positives :] &= inactive[len(xi) :]

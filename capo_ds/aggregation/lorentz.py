@@ -84,7 +84,7 @@ class Scaling:
     def between(cls, s: Lorentz, z: Lorentz) -> Scaling:
         s_size, z_size = np.sqrt(s.determinant()), np.sqrt(z.determinant())
         s_unit, z_unit = s * (1 / s_size), z * (1 / z_size)
-        gamma = np.sqrt((1 + s_unit.dot(z_unit)) / 2)
+        gamma = np.sqrt((1 + max(1.0, s_unit.dot(z_unit))) / 2)  # >= 1 but for rounding
         return cls((s_unit + z_unit.reflected()) * (0.5 / gamma), z_size / s_size)
 
     def apply(self, x: Lorentz) -> Lorentz:

@@ -19,7 +19,7 @@ from capo_ds.aggregation.bordered import Bordered
 from capo_ds.aggregation.program import ConeProgram, simplex_column
 
 POLISHED = 1e-11  # relative gap at which to stop
-MAX_STEPS = 6
+MAX_STEPS = 10
 # Makes Q_FF definite if gradients are duplicated. Newton's fixed point does not depend on it.
 DAMPING = 1e-13
 
@@ -36,34 +36,35 @@ def polish(program: ConeProgram, xi: np.ndarray, free: np.ndarray) -> tuple[np.n
     upper[: program.positives] = np.inf
     best, best_gap = xi, np.inf
     xi = np.where(free, xi, np.where(xi > upper / 2, upper, 0.0))
+    products = program.gram @ xi
     for _ in range(MAX_STEPS):
-        if program.direction_vanishes(xi):
+        if program.direction_vanishes(xi, products):
             break
         try:
-            xi, threshold = _newton(program, xi, free)
+            xi, threshold = _newton(program, xi, products, free)
         except LinAlgError:
             break
-        if not np.all(np.isfinite(xi)):
-            break
         xi = np.clip(xi, 0.0, upper)
-        if not _normalise(program, xi) or program.direction_vanishes(xi):
+        if not np.all(np.isfinite(xi)) or not _normalise(program, xi):
             break
-        gradient = program.products(program.boundary_step(xi)) - threshold
-        gap = program.gap(xi, program.boundary_step(xi))
+        products = program.gram @ xi
+        if program.direction_vanishes(xi, products):
+            break
+        gap, aligned = program.boundary_gap(xi, products)
         if gap < best_gap:
             best, best_gap = xi, gap
         if gap <= POLISHED:
             break
+        gradient = aligned - threshold
         inwards = np.where(xi <= 0.0, gradient < 0.0, gradient > 0.0)
         free = ((xi > 0.0) & (xi < upper)) | inwards
     return best, best_gap
 
 
 def _newton(
-    program: ConeProgram, xi: np.ndarray, free: np.ndarray
+    program: ConeProgram, xi: np.ndarray, products: np.ndarray, free: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """One step on the free samples; also t 1_P (K,)."""
-    products = program.gram @ xi
     squared = float(xi @ products)
     unit = np.sqrt(max(squared, 0.0)) / program.radius  # L / R
     simplex = simplex_column(program)

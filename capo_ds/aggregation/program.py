@@ -99,10 +99,11 @@ class ConeProgram:
         terms = self.radius * self.norms + np.abs(self.linear)
         return max(self.magnitude(xi), self._floor * float(terms.max()))
 
-    def direction_vanishes(self, xi: np.ndarray) -> bool:
-        """Whether dg is zero to working precision."""
+    def direction_vanishes(self, xi: np.ndarray, products: np.ndarray | None = None) -> bool:
+        """Whether dg is zero to working precision; `products` (K,) is Q xi, if at hand."""
+        squared = float(xi @ (self.gram @ xi if products is None else products))
         unit = max(float(xi @ self.norms), self._floor * float(self.norms.max()))
-        return self.direction_norm(xi) <= ZERO_DIRECTION * unit
+        return squared <= (ZERO_DIRECTION * unit) ** 2
 
     @property
     def _floor(self) -> float:
@@ -117,6 +118,18 @@ class ConeProgram:
         """
         difference = self.dual_value(xi) - self.primal_value(self.products(step))
         return difference / (self.cancellation_scale(xi) or 1.0)
+
+    def boundary_gap(self, xi: np.ndarray, products: np.ndarray) -> tuple[float, np.ndarray]:
+        """`gap` of xi with its recovery g = c + R dg / ||dg||, and (K,) the <g, g_i>.
+
+        Args:
+            xi: (K,) with dg != 0.
+            products: (K,) Q xi.
+        """
+        length = float(np.sqrt(xi @ products))
+        aligned = self.linear + (self.radius / length) * products
+        dual = self.radius * length + float(self.linear @ xi)
+        return (dual - self.primal_value(aligned)) / self.cancellation_scale(xi), aligned
 
     def normalised(self) -> tuple[ConeProgram, float]:
         """The same program in the unit S of the gradients and R of their steps, and R / S.
@@ -133,16 +146,23 @@ class ConeProgram:
         )
         return scaled, self.radius / size
 
+    def restricted(self, kept: np.ndarray) -> ConeProgram:
+        """The program of the samples `kept`, sorted indices: fewer constraints in the primal."""
+        return replace(
+            self,
+            gram=self.gram[np.ix_(kept, kept)],
+            linear=self.linear[kept],
+            positives=int(np.count_nonzero(kept < self.positives)),
+        )
+
     def feasibility_program(self) -> ConeProgram:
         """min total slack over the ball: the same program without positives, at price 1.
 
         The hard program is infeasible exactly if the optimum is below zero, that is, if some
         beta >= 0 has R ||sum_j beta_j g_j^-|| + beta' q^- < 0 (Farkas).
         """
-        kept = slice(self.positives, None)
-        return ConeProgram(
-            self.gram[kept, kept], self.linear[kept], self.radius, positives=0, price=1.0
-        )
+        negatives = np.arange(self.positives, len(self.linear))
+        return replace(self.restricted(negatives), price=1.0)
 
 
 def simplex_column(program: ConeProgram) -> np.ndarray:

@@ -19,6 +19,8 @@ POLISH_FROM = (1e-3, 1e-5, 1e-8)  # gaps at which the interior point's active se
 POLISHED = 1e-9  # gap that a polished answer must have to end the iteration
 ACTIVE = 1e-6  # Clarabel's weights below this share of the largest are at their bound
 USABLE = 1e-3  # with more than this there is no answer
+DIRECT = 96  # up to this many samples the interior point starts at once
+FEW = 16  # positives, or negatives, that are never halved further
 PROXIMAL_STEPS = (1e1, 1e2, 1e3, 1e4, 1e5)  # mu of `nearest`, where norms and R are about 1
 
 
@@ -35,7 +37,7 @@ class Solution:
         step: (K,) g = c + sum_i step_i g_i, a point of the ball.
         on_boundary: step is R xi / ||dg||, with dg != 0.
         gap: relative duality gap, see `ConeProgram.gap`.
-        iterations: of the interior point.
+        iterations: of the interior point, at all sizes together.
         fallback: Clarabel gave the answer.
     """
 
@@ -60,10 +62,10 @@ def solve(program: ConeProgram) -> Solution:
         SolverError: if no pair with a relative gap below 1e-3 was found.
     """
     scaled, step_unit = program.normalised()
-    solution = _interior_point(scaled)
+    solution = _coarse_to_fine(scaled)
     if not solution.certified and _indefinite(scaled.gram):
         scaled = replace(scaled, gram=_nearest_semidefinite(scaled.gram))
-        solution = _interior_point(scaled)
+        solution = _coarse_to_fine(scaled)
     if not solution.certified:
         solution = _fall_back(scaled, solution)
     if not abs(solution.gap) <= USABLE:
@@ -122,6 +124,44 @@ def _proves_infeasible(violation: ConeProgram, beta: np.ndarray) -> bool:
     return violation.dual_value(beta) < -CERTIFIED * violation.magnitude(beta)
 
 
+def _coarse_to_fine(program: ConeProgram) -> Solution:
+    """Solve without the constraints that are slackest at c, then add back those that matter.
+
+    At the optimum most constraints are slack. The half of the samples best aligned with c is left
+    out, recursively, and Newton on the active set takes up those that the result violates. Where
+    that does not end in a certified pair, the interior point solves the program itself: an attempt
+    costs it at most an eighth more.
+    """
+    spent = 0
+    if len(program.linear) > DIRECT:
+        kept = _worst_aligned(program)
+        coarse = _coarse_to_fine(program.restricted(kept))
+        spent = coarse.iterations
+        xi = np.zeros(len(program.linear))
+        xi[kept] = coarse.xi
+        xi, gap = polish(program, xi, _between_bounds(program, xi, margin=0.0))
+        if gap <= POLISHED:
+            return _recover(program, xi, program.boundary_step(xi), spent, fallback=False)
+    solution = _interior_point(program)
+    return replace(solution, iterations=spent + solution.iterations)
+
+
+def _worst_aligned(program: ConeProgram) -> np.ndarray:
+    """Sorted indices of the half of the positives and of the negatives with the least <c, g_i>."""
+    halves = []
+    for start, end in ((0, program.positives), (program.positives, len(program.linear))):
+        order = np.argsort(program.linear[start:end], kind="stable")
+        halves.append(start + order[: max(FEW, (end - start) // 2)])
+    return np.sort(np.concatenate(halves))
+
+
+def _between_bounds(program: ConeProgram, xi: np.ndarray, margin: float) -> np.ndarray:
+    """(K,) bool, samples with 0 < xi_i < upper bound, relative to the largest by `margin`."""
+    upper = np.full(len(xi), program.price)
+    upper[: program.positives] = np.inf
+    return (xi > margin * xi.max()) & (xi < upper * (1.0 - margin))
+
+
 def _interior_point(program: ConeProgram) -> Solution:
     """Interior-point steps until Newton on the active set finishes, or the best pair they reach."""
     best: interior_point.Pair | None = None
@@ -145,10 +185,7 @@ def _fall_back(program: ConeProgram, solution: Solution) -> Solution:
     xi = reference.solve_dual(program)
     if xi is None:
         return solution
-    upper = np.full(len(xi), program.price)
-    upper[: program.positives] = np.inf
-    free = (xi > ACTIVE * xi.max()) & (xi < upper * (1.0 - ACTIVE))
-    polished, gap = polish(program, xi, free)
+    polished, gap = polish(program, xi, _between_bounds(program, xi, margin=ACTIVE))
     xi = polished if gap <= CERTIFIED else xi
     other = _recover(program, xi, solution.step, solution.iterations, fallback=True)
     return other if abs(other.gap) < abs(solution.gap) else solution
