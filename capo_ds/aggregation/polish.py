@@ -7,7 +7,8 @@ optimal xi satisfies, with p = (Q xi)_F and L = ||dg||,
     (R / L) (Q xi)_F + q_F = t 1_P,    1' alpha = 1,
 
 whose Jacobian is (R / L)(Q_FF - p p' / L^2). Samples that Newton pushes over a bound stay at it;
-samples at a bound whose gradient points inwards are freed.
+samples at a bound whose gradient points inwards are freed. Steps are halved until the dual value
+falls: with many samples changing sides at once, full steps can cycle.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from capo_ds.aggregation.bordered import Bordered
 from capo_ds.aggregation.program import ConeProgram, simplex_column
 
 POLISHED = 1e-11  # relative gap at which to stop
-MAX_STEPS = 10
+MAX_STEPS = 15
+MAX_HALVINGS = 6
 # Makes Q_FF definite if gradients are duplicated. Newton's fixed point does not depend on it.
 DAMPING = 1e-13
 
@@ -36,19 +38,17 @@ def polish(program: ConeProgram, xi: np.ndarray, free: np.ndarray) -> tuple[np.n
     upper[: program.positives] = np.inf
     best, best_gap = xi, np.inf
     xi = np.where(free, xi, np.where(xi > upper / 2, upper, 0.0))
+    xi = _feasible(program, xi, upper)
     products = program.gram @ xi
     for _ in range(MAX_STEPS):
-        if program.direction_vanishes(xi, products):
+        if not np.all(np.isfinite(products)) or program.direction_vanishes(xi, products):
             break
         try:
-            xi, threshold = _newton(program, xi, products, free)
+            change, threshold = _newton(program, xi, products, free)
         except LinAlgError:
             break
-        xi = np.clip(xi, 0.0, upper)
-        if not np.all(np.isfinite(xi)) or not _normalise(program, xi):
-            break
-        products = program.gram @ xi
-        if program.direction_vanishes(xi, products):
+        xi, products = _descend(program, xi, products, change, upper)
+        if not np.all(np.isfinite(products)) or program.direction_vanishes(xi, products):
             break
         gap, aligned = program.boundary_gap(xi, products)
         if gap < best_gap:
@@ -61,10 +61,44 @@ def polish(program: ConeProgram, xi: np.ndarray, free: np.ndarray) -> tuple[np.n
     return best, best_gap
 
 
+def _descend(
+    program: ConeProgram,
+    xi: np.ndarray,
+    products: np.ndarray,
+    change: np.ndarray,
+    upper: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The longest of the steps 1, 1/2, 1/4, ... after which the dual value is not higher.
+
+    The last of them is taken if none is: close to the solution the value does not tell.
+    """
+    before = _dual_value(program, xi, products)
+    allowed = before + 1e-12 * abs(before)
+    for halvings in range(MAX_HALVINGS):
+        moved = _feasible(program, xi + 0.5**halvings * change, upper)
+        moved_products = program.gram @ moved
+        if _dual_value(program, moved, moved_products) <= allowed:
+            break
+    return moved, moved_products
+
+
+def _dual_value(program: ConeProgram, xi: np.ndarray, products: np.ndarray) -> float:
+    return program.radius * np.sqrt(max(xi @ products, 0.0)) + float(program.linear @ xi)
+
+
+def _feasible(program: ConeProgram, xi: np.ndarray, upper: np.ndarray) -> np.ndarray:
+    """xi between its bounds, alpha scaled to sum 1 (NaN if nothing of it is left)."""
+    xi = np.clip(xi, 0.0, upper)
+    if program.positives:
+        total = xi[: program.positives].sum()
+        xi[: program.positives] *= 1.0 / total if total > 0.0 else np.nan
+    return xi
+
+
 def _newton(
     program: ConeProgram, xi: np.ndarray, products: np.ndarray, free: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One step on the free samples; also t 1_P (K,)."""
+    """(K,) full step, zero outside the free samples; also t 1_P (K,)."""
     squared = float(xi @ products)
     unit = np.sqrt(max(squared, 0.0)) / program.radius  # L / R
     simplex = simplex_column(program)
@@ -75,18 +109,6 @@ def _newton(
     matrix.flat[:: len(matrix) + 1] += DAMPING * (1.0 + np.diag(matrix))
     missing = np.append(1.0 - simplex.T @ xi, 0.0)
     system = Bordered(matrix, border, border, corner=squared)
-    change, shift = system.solve(-products[free] - unit * program.linear[free], missing)
-    moved = xi.copy()
-    moved[free] += change
-    return moved, simplex @ shift[:-1] / unit
-
-
-def _normalise(program: ConeProgram, xi: np.ndarray) -> bool:
-    """Scale alpha to sum 1 in place; False if nothing of it is left."""
-    if not program.positives:
-        return True
-    total = xi[: program.positives].sum()
-    if not total > 0.0:
-        return False
-    xi[: program.positives] /= total
-    return True
+    change = np.zeros(len(xi))
+    change[free], shift = system.solve(-products[free] - unit * program.linear[free], missing)
+    return change, simplex @ shift[:-1] / unit

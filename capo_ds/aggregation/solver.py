@@ -15,7 +15,7 @@ from capo_ds.aggregation.polish import polish
 from capo_ds.aggregation.program import ConeProgram
 
 CERTIFIED = 1e-7  # relative gap of an optimal answer
-POLISH_FROM = (1e-3, 1e-5, 1e-8)  # gaps at which the interior point's active set is tried
+POLISH_FROM = (1e-2, 1e-5, 1e-8)  # gaps at which the active set of an iterate is tried
 POLISHED = 1e-9  # gap that a polished answer must have to end the iteration
 ACTIVE = 1e-6  # Clarabel's weights below this share of the largest are at their bound
 USABLE = 1e-3  # with more than this there is no answer
