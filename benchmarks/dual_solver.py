@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from capo_ds.aggregation import Aggregation, GramProblem, aggregate
+from capo_ds.aggregation import Aggregation, GramProblem, aggregate, diagnose
 from capo_ds.aggregation.program import ConeProgram
 from capo_ds.aggregation.reference import square_root
 
@@ -244,33 +244,35 @@ def draw(rows: list[Row], path: Path) -> None:
 
 
 def print_prices(draws: int = 24, count: int = 100) -> None:
-    """What the price of slack buys, by family and radius C.
+    """What the price of slack buys, by family and radius C; means over the draws.
 
-    Over the draws whose hard program is feasible: how many give its solution (no slack is left).
-    Over the others: the median of the total slack over the least possible one (at rho = 1e4).
+    Whether the hard program is feasible, whether g~ solves it (no slack is left), the slack over
+    the least possible one where it is infeasible, and the share of samples in conflict with g~.
     """
-    prices = (1.0, 3.0, 10.0, 30.0, 100.0)
-    print(f"{draws} draws, N = {count}; by rho = {prices}")
+    print(f"{draws} draws, N = {count}")
+    print(f"{'family':14} {'C':>4} {'rho':>5} feasible solved slack/least conflict: + -")
     for name in ("shared mode", "infeasible", "heavy-tailed"):
         problems = [FAMILIES[name].problem(count, seed) for seed in range(draws)]
-        for radius in (0.1, 0.5, 1.0):
-            least = [slack_total(problem, radius, 1e4) for problem in problems]
-            reached, excess = [], []
-            for price in prices:
-                slacks = [slack_total(problem, radius, price) for problem in problems]
-                pairs = list(zip(slacks, least, strict=True))
-                reached.append(sum(bool(low <= 1e-9 and slack <= 1e-9) for slack, low in pairs))
-                ratios = [slack / low for slack, low in pairs if low > 1e-9]
-                excess.append(round(float(np.median(ratios)), 3) if ratios else None)
-            feasible = sum(low <= 1e-9 for low in least)
-            print(f"{name}, C = {radius}: {feasible} feasible, hard solution in {reached}")
-            print(f"    slack over the least in the others: {excess}")
+        for radius in (0.1, 0.5):
+            least = np.array([outcome(problem, radius, 1e4)[0] for problem in problems])
+            infeasible = least > 1e-9
+            for price in (0.01, 0.1, 1.0, 10.0, 100.0):
+                outcomes = np.array([outcome(problem, radius, price) for problem in problems])
+                slack = outcomes[:, 0]
+                excess = np.median(slack[infeasible] / least[infeasible]) if any(infeasible) else 1
+                print(
+                    f"{name:14} {radius:4} {price:5} {np.sum(~infeasible):8} "
+                    f"{np.sum(slack <= 1e-9):6} {excess:11.3f} {outcomes[:, 1].mean():11.3f} "
+                    f"{outcomes[:, 2].mean():.3f}"
+                )
 
 
-def slack_total(problem: GramProblem, radius: float, price: float) -> float:
-    """Relative to ||g_0|| and the mean norm of a gradient."""
-    report = aggregate("capo", problem, radius=radius, slack_price=price).report
-    return report["slack_total"] / (problem.vanilla_norm * problem.norms.mean())
+def outcome(problem: GramProblem, radius: float, price: float) -> tuple[float, float, float]:
+    """Slack relative to ||g_0|| and the mean norm; share of positives, negatives in conflict."""
+    answer = aggregate("capo", problem, radius=radius, slack_price=price)
+    slack = answer.report["slack_total"] / (problem.vanilla_norm * problem.norms.mean())
+    measures = diagnose(problem, answer.coefficients)
+    return slack, measures["conflict/positive_after"], measures["conflict/negative_after"]
 
 
 def main() -> None:
@@ -287,7 +289,7 @@ def main() -> None:
     for count in (
         (32, 64, 128, 256, 512) if arguments.quick else (32, 64, 128, 256, 512, 1024, 2048)
     ):
-        for name in FAMILIES if count <= 512 else LARGE:
+        for name in FAMILIES if count <= 1024 else LARGE:
             rows.append(measure(name, count, against_cvxpy=count <= 1024))
             print(f"\r{name} {count}        ", end="", flush=True)
     print()

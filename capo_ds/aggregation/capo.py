@@ -29,8 +29,8 @@ from capo_ds.aggregation import solver
 from capo_ds.aggregation.problem import Aggregation, GramProblem
 from capo_ds.aggregation.program import ConeProgram
 
-# Large enough that on gradients whose hard program is feasible its solution comes out, small enough
-# that one infeasible negative does not drown the positives: see docs/mathematics.md.
+# By experiment (docs/mathematics.md, section 4): it gives the hard solution wherever there is one,
+# else nearly the least slack, and a higher price changes nothing.
 DEFAULT_SLACK_PRICE = 10.0
 # A hard program has the solution of an elastic one that leaves no slack. Prices are tried in turn.
 HARD_PRICES = (DEFAULT_SLACK_PRICE, 1e3, 1e5)
@@ -73,7 +73,7 @@ def capo(
     _validate(radius, slack_price, region, on_infeasible)
     started = time.perf_counter()
     setting = _Setting(problem, radius, region)
-    program = setting.program(slack_price)
+    program = setting.program(float(slack_price))
     if len(setting.samples) == 0 or program.radius == 0.0 or not program.norms.any():
         answer = _without_direction(setting, program)
     else:

@@ -25,11 +25,11 @@ def main() -> None:
         for price in (10.0, 3.0)
     }
 
-    figure, axes = pyplot.subplots(figsize=(6.4, 4.6))
-    x = np.linspace(-2, 8, 2)
+    figure, axes = pyplot.subplots(figsize=(7.4, 3.9))
+    x = np.array([-2.0, 9.6])
     axes.fill_between(x, x / 2, -10, color="tab:red", alpha=0.08)  # <g, g_2> = -x + 2 y < 0
     axes.plot(x, x / 2, color="tab:red", lw=1)
-    axes.text(5.0, 0.4, r"$\langle g, g_2^-\rangle < 0$: raises the" "\nnegative's likelihood")
+    axes.text(5.2, 0.4, r"$\langle g, g_2^-\rangle < 0$: raises the" "\nnegative's likelihood")
     ball = pyplot.Circle(vanilla, RADIUS * problem.vanilla_norm, fill=False, ls="--")
     axes.add_patch(ball)
     axes.text(2.0, -1.9, r"$\|g - g_0\| \leq C\,\|g_0\|$")
@@ -42,7 +42,7 @@ def main() -> None:
     ):
         axes.annotate("", vector, (0, 0), arrowprops={"arrowstyle": "->", "color": colour, "lw": 2})
         axes.annotate(name, vector, (4, 6), textcoords="offset points", color=colour)
-    axes.set(xlim=(-2, 8.6), ylim=(-2.6, 3), aspect="equal")
+    axes.set(xlim=(-2, 9.6), ylim=(-2.6, 3), aspect="equal")
     axes.axhline(0, color="grey", lw=0.5)
     axes.axvline(0, color="grey", lw=0.5)
     figure.tight_layout()

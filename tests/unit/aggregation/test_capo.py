@@ -275,6 +275,14 @@ def test_a_float32_gram_matrix_of_more_samples_than_rank():
     assert difference <= 1e-2 * np.linalg.norm(exact.coefficients @ rows)
 
 
+def test_options_may_be_integers():
+    problem = problem_of(gradients("mixed", 12, 0), 6)
+    whole = aggregate("capo", problem, radius=1, slack_price=3)
+    np.testing.assert_array_equal(
+        whole.coefficients, aggregate("capo", problem, radius=1.0, slack_price=3.0).coefficients
+    )
+
+
 @pytest.mark.parametrize(
     "options",
     [
