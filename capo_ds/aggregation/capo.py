@@ -206,11 +206,15 @@ def _nearest_to_vanilla(setting: _Setting, solved: _Solved, otherwise: np.ndarra
     The solver gives the one nearest to the centre, which is 0. `otherwise`, that one, is kept if
     the projection cannot be resolved in float64.
     """
-    program = setting.program(solved.program.price, setting.problem.vanilla)
-    step = solver.nearest(program, program.cancellation_scale(solved.solution.xi))
+    problem, xi = setting.problem, solved.solution.xi
+    program = setting.program(solved.program.price, problem.vanilla)
+    step = solver.nearest(program, program.cancellation_scale(xi))
     if step is None:
         return otherwise
-    return setting.shrunk_into_ball(setting.problem.vanilla + setting.spread(step))
+    nearest = setting.shrunk_into_ball(problem.vanilla + setting.spread(step))
+    value = solved.program.primal_value((problem.gram @ nearest)[setting.samples])
+    accurate = value >= -solver.CERTIFIED * solved.program.cancellation_scale(xi)
+    return nearest if accurate else otherwise
 
 
 def _violated(program: ConeProgram, products: np.ndarray) -> bool:

@@ -71,7 +71,7 @@ def iterates(program: ConeProgram) -> Iterator[Pair]:
         pair = _pair(program, bounds, point, iteration)
         yield pair
         least, since = (pair.gap, 0) if pair.gap < least else (least, since + 1)
-        if since > PATIENCE or not point.inside():
+        if since > PATIENCE or not point.inside(bounds):
             return
         try:
             newton = _ConeNewton(program, bounds, point)
@@ -103,10 +103,12 @@ def proximal(program: ConeProgram, mu: float) -> np.ndarray:
         bend = bounds.slack_change(predictor[0]) * predictor[1]
         corrector = newton.direction(target - complementarity - bend)
         length = TO_BOUNDARY * newton.reach(*corrector)
-        xi, lam, threshold = (
-            value + length * change
-            for value, change in zip((xi, lam, threshold), corrector, strict=True)
-        )
+        moved = xi + length * corrector[0]
+        if np.any(bounds.slack(moved) <= 0.0):  # in float64 a bound is reached
+            break
+        xi = moved
+        lam = lam + length * corrector[1]
+        threshold = threshold + length * corrector[2]
     return mu * xi
 
 
@@ -170,9 +172,13 @@ class _Point:
     def xi(self) -> np.ndarray:
         return self.sigma.tail[0]
 
-    def inside(self) -> bool:
-        """Whether both cone vectors are in the interior, in float64."""
-        return self.sigma.determinant() > 0.0 and self.zeta.determinant() > 0.0
+    def inside(self, bounds: _Bounds) -> bool:
+        """Whether slacks and both cone vectors are in the interior, in float64."""
+        return bool(
+            np.all(bounds.slack(self.xi) > 0.0)
+            and self.sigma.determinant() > 0.0
+            and self.zeta.determinant() > 0.0
+        )
 
     def longest_step(self, direction: _Direction, bounds: _Bounds) -> float:
         """Largest length that keeps slacks, multipliers and both cone vectors inside."""

@@ -10,7 +10,7 @@ from gradient_families import FAMILIES, draws, gradients, primal_by_cvxpy, probl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capo_ds.aggregation import aggregate, reference
+from capo_ds.aggregation import GramProblem, aggregate, reference
 from capo_ds.aggregation.program import ConeProgram
 
 RADII = st.sampled_from([0.1, 0.5, 0.9, 1.0, 1.7])
@@ -118,7 +118,7 @@ def test_permutation_permutes_the_answer(draw, radius, region, random):
     order = list(range(len(rows)))
     random.shuffle(order)
     problem = problem_of(rows, positives)
-    shuffled = type(problem)(
+    shuffled = GramProblem(
         problem.gram[np.ix_(order, order)], problem.positive[order], problem.negative[order]
     )
     first = aggregate("capo", problem, radius=radius, region=region)
@@ -270,9 +270,35 @@ def test_a_float32_gram_matrix_of_more_samples_than_rank():
     assert np.linalg.eigvalsh(gram32)[0] < 0.0
     positive = np.arange(90) < 45
     exact = aggregate("capo", problem_of(rows, positives=45), radius=0.5)
-    noisy = aggregate("capo", type(problem_of(rows, 45))(gram32, positive, ~positive), radius=0.5)
+    noisy = aggregate("capo", GramProblem(gram32, positive, ~positive), radius=0.5)
     difference = np.linalg.norm((noisy.coefficients - exact.coefficients) @ rows)
     assert difference <= 1e-2 * np.linalg.norm(exact.coefficients @ rows)
+
+
+@given(
+    st.sampled_from(FAMILIES),
+    st.integers(1, 40),
+    st.integers(0, 10**6),
+    st.sampled_from([0.0, 1e-6, 0.1, 0.5, 1.0, 10.0]),
+    st.sampled_from([1e-3, 1.0, 10.0, 1e3, np.inf]),
+    REGIONS,
+)
+@settings(deadline=None, max_examples=200)
+def test_any_problem_has_a_certified_answer(family, count, seed, radius, price, region):
+    """Zero and tiny gradients, few dimensions, odd weights, any mix of signs; no fallback."""
+    rng = np.random.default_rng(seed)
+    rows = gradients(family, count, seed)[:, : rng.integers(1, 2 * count + 1)]
+    rows[rng.random(count) < 0.1] *= rng.choice([0.0, 1e-5])
+    sign = rng.choice([-1, 0, 1], size=count, p=rng.dirichlet(np.ones(3)))
+    weights = rng.normal(size=count) / count
+    problem = GramProblem(rows @ rows.T, sign > 0, sign < 0, weights)
+    with np.errstate(all="raise", under="ignore"):
+        answer = aggregate("capo", problem, radius=radius, slack_price=price, region=region)
+    assert np.all(np.isfinite(answer.coefficients))
+    assert abs(answer.report["gap"]) <= 1e-6
+    distance = np.linalg.norm((answer.coefficients - answer.base) @ rows)
+    largest = np.linalg.norm(rows, axis=1).max()
+    assert distance <= radius * problem.vanilla_norm * (1 + 1e-6) + 1e-9 * largest
 
 
 def test_options_may_be_integers():
