@@ -124,7 +124,7 @@ class Trainer:
             report = self.learner.update(part)
         metrics = Means.merge(comm.gather(self.means.take()))
         if recorder:
-            recorder.samples(step + 1, _samples(scored, self.config.train.log_samples))
+            recorder.samples(step + 1, self._samples(scored))
         return metrics | report
 
     # ---------------------------------------------------------------- one step's data
@@ -187,6 +187,20 @@ class Trainer:
                 local = numbers[numbers % comm.world_size() == comm.rank()] // comm.world_size()
                 rows = np.sort(local)[:, None] * group + np.arange(group)
                 yield batch.take(torch.as_tensor(rows.flatten()))
+
+    def _samples(self, scored: Scored) -> list[dict]:
+        """The first response to each of this rank's first prompts, for the logs."""
+        group, count = self.config.rollout.group_size, self.config.train.log_samples
+        rows = zip(scored.problems, scored.texts, scored.verdicts, strict=True)
+        return [
+            {
+                "prompt": problem.prompt,
+                "completion": text,
+                "answer": problem.answer,
+                "reward": verdict.reward,
+            }
+            for problem, text, verdict in list(rows)[::group][:count]
+        ]
 
     def _fitting_problems(self, split: str) -> list[Problem]:
         """The problems of a split whose prompts are short enough."""
@@ -283,19 +297,6 @@ def _check_output(folder: Path, resume: str) -> None:
 def _due(done: int, every: int, last: int) -> bool:
     """Every so many steps, and after the last; `every` 0 for evaluations means never."""
     return bool(every) and (done % every == 0 or done == last)
-
-
-def _samples(scored: Scored, count: int) -> list[dict]:
-    rows = zip(scored.problems, scored.texts, scored.verdicts, strict=True)
-    return [
-        {
-            "prompt": problem.prompt,
-            "completion": text,
-            "answer": problem.answer,
-            "reward": verdict.reward,
-        }
-        for problem, text, verdict in list(rows)[:count]
-    ]
 
 
 def _progress(metrics: dict[str, float], accuracy: float | None) -> str:

@@ -32,10 +32,12 @@ class CapoEngine:
             # Would be compiled at the first init on CPU (half a minute); gloo serves as well.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self.parameters = [p for p in policy.parameters() if p.requires_grad]
+        settings = deepspeed_settings(config, monitor_dir)
+        self._stage = zero_stage(settings)
         self._engine, *_ = deepspeed.initialize(
             model=policy,
             model_parameters=self.parameters,
-            config=deepspeed_settings(config, monitor_dir),
+            config=settings,
             lr_scheduler=_schedule(config.optimizer, optimizer_steps),
             dist_init_required=False,
         )
@@ -54,8 +56,10 @@ class CapoEngine:
             for parameter, part in zip(self.parameters, partial_gradient, strict=True)
         )
         self._engine.backward(surrogate)
+        # At ZeRO 0 the engine tells no norm; there the reduced gradient stands in the parameters.
+        norm = torch.nn.utils.get_total_norm(p.grad for p in self.parameters if p.grad is not None)
         self._engine.step()
-        return float(self._engine.get_global_grad_norm() or 0.0)
+        return float(norm if self._stage == 0 else self._engine.get_global_grad_norm())
 
     @property
     def learning_rate(self) -> float:
@@ -123,12 +127,17 @@ def read_deepspeed_json(path: str) -> dict[str, Any]:
                 f"deepspeed: {path} enables {key!r}; remove it and set model.dtype: the LoRA "
                 "factors and their gradient stay in float32"
             )
-    stage = settings.get("zero_optimization", {}).get("stage", 0)
+    stage = zero_stage(settings)
     if stage not in SUPPORTED_STAGES:
         raise ConfigError(
             f"deepspeed: {path} asks for ZeRO stage {stage}; use one of {SUPPORTED_STAGES}"
         )
     return settings
+
+
+def zero_stage(settings: dict[str, Any]) -> int:
+    """ZeRO stage of a DeepSpeed JSON."""
+    return settings.get("zero_optimization", {}).get("stage", 0)
 
 
 def _schedule(
