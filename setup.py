@@ -24,7 +24,7 @@ RUNTIME = [
 EXTRAS = {
     "dev": ["pytest==9.2.0", "hypothesis>=6.150", "ruff==0.17.6"],
     "mpi": ["mpi4py>=4"],
-    "torchjd": ["torchjd"],
+    "torchjd": ["torchjd[cagrad,fairgrad,quadprog_projector]"],
 }
 
 setup(

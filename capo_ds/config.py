@@ -133,6 +133,12 @@ class CapoConfig(Section):
     )
 
 
+class CagradConfig(Section):
+    """CAGrad, where it is the aggregator."""
+
+    radius: float = Field(0.5, ge=0, description="radius c of CAGrad's ball, relative to ||g_0||")
+
+
 class OptimizerConfig(Section):
     """AdamW on the LoRA factors."""
 
@@ -196,8 +202,11 @@ class Config(Section):
     task: TaskConfig = TaskConfig()
     rollout: RolloutConfig = RolloutConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
-    aggregator: Literal["mean", "capo", "mgda", "pcgrad", "cagrad", "config"] = Field(
-        "capo", description="how per-sample gradients become one; mean is GRPO"
+    aggregator: str = Field(
+        "capo",
+        pattern=r"^(mean|capo|mgda|pcgrad|cagrad|config|torchjd:\w+)$",
+        description="how per-sample gradients become one: capo, mean (GRPO), mgda, pcgrad, cagrad, "
+        "config, or a Gramian weighting of the torchjd library as torchjd:NAME",
     )
     measure_conflict: bool = Field(
         True,
@@ -205,6 +214,7 @@ class Config(Section):
         "conflict (off: plain backward, faster)",
     )
     capo: CapoConfig = CapoConfig()
+    cagrad: CagradConfig = CagradConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     deepspeed: str = Field("ds_configs/zero2.json", description="DeepSpeed JSON (ZeRO stage)")
     train: TrainConfig = TrainConfig()

@@ -3,13 +3,15 @@ matrix, solve, reconstruct, step). Every method is called on all ranks together.
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from capo_ds.aggregation import Aggregation, GramProblem, aggregate
+from capo_ds.aggregation import GramProblem, aggregate
 from capo_ds.aggregation.diagnostics import diagnose
 from capo_ds.config import Config
 from capo_ds.distributed import comm
@@ -145,11 +147,19 @@ class Learner:
             negative=signs < 0,
             vanilla=np.full(len(signs), 1 / samples),
         )
-        name = self.config.aggregator
-        options = self.config.capo.model_dump() if name == "capo" else {}
-        result: Aggregation = aggregate(name, problem, **options)
-        report = {f"{name}/{key}": value for key, value in result.report.items()}
+        result = aggregate(self.config.aggregator, problem, **self._options(gram))
+        group = self.config.aggregator.replace(":", "_")
+        report = {f"{group}/{key}": value for key, value in result.report.items()}
         return result.coefficients, report | diagnose(problem, result.coefficients, result.xi)
+
+    def _options(self, gram: np.ndarray) -> dict[str, Any]:
+        """Settings of the aggregator."""
+        match self.config.aggregator:
+            case "capo" | "cagrad" as name:
+                return getattr(self.config, name).model_dump()
+            case "pcgrad":  # projects in a random order, which must not be the same at every step
+                return {"seed": zlib.crc32(gram.tobytes())}
+        return {}
 
     # ---------------------------------------------------------------- forward passes
 

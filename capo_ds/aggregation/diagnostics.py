@@ -27,11 +27,11 @@ def diagnose(
         xi: (N,) direction weights, if the aggregator has them.
 
     Returns:
-        `conflict/{positive,negative,all}_{before,after}`: share of samples whose cosine with g_0
-        (before) or g~ (after) is below -1e-6; `cosine_{before,after}/q05 ... q95`: quantiles of
-        those cosines; `min_alignment`: min_i <g~, g_i> over positives; `max_violation`:
-        max_j max(0, -<g~, g_j>) over negatives; `cosine_to_vanilla`: cosine of g~ and g_0;
-        `norm_ratio`: ||g~|| / ||g_0||; `effective_samples`: (sum xi)^2 / sum xi^2.
+        All under `conflict/`: `{positive,negative,all}_{before,after}`: share of samples whose
+        cosine with g_0 (before) or g~ (after) is below -1e-6; `cosine_{before,after}_q05 ... q95`:
+        quantiles of those cosines; `min_alignment`: min_i <g~, g_i> over positives;
+        `max_violation`: max_j max(0, -<g~, g_j>) over negatives; `cosine_to_vanilla`: cosine of g~
+        and g_0; `norm_ratio`: ||g~|| / ||g_0||; `effective_samples`: (sum xi)^2 / sum xi^2.
     """
     after = problem.gram @ coefficients
     after_norm = float(np.sqrt(max(coefficients @ after, 0.0)))
@@ -52,17 +52,19 @@ def diagnose(
                 measures[f"conflict/{name}_{when}"] = float(share)
         if groups["all"].any():
             for level in QUANTILES:
-                key = f"cosine_{when}/q{round(100 * level):02d}"
+                key = f"conflict/cosine_{when}_q{round(100 * level):02d}"
                 measures[key] = float(np.quantile(cosine[groups["all"]], level))
     if problem.positive.any():
-        measures["min_alignment"] = float(after[problem.positive].min())
+        measures["conflict/min_alignment"] = float(after[problem.positive].min())
     if problem.negative.any():
-        measures["max_violation"] = float(max(0.0, -after[problem.negative].min()))
+        measures["conflict/max_violation"] = float(max(0.0, -after[problem.negative].min()))
     overlap = np.asarray(coefficients @ problem.q0)
-    measures["cosine_to_vanilla"] = float(_ratio(overlap, after_norm * problem.vanilla_norm))
-    measures["norm_ratio"] = float(_ratio(np.asarray(after_norm), problem.vanilla_norm))
+    measures["conflict/cosine_to_vanilla"] = float(
+        _ratio(overlap, after_norm * problem.vanilla_norm)
+    )
+    measures["conflict/norm_ratio"] = float(_ratio(np.asarray(after_norm), problem.vanilla_norm))
     if xi is not None and np.any(xi):
-        measures["effective_samples"] = float(np.sum(xi) ** 2 / np.sum(xi**2))
+        measures["conflict/effective_samples"] = float(np.sum(xi) ** 2 / np.sum(xi**2))
     return measures
 
 

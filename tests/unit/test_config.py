@@ -19,7 +19,7 @@ RECIPES = sorted((REPOSITORY / "launchers" / "recipes").glob("*.yaml"))
         ({"capo": 3}, ["capo", "3", "section"]),
         ({"train": {"steps": 1.5}}, ["train.steps", "1.5", "integer"]),
         ({"train": {"steps": True}}, ["train.steps", "True", "integer"]),
-        ({"aggregator": "meen"}, ["aggregator", "'meen'", "'mean'"]),
+        ({"aggregator": "meen"}, ["aggregator", "'meen'", "mean"]),
         ({"objective": {"minibatches": 65}}, ["objective.minibatches", "65", "lower it"]),
         ({"model": {"lora_targets": []}}, ["model.lora_targets", "at least 1"]),
         ({"zzz": 1}, ["zzz", "unknown key", "rollout"]),

@@ -21,13 +21,17 @@ def test_measures_from_vectors():
         for name, group in groups.items():
             expected = np.mean(cosines[group] < -1e-6)
             assert measures[f"conflict/{name}_{when}"] == pytest.approx(expected)
-        assert measures[f"cosine_{when}/q50"] == pytest.approx(np.median(cosines[:17]))
-    assert measures["min_alignment"] == pytest.approx((rows[:8] @ g).min(), abs=1e-12)
-    assert measures["max_violation"] == pytest.approx(max(0, -(rows[8:17] @ g).min()), abs=1e-12)
+        assert measures[f"conflict/cosine_{when}_q50"] == pytest.approx(np.median(cosines[:17]))
+    assert measures["conflict/min_alignment"] == pytest.approx((rows[:8] @ g).min(), abs=1e-12)
+    assert measures["conflict/max_violation"] == pytest.approx(
+        max(0, -(rows[8:17] @ g).min()), abs=1e-12
+    )
     cosine = g @ vanilla / np.linalg.norm(g) / np.linalg.norm(vanilla)
-    assert measures["cosine_to_vanilla"] == pytest.approx(cosine)
-    assert measures["norm_ratio"] == pytest.approx(np.linalg.norm(g) / np.linalg.norm(vanilla))
-    assert measures["effective_samples"] == pytest.approx(
+    assert measures["conflict/cosine_to_vanilla"] == pytest.approx(cosine)
+    assert measures["conflict/norm_ratio"] == pytest.approx(
+        np.linalg.norm(g) / np.linalg.norm(vanilla)
+    )
+    assert measures["conflict/effective_samples"] == pytest.approx(
         answer.xi.sum() ** 2 / (answer.xi**2).sum()
     )
     assert all(isinstance(value, float) for value in measures.values())
@@ -59,13 +63,13 @@ def test_a_constraint_active_at_zero_is_no_conflict():
 def test_empty_groups_have_no_share():
     rows = gradients("shared", 4, 0)
     measures = diagnose(problem_of(rows, positives=4), np.full(4, 0.25))
-    assert "conflict/negative_after" not in measures and "max_violation" not in measures
+    assert "conflict/negative_after" not in measures and "conflict/max_violation" not in measures
     neutral = diagnose(problem_of(rows, positives=0, negatives=0), np.full(4, 0.25))
-    assert set(neutral) == {"cosine_to_vanilla", "norm_ratio"}
+    assert set(neutral) == {"conflict/cosine_to_vanilla", "conflict/norm_ratio"}
 
 
 def test_zero_gradients_give_finite_measures():
     problem = problem_of(np.zeros((4, 3)), positives=2)
     measures = diagnose(problem, np.zeros(4), np.zeros(4))
     assert all(np.isfinite(value) for value in measures.values())
-    assert measures["conflict/all_after"] == 0.0 and "effective_samples" not in measures
+    assert measures["conflict/all_after"] == 0.0 and "conflict/effective_samples" not in measures
