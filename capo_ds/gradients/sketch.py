@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from functools import cache
+from hashlib import blake2b
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ BLOCK_ENTRIES = 1 << 20  # of a dense random matrix held at a time: 4 MiB, which
 class Sketch(ABC):
     """One random linear map for gradients of given shapes.
 
-    shapes: (o, i) of each factor. dim: k. seed: in [0, 2^63).
+    shapes: (o, i) of each factor. dim: k. seed: any integer.
     """
 
     def __init__(self, shapes: list[tuple[int, int]], dim: int = DEFAULT_DIM, seed: int = 0):
@@ -208,10 +209,10 @@ def count_sketch(rows: Tensor, buckets: Tensor, key: int) -> Tensor:
     and the variance bound asks no more; in return a block is one contiguous multiply-add.
     """
     add = _add_blocks if rows.device.type == "cpu" else _add_gathered
-    width = buckets.shape[-1]
-    signs = _signs(key, 0, 1, rows.shape[-1], rows.device)[0]
-    shifts = _words(_key(key, 0), 0, -(-rows.shape[-1] // width), torch.device("cpu")) % width
-    add(rows, buckets, signs, shifts)
+    length, width = rows.shape[-1], buckets.shape[-1]
+    blocks = -(-length // width)
+    words = _words(key, 0, blocks + -(-length // 64), rows.device)
+    add(rows, buckets, _unpacked(words[blocks:])[:length], words[:blocks] % width)
     return buckets
 
 
@@ -232,7 +233,7 @@ def _add_gathered(rows: Tensor, buckets: Tensor, signs: Tensor, shifts: Tensor) 
     width, length = buckets.shape[-1], rows.shape[-1]
     bucket = torch.arange(width, device=rows.device)
     block = torch.arange(len(shifts), device=rows.device)[:, None]
-    source = block * width + (bucket - shifts.to(rows.device)[:, None]) % width
+    source = block * width + (bucket - shifts[:, None]) % width
     inside = source < length
     source = source.where(inside, 0).flatten()
     weights = signs[source] * inside.flatten()
@@ -246,11 +247,17 @@ def _add_gathered(rows: Tensor, buckets: Tensor, signs: Tensor, shifts: Tensor) 
 def _signs(key: int, first: int, count: int, length: int, device: torch.device) -> Tensor:
     """Rows `first`, ..., `first + count - 1` of a random +-1 matrix, (count, length) of float32."""
     words = -(-length // 64)
-    bits = _words(key, first * words, count * words, device).view(torch.int32).view(count, 1, -1)
-    shifts = torch.arange(32, dtype=torch.int32, device=device)[:, None]
+    bits = _words(key, first * words, count * words, device)
+    return _unpacked(bits.view(count, words))[:, :length]
+
+
+def _unpacked(words: Tensor) -> Tensor:
+    """64 signs from each word: (*, n) of int64 -> (*, 64 n) of float32."""
+    bits = words.view(torch.int32).unsqueeze(-2)
+    shifts = torch.arange(32, dtype=torch.int32, device=words.device)[:, None]
     signs = torch.bitwise_left_shift(bits, shifts)  # each bit in turn becomes the top one
     signs.bitwise_and_(-(1 << 31)).bitwise_or_(0x3F800000)  # that sign, and the bits of 1.0
-    return signs.view(torch.float32).flatten(1)[:, :length]
+    return signs.view(torch.float32).flatten(-2)
 
 
 def _words(key: int, first: int, count: int, device: torch.device) -> Tensor:
@@ -261,16 +268,14 @@ def _words(key: int, first: int, count: int, device: torch.device) -> Tensor:
 
 def _key(*path: int) -> int:
     """An int64 that stands for a path such as (seed, factor, band)."""
-    key = torch.zeros(1, dtype=torch.int64)
-    for part in path:
-        key = _mix((key ^ part) + _signed(0x9E3779B97F4A7C15))
-    return int(key)
+    digest = blake2b(repr(path).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
 
 
 def _mix(x: Tensor) -> Tensor:
     """SplitMix64's finaliser (Steele, Lea & Flood 2014; constants of Stafford's mix 13).
 
-    A bijection of int64. Products wrap modulo 2^64; masks turn arithmetic shifts into logical ones.
+    Products wrap modulo 2^64; masks turn arithmetic shifts into logical ones.
     """
     for shift, multiplier in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         x = (x ^ (x >> shift & (1 << 64 - shift) - 1)) * _signed(multiplier)
