@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 import sys
 import traceback
 import warnings
@@ -33,6 +34,8 @@ def main(description: str, run: Callable[[Config], None]) -> None:
     comm.init()
     try:
         run(config)
+    except ConfigError as error:  # found on all ranks alike
+        _exit(BAD_CONFIG, f"config error\n{error}")
     except comm.PeerError as error:
         if error.__cause__ and not isinstance(error.__cause__, ConfigError):
             traceback.print_exception(error.__cause__)  # on the rank where it happened
@@ -60,8 +63,10 @@ def check_files(config: Config) -> None:
 
 
 def _exit(status: int, message: str) -> None:
-    if comm.launched_rank() == 0:
-        print(message, file=sys.stderr, flush=True)
+    """Tell it once per machine: only one of several may lack a file."""
+    if comm.launched_rank() == 0 or os.environ.get("LOCAL_RANK") == "0":
+        where = "" if comm.launched_rank() == 0 else f" on {socket.gethostname()}"
+        print(f"{message}{where}", file=sys.stderr, flush=True)
     sys.exit(status)
 
 

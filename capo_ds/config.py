@@ -11,13 +11,15 @@ import json
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
+    StrictBool,
     StrictInt,
     ValidationError,
     model_validator,
@@ -30,6 +32,19 @@ BUILTIN_MODELS = {"builtin:tiny": Path(__file__).resolve().parent / "assets" / "
 
 class ConfigError(ValueError):
     """A setting that cannot be used; the text names key, value and remedy."""
+
+
+def _no_flag(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("input should be a valid number, not true or false")
+    return value
+
+
+# Not strict: YAML reads 1e-5 as a string.
+Number = Annotated[float, BeforeValidator(_no_flag)]
+DecayRate = Annotated[Number, Field(ge=0, lt=1)]
+Share = Annotated[Number, Field(ge=0)]
+Level = Annotated[StrictInt, Field(ge=1, le=5)]
 
 
 class Section(BaseModel):
@@ -50,13 +65,13 @@ class ModelConfig(Section):
         "float32", description="dtype of the frozen base weights; LoRA factors are always float32"
     )
     lora_rank: StrictInt = Field(64, ge=1, description="rank r of the LoRA factors")
-    lora_alpha: float = Field(128, gt=0, description="LoRA scale: the update is alpha / r * B A")
+    lora_alpha: Number = Field(128, gt=0, description="LoRA scale: the update is alpha / r * B A")
     lora_targets: list[str] = Field(
         ["q_proj", "k_proj", "v_proj", "o_proj"],
         min_length=1,
         description="names of the linear layers that get LoRA factors",
     )
-    gradient_checkpointing: bool = Field(
+    gradient_checkpointing: StrictBool = Field(
         False, description="recompute activations in the backward pass to save memory"
     )
 
@@ -67,8 +82,8 @@ class TaskConfig(Section):
     name: Literal["arithmetic"] = Field("arithmetic", description="the task")
     train_problems: StrictInt = Field(4096, ge=1, description="number of training problems")
     test_problems: StrictInt = Field(256, ge=1, description="number of test problems")
-    levels: list[StrictInt] = Field(
-        [1, 2, 3], min_length=1, description="levels of difficulty of the arithmetic task"
+    levels: list[Level] = Field(
+        [1, 2, 3], min_length=1, description="levels of difficulty of the arithmetic task, 1 to 5"
     )
     seed: StrictInt = Field(0, ge=0, description="seed that generates the problems")
 
@@ -82,7 +97,7 @@ class RolloutConfig(Section):
     max_prompt_tokens: StrictInt = Field(
         1024, ge=1, description="prompts longer than this are left out (and counted)"
     )
-    temperature: float = Field(1.0, gt=0, description="sampling temperature")
+    temperature: Number = Field(1.0, gt=0, description="sampling temperature")
     batch_size: StrictInt = Field(
         256, ge=1, description="sequences that one rank generates at a time (memory)"
     )
@@ -97,17 +112,17 @@ class ObjectiveConfig(Section):
         "responses (GRPO); mean over all tokens (DAPO); sum over a response divided by "
         "rollout.max_new_tokens (Dr. GRPO)",
     )
-    scale_advantages: bool = Field(
+    scale_advantages: StrictBool = Field(
         True, description="divide advantages by the group's standard deviation (off: Dr. GRPO)"
     )
-    clip_low: float = Field(0.2, ge=0, lt=1, description="token ratio is clipped below 1 - this")
-    clip_high: float = Field(
+    clip_low: Number = Field(0.2, ge=0, lt=1, description="token ratio is clipped below 1 - this")
+    clip_high: Number = Field(
         0.2, ge=0, description="token ratio is clipped above 1 + this (0.28 in DAPO)"
     )
-    kl_weight: float = Field(
+    kl_weight: Number = Field(
         0.001, ge=0, description="weight beta of the k3 KL estimate to the base model; 0 skips it"
     )
-    mask_truncated: bool = Field(
+    mask_truncated: StrictBool = Field(
         False, description="responses cut at max_new_tokens contribute no gradient (DAPO)"
     )
     epochs: StrictInt = Field(1, ge=1, description="optimisation epochs over each rollout")
@@ -117,12 +132,12 @@ class ObjectiveConfig(Section):
 class CapoConfig(Section):
     """The second-order cone program of CAPO."""
 
-    radius: float = Field(0.5, ge=0, description="trust-region radius C, relative to ||g_0||")
+    radius: Number = Field(0.5, ge=0, description="trust-region radius C, relative to ||g_0||")
     region: Literal["difference", "norm"] = Field(
         "difference",
         description="trust region: ||g - g_0|| <= C ||g_0||, or the ablation ||g|| <= C ||g_0||",
     )
-    slack_price: float = Field(
+    slack_price: Number = Field(
         10.0,
         gt=0,
         allow_inf_nan=True,
@@ -136,20 +151,24 @@ class CapoConfig(Section):
 class CagradConfig(Section):
     """CAGrad, where it is the aggregator."""
 
-    radius: float = Field(0.5, ge=0, description="radius c of CAGrad's ball, relative to ||g_0||")
+    radius: Number = Field(0.5, ge=0, description="radius c of CAGrad's ball, relative to ||g_0||")
 
 
 class OptimizerConfig(Section):
     """AdamW on the LoRA factors."""
 
-    learning_rate: float = Field(1e-6, gt=0, description="peak learning rate")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="Adam's moment decay rates")
-    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay")
-    max_grad_norm: float = Field(1.0, ge=0, description="gradient clipping by norm; 0 = none")
+    learning_rate: Number = Field(1e-6, gt=0, description="peak learning rate")
+    betas: tuple[DecayRate, DecayRate] = Field(
+        (0.9, 0.999), description="Adam's moment decay rates, each in [0, 1)"
+    )
+    weight_decay: Number = Field(0.0, ge=0, description="decoupled weight decay")
+    max_grad_norm: Number = Field(1.0, ge=0, description="gradient clipping by norm; 0 = none")
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="learning-rate schedule after the warm-up"
     )
-    warmup_steps: StrictInt = Field(0, ge=0, description="steps of linear learning-rate warm-up")
+    warmup_steps: StrictInt = Field(
+        0, ge=0, description="optimizer steps of linear learning-rate warm-up"
+    )
 
 
 class TrainConfig(Section):
@@ -178,16 +197,16 @@ class WarmupConfig(Section):
     """Supervised warm-up (launchers/warmup.py): full fine-tuning on worked solutions."""
 
     output_dir: str = Field("runs/warmup", description="where model and tokenizer are saved")
-    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate of AdamW")
+    learning_rate: Number = Field(1e-3, gt=0, description="peak learning rate of AdamW")
     batch_size: StrictInt = Field(
         64, ge=1, description="sequences per optimizer step, over all ranks"
     )
     max_steps: StrictInt = Field(1000, ge=1, description="optimizer steps at the most")
     eval_every: StrictInt = Field(50, ge=1, description="steps between greedy evaluations")
-    stop_accuracy: float = Field(
+    stop_accuracy: Number = Field(
         0.4, gt=0, le=1, description="stop at the first evaluation with at least this accuracy"
     )
-    styles: dict[Literal["worked", "direct", "plain"], float] = Field(
+    styles: dict[Literal["worked", "direct", "plain"], Share] = Field(
         {"worked": 1.0},
         description="shares of demonstration styles: worked (steps, boxed answer), direct (boxed "
         "answer alone), plain (steps, answer not boxed)",
@@ -208,7 +227,7 @@ class Config(Section):
         description="how per-sample gradients become one: capo, mean (GRPO), mgda, pcgrad, cagrad, "
         "config, or a Gramian weighting of the torchjd library as torchjd:NAME",
     )
-    measure_conflict: bool = Field(
+    measure_conflict: StrictBool = Field(
         True,
         description="with aggregator mean: form per-sample gradients all the same and report "
         "conflict (off: plain backward, faster)",
@@ -319,7 +338,12 @@ def _explain(problem: dict[str, Any]) -> str:
         return f"{key}: {problem['input']!r} is not a section; write its keys below it"
     meaning = dict(_fields(Config)).get(".".join(location))
     hint = f" ({meaning.description})" if meaning else ""
-    return f"{key}: bad value {problem['input']!r}; {problem['msg'].lower()}{hint}"
+    return f"{key}: bad value {problem['input']!r}; {_first_lower(problem['msg'])}{hint}"
+
+
+def _first_lower(message: str) -> str:
+    message = message.removeprefix("Value error, ")
+    return message[0].lower() + message[1:]
 
 
 def _did_you_mean(location: list[str]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from capo_ds.aggregation import GramProblem, aggregate
 from capo_ds.aggregation.diagnostics import diagnose
@@ -59,10 +60,10 @@ class Learner:
             **vars(rollout), advantages=advantages, behaviour=behaviour, reference=reference
         )
 
-    def update(self, batch: Batch) -> dict[str, float]:
+    def update(self, batch: Batch) -> None:
         """One optimizer step on a mini-batch, of which this rank holds `batch` (maybe empty).
 
-        Returns what aggregator and optimizer report. Raises `PeerError` on all ranks if any fails.
+        Raises `PeerError` on all ranks if any fails.
         """
         mask = self._counted_tokens(batch)
         samples, tokens = comm.sum_over_ranks(len(batch), float(mask.sum()))
@@ -77,65 +78,73 @@ class Learner:
             tokens,
             self.config.rollout.max_new_tokens,
         )
-        learning_rate = self.engine.learning_rate
-        gradient, report = self._gradient(batch, weights, int(samples))
+        self.means.add("loss/learning_rate", self.engine.learning_rate)
+        self.policy.train()  # Hugging Face checkpoints activations in training mode only,
+        gradient = self._gradient(batch, weights, int(samples))
+        self.policy.eval()  # and decodes with its cache in evaluation mode only.
         with self.timer("optimizer"):
-            norm = self.engine.apply(gradient)
-        return report | {"loss/grad_norm": norm, "loss/learning_rate": learning_rate}
+            self.means.add("loss/grad_norm", self.engine.apply(gradient))
 
     # ---------------------------------------------------------------- gradients
 
-    def _gradient(
-        self, batch: Batch, weights: Tensor, samples: int
-    ) -> tuple[list[Tensor], dict[str, float]]:
-        """This rank's part of the aggregated gradient, and the aggregator's report."""
+    def _gradient(self, batch: Batch, weights: Tensor, samples: int) -> list[Tensor]:
+        """This rank's part of the aggregated gradient."""
         if self.per_sample is None:
             with self.timer("backward"), comm.together("backward"):
-                return self._vanilla_gradient(batch, weights, samples), {}
+                return self._vanilla_gradient(batch, weights, samples)
         with self.timer("backward"), comm.together("per-sample gradients"):
-            store = self._per_sample_gradients(batch, weights)
-        return self._aggregate(store, batch.advantages, samples)
+            store, live = self._per_sample_gradients(batch, weights)
+        return self._aggregate(store, batch.advantages * live, samples)
 
-    def _per_sample_gradients(self, batch: Batch, weights: Tensor) -> GradientStore:
+    def _per_sample_gradients(self, batch: Batch, weights: Tensor) -> tuple[GradientStore, Tensor]:
+        """The gradients, and (n,) of bool: the sample has a token that the clip leaves alone.
+
+        Where it has none, what is left of its gradient is the KL term's: such a sample counts in
+        g_0, but the program must neither align with it nor keep away from it.
+        """
         store = self.per_sample.store(len(batch))
+        live = torch.zeros(len(batch), dtype=torch.bool, device=weights.device)
         for rows in self._micro_batches(len(batch)):
-            part, weight = batch.take(rows), weights[rows]
-            self.per_sample.backward(
-                lambda part=part, weight=weight: self._objectives(part, weight),
-                store,
-                first=int(rows[0]),
-            )
-        return store
+
+            def objectives(rows: Tensor = rows) -> Tensor:
+                values, live[rows] = self._objectives(batch.take(rows), weights[rows])
+                return values
+
+            self.per_sample.backward(objectives, store, first=int(rows[0]))
+        return store, live
 
     def _vanilla_gradient(self, batch: Batch, weights: Tensor, samples: int) -> list[Tensor]:
         """This rank's part of g_0, by an ordinary backward pass."""
         total = [torch.zeros_like(parameter) for parameter in self.engine.parameters]
         for rows in self._micro_batches(len(batch)):
-            objective = self._objectives(batch.take(rows), weights[rows]).sum() / samples
-            parts = torch.autograd.grad(objective, self.engine.parameters)
+            values, _ = self._objectives(batch.take(rows), weights[rows])
+            parts = torch.autograd.grad(values.sum() / samples, self.engine.parameters)
             torch._foreach_add_(total, parts)
         return total
 
-    def _aggregate(
-        self, store: GradientStore, advantages: Tensor, samples: int
-    ) -> tuple[list[Tensor], dict[str, float]]:
-        """This rank's part of g~ = sum_i c_i g_i; `samples` is the N of g_0's mean."""
-        shares = comm.gather(advantages.cpu().numpy())
+    def _aggregate(self, store: GradientStore, signed: Tensor, samples: int) -> list[Tensor]:
+        """This rank's part of g~ = sum_i c_i g_i.
+
+        signed: (n,) of advantages, 0 for samples that g_0 alone counts. samples: N of g_0's mean.
+        """
+        shares = comm.gather(signed.cpu().numpy())
         counts = [len(share) for share in shares]
         if not sum(counts):  # no sample of any rank has a gradient: g~ = g_0 = 0
-            return store.combine(advantages), {}
+            return store.combine(signed)
         with self.timer("gram"):
             gram = gram_matrix(store.matrices(), counts)
         with self.timer("solve"):
             signs = np.sign(np.concatenate(shares))
             coefficients, report = comm.on_main("solve", lambda: self._solve(gram, signs, samples))
-        with self.timer("reconstruct"):
+        with self.timer("reconstruct"), comm.together("reconstruction"):
             first = sum(counts[: comm.rank()])
-            mine = torch.as_tensor(coefficients[first : first + len(advantages)])
-            mine = mine.to(advantages.device)
+            mine = torch.as_tensor(coefficients[first : first + len(signed)]).to(signed.device)
             store.discard(mine == 0)
             gradient = store.combine(mine)
-        return gradient, report | {"comm/gram_bytes": bytes_sent(store.matrices(), counts)}
+        for name, value in report.items():
+            self.means.add(name, value)
+        self.means.add("comm/gram_bytes", bytes_sent(store.matrices(), counts))
+        return gradient
 
     def _solve(
         self, gram: np.ndarray, signs: np.ndarray, samples: int
@@ -148,6 +157,10 @@ class Learner:
             vanilla=np.full(len(signs), 1 / samples),
         )
         result = aggregate(self.config.aggregator, problem, **self._options(gram))
+        if dropped := int(problem.dropped.sum()):
+            tqdm.write(f"left out {dropped} of {problem.count} samples: NaN or Inf in the gradient")
+        if result.status in ("fallback", "inaccurate"):
+            tqdm.write(f"{self.config.aggregator}: {result.status} solution, {result.report}")
         group = self.config.aggregator.replace(":", "_")
         report = {f"{group}/{key}": value for key, value in result.report.items()}
         return result.coefficients, report | diagnose(problem, result.coefficients, result.xi)
@@ -163,21 +176,26 @@ class Learner:
 
     # ---------------------------------------------------------------- forward passes
 
-    def _objectives(self, batch: Batch, weights: Tensor) -> Tensor:
-        """Each sample's own objective J_i (B,), differentiable."""
+    def _objectives(self, batch: Batch, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Each sample's own objective J_i (B,), differentiable; and whether the clip leaves any
+        of its counted tokens alone, (B,) of bool."""
         log_probs = self._log_probs(batch)
-        behaviour = log_probs.detach() if self.config.on_policy else batch.behaviour
-        reference = batch.reference if self.config.objective.kl_weight else None
+        on_policy, kl_weight = self.config.on_policy, self.config.objective.kl_weight
+        behaviour = log_probs.detach() if on_policy else batch.behaviour
         terms = token_objective(
-            log_probs, behaviour, reference, batch.advantages, self.config.objective
+            log_probs,
+            behaviour,
+            batch.reference if kl_weight else None,
+            batch.advantages,
+            self.config.objective,
         )
         mask = self._counted_tokens(batch)
-        ours = log_probs.detach()[mask]
-        self.means.add("loss/kl", terms.kl[mask])
         self.means.add("loss/clip_fraction", terms.clipped[mask])
-        self.means.add("loss/ratio", torch.exp(ours - behaviour[mask]))
-        self.means.add("rollout/log_prob_difference", (ours - batch.log_probs[mask]).abs())
-        return (terms.value * mask).sum(1) * weights
+        self.means.add("loss/ratio", torch.exp(log_probs.detach() - behaviour)[mask])
+        self.means.add("rollout/log_prob_difference", (behaviour - batch.log_probs)[mask].abs())
+        if kl_weight:
+            self.means.add("loss/kl", terms.kl[mask])
+        return (terms.value * mask).sum(1) * weights, (mask & ~terms.clipped).any(1)
 
     def _fixed_log_probs(self, rollout: Rollout) -> Tensor:
         """(n, T) under the current weights, without gradient."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
@@ -15,6 +17,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from capo_ds.config import BUILTIN_MODELS, ConfigError, ModelConfig
 
 LOGIT_CHUNK_TOKENS = 1024
+# Nothing in a chunk is random, so no generator's state need be copied for the second run.
+_checkpointed = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
@@ -66,6 +70,8 @@ def load_policy(config: ModelConfig, seed: int) -> PeftModel:
             parameter.data = parameter.data.float()
     if config.gradient_checkpointing:
         policy.gradient_checkpointing_enable({"use_reentrant": False})
+    if isinstance(policy.get_output_embeddings(), LoraLayer):
+        raise ConfigError("model.lora_targets: the output layer cannot have LoRA factors")
     _check_output_head(policy)
     return policy
 
@@ -95,7 +101,7 @@ def token_log_probs(
     targets = input_ids[:, -length:][completion_mask]  # (tokens,)
     head = policy.get_output_embeddings()
     chunks = [
-        checkpoint(_chunk_log_probs, head, part, target, temperature, use_reentrant=False)
+        _checkpointed(_chunk_log_probs, head, part, target, temperature)
         for part, target in zip(
             hidden.split(LOGIT_CHUNK_TOKENS), targets.split(LOGIT_CHUNK_TOKENS), strict=True
         )

@@ -6,15 +6,15 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import yaml
 from torch import Tensor
 from tqdm import tqdm
 
-from capo_ds.config import Config, ConfigError
+from capo_ds.config import Config, ConfigError, WarmupConfig
 from capo_ds.distributed import comm
 from capo_ds.distributed.engine import CHECKPOINTS, CapoEngine
 from capo_ds.evaluation import decode, encode, evaluate
@@ -23,13 +23,19 @@ from capo_ds.models import load_policy, load_tokenizer
 from capo_ds.objective import group_advantages
 from capo_ds.rollout.base import Rollout, uniforms
 from capo_ds.rollout.hf import HuggingFaceSampler
+from capo_ds.seeding import Stream, generator
 from capo_ds.tasks import Problem, Verdict, load_problems, score
 from capo_ds.telemetry.metrics import METRICS_FILE, Means, PhaseTimer, Recorder, read_metrics
 from capo_ds.telemetry.plots import reward_curve
 from capo_ds.telemetry.summary import final_table, startup_summary
 
-# Keep the streams of random numbers that share a seed apart (see also rollout.base.uniforms).
-PROMPT_ORDER, MINIBATCH_ORDER = 1, 2
+# What may differ between a run and its continuation: nothing that decides what is learned.
+FREE_ON_RESUME = {
+    "train": {"steps", "eval_every", "save_every", "keep_checkpoints", "log_samples"}
+    | {"micro_batch_size", "output_dir", "resume"},
+    "rollout": {"batch_size"},
+    "warmup": set(WarmupConfig.model_fields),
+}
 
 
 @dataclass
@@ -74,22 +80,30 @@ class Trainer:
             max_new_tokens=config.rollout.max_new_tokens,
             batch_size=config.rollout.batch_size,
         )
-        self.first_step, self.accuracy_before = 0, None
+        self.engine.module.eval()
+        self.first_step = 0
+        self.accuracy: dict[str, float | None] = {"before": None, "latest": None}
         if config.train.resume == "auto" and (state := self.engine.load(self.folder)):
-            self.first_step = state["step"]
-            self.accuracy_before = state["accuracy_before"]
+            _check_unchanged(state["config"], config)
+            self.first_step, self.accuracy = state["step"], state["accuracy"]
 
     # ---------------------------------------------------------------- the loop
 
     def run(self) -> None:
         """Train from the first step (or the checkpoint's) to the last, writing all outputs."""
         train = self.config.train
+        if self.first_step >= train.steps:
+            if comm.is_main():
+                print(
+                    f"{self.folder} is finished: it has made {self.first_step} of train.steps = "
+                    f"{train.steps}; raise train.steps or choose another train.output_dir"
+                )
+            return
         recorder = self._start_logs()
-        if self.accuracy_before is None and train.eval_every:
-            self.accuracy_before = self._evaluate()
-            if recorder:
-                recorder.scalars(0, {"eval/accuracy": self.accuracy_before} | self.timer.take())
-        accuracy = self.accuracy_before
+        if self.accuracy["before"] is None and train.eval_every:
+            metrics = self._evaluate()
+            self.accuracy["before"] = metrics["eval/accuracy"]
+            self._record(recorder, 0, metrics)
         bar = tqdm(
             total=train.steps,
             initial=self.first_step,
@@ -98,18 +112,17 @@ class Trainer:
             dynamic_ncols=True,
         )
         for step in range(self.first_step, train.steps):
+            done, last = step + 1, step + 1 == train.steps
             metrics = self._step(step, recorder)
-            done = step + 1
-            if _due(done, train.eval_every, train.steps):
-                accuracy = metrics["eval/accuracy"] = self._evaluate()
-            if recorder:
-                recorder.scalars(done, metrics | self.timer.take())
-                bar.set_postfix_str(_progress(metrics, accuracy))
-                bar.update()
-            if _due(done, train.save_every, train.steps):
+            if train.eval_every and (last or done % train.eval_every == 0):
+                metrics |= self._evaluate()
+            self._record(recorder, done, metrics)
+            bar.set_postfix_str(_progress(metrics, self.accuracy["latest"]))
+            bar.update()
+            if last or (train.save_every and done % train.save_every == 0):
                 self._save(done)
         bar.close()
-        self._finish(accuracy)
+        comm.on_main("the run's summary", self._finish)
 
     def _step(self, step: int, recorder: Recorder | None) -> dict[str, float]:
         """Sample and judge responses to one step's prompts, and learn from them; the metrics."""
@@ -121,11 +134,11 @@ class Trainer:
         with self.timer("log_probs"), comm.together("log-probabilities"):
             batch = self.learner.prepare(rollout, scored.advantages)
         for part in self._minibatches(batch, step):
-            report = self.learner.update(part)
-        metrics = Means.merge(comm.gather(self.means.take()))
-        if recorder:
-            recorder.samples(step + 1, self._samples(scored))
-        return metrics | report
+            self.learner.update(part)
+        with comm.together("logging"):
+            if recorder:
+                recorder.samples(step + 1, self._samples(scored))
+        return Means.merge(comm.gather(self.means.take()))
 
     # ---------------------------------------------------------------- one step's data
 
@@ -181,8 +194,8 @@ class Trainer:
         """
         objective, group = self.config.objective, self.config.rollout.group_size
         for epoch in range(objective.epochs):
-            seed = [self.config.train.seed, MINIBATCH_ORDER, step, epoch]
-            order = np.random.default_rng(seed).permutation(self.config.rollout.prompts_per_step)
+            random = generator(self.config.train.seed, Stream.MINIBATCH_ORDER, step, epoch)
+            order = random.permutation(self.config.rollout.prompts_per_step)
             for numbers in np.array_split(order, objective.minibatches):
                 local = numbers[numbers % comm.world_size() == comm.rank()] // comm.world_size()
                 rows = np.sort(local)[:, None] * group + np.arange(group)
@@ -219,14 +232,18 @@ class Trainer:
 
     # ---------------------------------------------------------------- outputs
 
-    def _evaluate(self) -> float:
+    def _evaluate(self) -> dict[str, float]:
         with self.timer("evaluation"):
-            return evaluate(self.sampler, self.tokenizer, self.test_problems).accuracy
+            result = evaluate(self.sampler, self.tokenizer, self.test_problems)
+        self.accuracy["latest"] = result.accuracy
+        return {"eval/accuracy": result.accuracy, "eval/formatted": result.formatted}
 
     def _start_logs(self) -> Recorder | None:
-        """Print what is about to happen and open the logs, on rank 0."""
-        if not comm.is_main():
-            return None
+        """Print what is about to happen and open the logs; a recorder on rank 0, None elsewhere."""
+        with comm.together("opening the logs"):
+            return self._open_logs() if comm.is_main() else None
+
+    def _open_logs(self) -> Recorder:
         facts = {
             "ranks": comm.world_size(),
             "device": f"{comm.device()}, {torch.get_num_threads()} threads a rank",
@@ -241,35 +258,44 @@ class Trainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         resolved = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
         (self.folder / "config.yaml").write_text(resolved)
-        return Recorder(self.folder, self.engine.monitor, self.first_step + 1)
+        # A resumed run keeps the line of its last whole step; a fresh one keeps none.
+        return Recorder(self.folder, self.engine.monitor, self.first_step and self.first_step + 1)
+
+    def _record(self, recorder: Recorder | None, step: int, metrics: dict[str, float]) -> None:
+        seconds = self.timer.take()
+        with comm.together("logging"):
+            if recorder:
+                recorder.scalars(step, metrics | seconds)
 
     def _save(self, done: int) -> None:
         """A checkpoint after `done` steps; all else that a run needs follows from that number."""
         with self.timer("checkpoint"):
-            state = {"step": done, "accuracy_before": self.accuracy_before}
+            state = {
+                "step": done,
+                "accuracy": self.accuracy,
+                "config": self.config.model_dump(mode="json"),
+            }
             self.engine.save(self.folder, f"step{done:06d}", state)
-            if comm.is_main():
-                kept = sorted((self.folder / CHECKPOINTS).glob("step*"))
-                for old in kept[: -self.config.train.keep_checkpoints]:
-                    shutil.rmtree(old)
-            dist.barrier()
+            comm.on_main("removing old checkpoints", self._rotate)
 
-    def _finish(self, accuracy: float | None) -> None:
+    def _rotate(self) -> None:
+        saved = sorted((self.folder / CHECKPOINTS).glob("step*"))
+        for old in saved[: -self.config.train.keep_checkpoints]:
+            shutil.rmtree(old)
+
+    def _finish(self) -> None:
         """Save the adapter; print and draw the run's summary."""
-        if comm.is_main():
-            self.engine.module.save_pretrained(self.folder / "adapter")
-            self.tokenizer.save_pretrained(self.folder / "adapter")
-            metrics = read_metrics(self.folder)
-            seconds: dict[str, float] = {}
-            for line in metrics:
-                for name, value in line.items():
-                    if name.startswith("time/"):
-                        seconds[name] = seconds.get(name, 0.0) + value
-            print(final_table(self.accuracy_before, accuracy, seconds))
-            print(f"adapter      {self.folder / 'adapter'}")
-            print(f"metrics      {self.folder / METRICS_FILE} and TensorBoard beside it")
-            print(f"reward curve {reward_curve(self.folder)}", flush=True)
-        dist.barrier()
+        self.engine.module.save_pretrained(self.folder / "adapter")
+        self.tokenizer.save_pretrained(self.folder / "adapter")
+        seconds: dict[str, float] = {}
+        for line in read_metrics(self.folder):
+            for name, value in line.items():
+                if name.startswith("time/"):
+                    seconds[name] = seconds.get(name, 0.0) + value
+        print(final_table(self.accuracy["before"], self.accuracy["latest"], seconds))
+        print(f"adapter      {self.folder / 'adapter'}")
+        print(f"metrics      {self.folder / METRICS_FILE} and TensorBoard beside it")
+        print(f"reward curve {reward_curve(self.folder)}", flush=True)
 
 
 def prompt_order(problems: int, prompts_per_step: int, step: int, seed: int) -> list[int]:
@@ -280,7 +306,7 @@ def prompt_order(problems: int, prompts_per_step: int, step: int, seed: int) -> 
     """
     positions = np.arange(prompts_per_step) + step * prompts_per_step
     permutations = {
-        epoch: np.random.default_rng([seed, PROMPT_ORDER, epoch]).permutation(problems)
+        epoch: generator(seed, Stream.PROMPT_ORDER, epoch).permutation(problems)
         for epoch in set((positions // problems).tolist())
     }
     return [int(permutations[p // problems][p % problems]) for p in positions.tolist()]
@@ -294,9 +320,29 @@ def _check_output(folder: Path, resume: str) -> None:
         )
 
 
-def _due(done: int, every: int, last: int) -> bool:
-    """Every so many steps, and after the last; `every` 0 for evaluations means never."""
-    return bool(every) and (done % every == 0 or done == last)
+def _check_unchanged(saved: dict[str, Any], config: Config) -> None:
+    """Raises `ConfigError` naming the settings that a resumed run must keep and does not."""
+    before, now = _deciding_settings(saved), _deciding_settings(config.model_dump(mode="json"))
+    changed = [
+        f"{name}: {before.get(name)!r} in the checkpoint, {now.get(name)!r} now"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    ]
+    if changed:
+        raise ConfigError(
+            "train.resume: the checkpoint was made with other settings; restore them, or choose "
+            "another train.output_dir\n" + "\n".join(changed)
+        )
+
+
+def _deciding_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """`section.key` to value, but for what may differ between a run and its continuation."""
+    flat = {}
+    for section, values in settings.items():
+        for key, value in values.items() if isinstance(values, dict) else [(None, values)]:
+            if key not in FREE_ON_RESUME.get(section, ()):
+                flat[f"{section}.{key}" if key else section] = value
+    return flat
 
 
 def _progress(metrics: dict[str, float], accuracy: float | None) -> str:

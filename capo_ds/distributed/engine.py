@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import get_scheduler
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from capo_ds.config import Config, ConfigError, OptimizerConfig, resolve_path
 from capo_ds.distributed import comm
 
 SUPPORTED_STAGES = (0, 1, 2)
 CHECKPOINTS = "checkpoints"
+RANKS = "ranks"  # in a checkpoint: how many ranks saved it
+DECIDED_ELSEWHERE = (
+    "optimizer",
+    "scheduler",
+    "gradient_clipping",
+    "gradient_accumulation_steps",
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "steps_per_print",
+    "tensorboard",
+)
 
 
 class CapoEngine:
@@ -48,18 +62,24 @@ class CapoEngine:
         """One optimizer step along the *ascent* direction summed over ranks; returns its norm.
 
         partial_gradient: this rank's part of g~, in the parameters' shapes; the ranks' parts add
-        up to g~. The gradient enters as that of the surrogate -W sum_p <p, part_p>: the engine
+        up to g~. It enters as the gradient of the surrogate -W sum_p <p, part_p>: the engine
         averages over its W ranks, partitions, clips and steps as it does for any loss.
+        Raises `PeerError` on all ranks if it is not finite.
         """
+        with comm.together("gradient"):
+            _check_finite(partial_gradient)
         surrogate = -comm.world_size() * sum(
             (parameter.float() * part).sum()
             for parameter, part in zip(self.parameters, partial_gradient, strict=True)
         )
         self._engine.backward(surrogate)
-        # At ZeRO 0 the engine tells no norm; there the reduced gradient stands in the parameters.
-        norm = torch.nn.utils.get_total_norm(p.grad for p in self.parameters if p.grad is not None)
-        self._engine.step()
-        return float(norm if self._stage == 0 else self._engine.get_global_grad_norm())
+        if self._stage == 0:  # the engine tells no norm; the reduced gradient is at hand
+            norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters])
+            self._engine.step()
+        else:
+            self._engine.step()
+            norm = self._engine.get_global_grad_norm()
+        return float(norm)
 
     @property
     def learning_rate(self) -> float:
@@ -69,15 +89,47 @@ class CapoEngine:
     def save(self, folder: Path, tag: str, state: dict[str, Any]) -> None:
         """Adapter, optimizer, schedule and `state`, under folder/checkpoints/tag (all ranks)."""
         self._engine.save_checkpoint(
-            str(folder / CHECKPOINTS), tag, client_state=state, exclude_frozen_parameters=True
+            str(folder / CHECKPOINTS),
+            tag,
+            client_state=state,
+            save_latest=False,
+            exclude_frozen_parameters=True,
         )
+        comm.on_main("saving", lambda: self._complete(folder / CHECKPOINTS / tag))
+
+    def _complete(self, checkpoint: Path) -> None:
+        """Add the adapter in PEFT format, and then name the checkpoint as the newest whole one."""
+        self.module.save_pretrained(checkpoint / "adapter")
+        (checkpoint / RANKS).write_text(str(comm.world_size()))
+        (checkpoint.parent / "latest").write_text(checkpoint.name)
 
     def load(self, folder: Path) -> dict[str, Any] | None:
-        """Restore the newest checkpoint under the folder; its state, or None if there is none."""
-        if not (folder / CHECKPOINTS / "latest").exists():
+        """Restore the newest checkpoint under the folder; its state, or None if there is none.
+
+        Raises:
+            ConfigError: on another number of ranks than saved it.
+        """
+        latest = folder / CHECKPOINTS / "latest"
+        # Rank 0 decides: it alone is sure to see the file that it wrote.
+        tag = comm.on_main("resume", lambda: latest.read_text() if latest.exists() else None)
+        if tag is None:
             return None
-        _, state = self._engine.load_checkpoint(str(folder / CHECKPOINTS), load_module_strict=False)
+        ranks = comm.on_main("resume", lambda: int((latest.parent / tag / RANKS).read_text()))
+        if ranks != comm.world_size():
+            raise ConfigError(
+                f"train.resume: {latest.parent / tag} was saved by {ranks} ranks, not "
+                f"{comm.world_size()}; start as many, or choose another train.output_dir"
+            )
+        _, state = self._engine.load_checkpoint(str(latest.parent), tag, load_module_strict=False)
         return state
+
+
+def _check_finite(gradient: list[Tensor]) -> None:
+    if not all(torch.isfinite(part).all() for part in gradient):
+        raise FloatingPointError(
+            "NaN or Inf in the gradient; lower optimizer.learning_rate, or find the samples with "
+            "aggregator capo, which leaves them out"
+        )
 
 
 def deepspeed_settings(config: Config, monitor_dir: Path) -> dict[str, Any]:
@@ -114,13 +166,13 @@ def read_deepspeed_json(path: str) -> dict[str, Any]:
     """A file of `ds_configs/`, checked. Raises `ConfigError`."""
     try:
         settings = json.loads(resolve_path(path).read_text())
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"deepspeed: {path} is not valid JSON: {error}") from error
-    for key in ("optimizer", "scheduler", "gradient_clipping", "gradient_accumulation_steps"):
+    except (OSError, json.JSONDecodeError) as error:
+        raise ConfigError(f"deepspeed: {path} is not a readable JSON file: {error}") from error
+    if not isinstance(settings, dict):
+        raise ConfigError(f"deepspeed: {path} holds no JSON object")
+    for key in DECIDED_ELSEWHERE:
         if key in settings:
-            raise ConfigError(
-                f"deepspeed: {path} sets {key!r}; remove it, the YAML's `optimizer` decides"
-            )
+            raise ConfigError(f"deepspeed: {path} sets {key!r}; remove it, the YAML decides that")
     for key in ("bf16", "fp16"):
         if settings.get(key, {}).get("enabled"):
             raise ConfigError(
@@ -140,11 +192,19 @@ def zero_stage(settings: dict[str, Any]) -> int:
     return settings.get("zero_optimization", {}).get("stage", 0)
 
 
-def _schedule(
-    config: OptimizerConfig, optimizer_steps: int
-) -> Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]:
-    def build(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
-        name = "constant_with_warmup" if config.schedule == "constant" else config.schedule
-        return get_scheduler(name, optimizer, config.warmup_steps, optimizer_steps)
+def learning_rate_factor(step: int, config: OptimizerConfig, steps: int) -> float:
+    """Learning rate of optimizer step `step` (from 0) as a share of the peak.
 
-    return build
+    A linear rise over `warmup_steps`, whose first step already learns; then the schedule, down to
+    0 just after the last step.
+    """
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return 1.0
+    left = max(0.0, (steps - step) / max(1, steps - config.warmup_steps))
+    return left if config.schedule == "linear" else 0.5 * (1 - math.cos(math.pi * left))
+
+
+def _schedule(config: OptimizerConfig, steps: int) -> Callable[[Optimizer], LambdaLR]:
+    return partial(LambdaLR, lr_lambda=partial(learning_rate_factor, config=config, steps=steps))

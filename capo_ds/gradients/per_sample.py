@@ -123,6 +123,8 @@ def _lora_factors(policy: PeftModel) -> list[nn.Linear]:
         if not isinstance(module, LoraLayer):
             continue
         for adapter in module.active_adapters:
+            if adapter not in module.lora_A:
+                raise ConfigError(f"model.lora_targets: {name} is not a linear layer")
             pair = [module.lora_A[adapter], module.lora_B[adapter]]
             if not all(type(factor) is nn.Linear and factor.bias is None for factor in pair):
                 raise ConfigError(f"model.lora_targets: {name} is not a linear layer")

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from capo_ds.seeding import Stream, generator
+
 Rows = TypeVar("Rows", bound="Rollout")
 
 
@@ -98,4 +100,4 @@ def uniforms(seed: int, step: int, prompt: int, samples: int, tokens: int) -> np
     They depend on nothing else, so a run samples the same responses on any number of ranks, in
     any batches, and after resuming, without the state of a generator being kept.
     """
-    return np.random.default_rng([seed, step, prompt]).random((samples, tokens))
+    return generator(seed, Stream.SAMPLING, step, prompt).random((samples, tokens))

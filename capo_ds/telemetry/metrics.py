@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 METRICS_FILE = "metrics.jsonl"
@@ -20,14 +21,16 @@ class Means:
     """Running means of named quantities, mergeable over ranks."""
 
     def __init__(self) -> None:
-        self.sums: dict[str, tuple[float, float]] = {}
+        self.sums: dict[str, tuple[float, int]] = {}
 
-    def add(self, name: str, values: Tensor | float, count: float | None = None) -> None:
-        """Take in values (a tensor of them, or a sum of `count`, or one number)."""
-        if isinstance(values, Tensor):
-            values, count = float(values.double().sum()), values.numel()
-        total, known = self.sums.get(name, (0.0, 0.0))
-        self.sums[name] = (total + values, known + (1 if count is None else count))
+    def add(self, name: str, values: Tensor | float) -> None:
+        """Take in one number, or every entry of a tensor."""
+        values = torch.as_tensor(values, dtype=torch.float64)
+        self._add(name, float(values.sum()), values.numel())
+
+    def _add(self, name: str, total: float, count: int) -> None:
+        known_total, known_count = self.sums.get(name, (0.0, 0))
+        self.sums[name] = (known_total + total, known_count + count)
 
     def take(self) -> Means:
         """What has been added since the last `take`; starts afresh."""
@@ -41,7 +44,7 @@ class Means:
         whole = Means()
         for part in parts:
             for name, (total, count) in part.sums.items():
-                whole.add(name, total, count)
+                whole._add(name, total, count)
         return {name: total / count for name, (total, count) in whole.sums.items() if count}
 
 
@@ -69,14 +72,14 @@ class PhaseTimer:
 class Recorder:
     """Writes scalars to TensorBoard (through DeepSpeed's monitor) and JSONL; rank 0 only.
 
-    first_step: lines of this step and later are dropped from the logs of an earlier run that is
+    first_line: lines of this step and later are dropped from the logs of an earlier run that is
     being resumed: they belong to work that its checkpoint does not hold.
     """
 
-    def __init__(self, folder: Path, monitor: Any, first_step: int):
+    def __init__(self, folder: Path, monitor: Any, first_line: int):
         self.folder, self.monitor = folder, monitor
         for name in (METRICS_FILE, SAMPLES_FILE):
-            _keep_before(folder / name, first_step)
+            _keep_before(folder / name, first_line)
 
     def scalars(self, step: int, metrics: dict[str, float]) -> None:
         self.monitor.write_events([(name, value, step) for name, value in metrics.items()])
@@ -106,7 +109,18 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
 
 
 def _keep_before(path: Path, step: int) -> None:
+    """Cut a log before a step; a last line that a killed run left half-written goes too."""
     if not path.exists():
         return
-    lines = path.read_text().splitlines(keepends=True)
-    path.write_text("".join(line for line in lines if json.loads(line)["step"] < step))
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        if record["step"] < step:
+            kept.append(line + "\n")
+    # Replaced in one go: a crash here must not lose the log.
+    whole = path.with_suffix(".tmp")
+    whole.write_text("".join(kept))
+    whole.replace(path)

@@ -11,6 +11,7 @@ from capo_ds.config import Config
 from capo_ds.models import LOGIT_CHUNK_TOKENS
 
 GIB = 2**30
+SAMPLING_BYTES = 3 * 4 + 2 * 8  # a vocabulary entry: logits, log-probs, probs; two in float64
 TRAINED_BYTES = 4 * 4  # a LoRA factor, its gradient and AdamW's two moments, in float32
 
 
@@ -40,26 +41,33 @@ def startup_summary(config: Config, policy: PeftModel, facts: dict[str, Any]) ->
 
 
 def estimate_memory(config: Config, policy: PeftModel, ranks: int) -> dict[str, int]:
-    """Bytes on one rank by purpose, for the run's shapes; activations are not counted."""
+    """Bytes on one rank by purpose and, in brackets, the key that lowers it.
+
+    For the run's shapes; activations, which train.micro_batch_size bounds, are not counted.
+    """
     trainable = [p for p in policy.parameters() if p.requires_grad]
     size = sum(p.numel() for p in trainable)
     rollout, architecture = config.rollout, policy.get_base_model().config
     samples = -(-rollout.prompts_per_step // ranks) * rollout.group_size
     vocabulary = policy.get_output_embeddings().weight.shape[0]
     heads = getattr(architecture, "num_key_value_heads", architecture.num_attention_heads)
-    width = heads * architecture.hidden_size // architecture.num_attention_heads
+    head_size = getattr(architecture, "head_dim", None) or (
+        architecture.hidden_size // architecture.num_attention_heads
+    )
     tokens = rollout.max_prompt_tokens + rollout.max_new_tokens
     weight_bytes = torch.finfo(getattr(torch, config.model.dtype)).bits // 8
-    cached = min(samples, rollout.batch_size) * tokens * architecture.num_hidden_layers * 2 * width
+    sampled = min(samples, rollout.batch_size)
+    cache = sampled * tokens * architecture.num_hidden_layers * 2 * heads * head_size
     estimate = {
         "weights": sum(p.numel() * p.element_size() for p in policy.parameters()) - 4 * size,
-        "LoRA and optimizer": size * TRAINED_BYTES,
-        "logits": 3 * 4 * LOGIT_CHUNK_TOKENS * vocabulary,
-        "KV cache at most": cached * weight_bytes,
+        "LoRA and optimizer (model.lora_rank)": size * TRAINED_BYTES,
+        "logits in training": 3 * 4 * LOGIT_CHUNK_TOKENS * vocabulary,
+        "KV cache at most (rollout.batch_size)": cache * weight_bytes,
+        "sampling (rollout.batch_size)": sampled * vocabulary * SAMPLING_BYTES,
     }
     if config.uses_per_sample_gradients:
         per_update = -(-samples // config.objective.minibatches)
-        estimate["per-sample gradients"] = per_update * size * 4
+        estimate["per-sample gradients (objective.minibatches)"] = per_update * size * 4
     return estimate
 
 
@@ -82,8 +90,11 @@ def final_table(before: float | None, after: float | None, seconds: dict[str, fl
 
 def _memory_row(config: Config, policy: PeftModel, ranks: int) -> str:
     estimate = estimate_memory(config, policy, ranks)
-    parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in estimate.items())
-    return f"about {sum(estimate.values()) / GIB:.2f} GiB and activations ({parts})"
+    parts = "; ".join(f"{name} {size / GIB:.2f}" for name, size in estimate.items())
+    row = f"about {sum(estimate.values()) / GIB:.2f} GiB and activations: {parts}"
+    if torch.cuda.is_available():
+        row += f"; of {torch.cuda.mem_get_info()[1] / GIB:.0f} GiB on the device"
+    return row
 
 
 def _values(section: Any) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from deepspeed.utils import safe_get_full_optimizer_state
 
 from capo_ds.config import Config, load_config
 from capo_ds.distributed import comm
@@ -19,6 +20,7 @@ from capo_ds.rollout.base import Rollout
 from capo_ds.telemetry.metrics import Means, PhaseTimer
 
 VOCABULARY = 200
+SECOND_MOVE = {"seed": 4, "scale": 0.02}
 
 
 def responses(config: Config) -> tuple[Rollout, torch.Tensor]:
@@ -51,12 +53,18 @@ def responses(config: Config) -> tuple[Rollout, torch.Tensor]:
     return rollout, advantages
 
 
-def perturb(policy: torch.nn.Module) -> None:
-    """Move the LoRA factors off their initial values (B = 0), the same on every rank."""
-    generator = torch.Generator().manual_seed(3)
+def perturb(policy: torch.nn.Module, seed: int = 3, scale: float = 0.05) -> None:
+    """Move the LoRA factors, the same on every rank: off their initial values (B = 0), or, after
+    the behaviour policy has been taken down, off that policy."""
+    generator = torch.Generator().manual_seed(seed)
     for parameter in policy.parameters():
         if parameter.requires_grad:
-            parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
+            parameter.data += scale * torch.randn(parameter.shape, generator=generator)
+
+
+def first_moment(engine: CapoEngine, parameter: torch.nn.Parameter) -> torch.Tensor:
+    state = engine._engine.optimizer.state.get(parameter)  # whole at ZeRO 0, in pieces above
+    return state["exp_avg"] if state else safe_get_full_optimizer_state(parameter, "exp_avg")
 
 
 def take_step(path: Path) -> None:
@@ -76,19 +84,25 @@ def take_step(path: Path) -> None:
         return apply(partial)
 
     engine.apply = recorded
-    learner = Learner(config, engine, Means(), PhaseTimer())
+    means = Means()
+    learner = Learner(config, engine, means, PhaseTimer())
     rollout, advantages = responses(config)
     rows = torch.arange(len(rollout)).view(-1, config.rollout.group_size)
     mine = rows[comm.rank() :: comm.world_size()].flatten()
     batch = learner.prepare(rollout.take(mine), advantages[mine])
-    report = learner.update(batch)
+    if not config.on_policy:
+        perturb(engine.module, **SECOND_MOVE)
+    learner.update(batch)
+    # Adam's first moment after one step is (1 - beta_1) times the gradient as the engine saw it.
+    seen = [first_moment(engine, p) / (1 - config.optimizer.betas[0]) for p in engine.parameters]
     if comm.is_main():
         torch.save(
             {
                 "before": before,
                 "after": [parameter.detach().clone() for parameter in engine.parameters],
                 "gradient": applied,
-                "report": report,
+                "seen": seen,
+                "metrics": Means.merge([means]),
             },
             path.with_suffix(".pt"),
         )

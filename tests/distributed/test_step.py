@@ -12,7 +12,7 @@ from torch.nn.functional import log_softmax
 from capo_ds.config import Config, load_config
 from capo_ds.models import load_policy, position_ids
 from tests.conftest import launch
-from tests.distributed.one_step import perturb, responses
+from tests.distributed.one_step import SECOND_MOVE, perturb, responses
 
 SCRIPT = Path(__file__).with_name("one_step.py")
 SETTINGS = {
@@ -24,6 +24,8 @@ SETTINGS = {
 }
 
 
+# The policy moves between sampling and the update; narrow clips, so that whole samples are clipped.
+OFF_POLICY = {"epochs": 2, "clip_low": 0.02, "clip_high": 0.05, "kl_weight": 0.01}
 # name: (ranks, changes to SETTINGS)
 CASES = {
     "mean, ZeRO 2": (2, {"aggregator": "mean"}),
@@ -86,6 +88,23 @@ CASES = {
         },
     ),
     "capo, ZeRO 1": (2, {"aggregator": "capo", "deepspeed": "ds_configs/zero1.json"}),
+    "capo, off-policy": (2, {"aggregator": "capo", "objective": OFF_POLICY}),
+    "capo, ZeRO 0, clipped": (
+        2,
+        {
+            "aggregator": "capo",
+            "deepspeed": "ds_configs/zero0.json",
+            "optimizer": {"max_grad_norm": 1e-3},
+        },
+    ),
+    "mean, off-policy, token mean": (
+        2,
+        {
+            "aggregator": "mean",
+            "measure_conflict": False,
+            "objective": OFF_POLICY | {"loss_aggregation": "token_mean"},
+        },
+    ),
     "capo, no KL": (2, {"aggregator": "capo", "objective": {"kl_weight": 0.0}}),
 }
 
@@ -123,12 +142,14 @@ def read_step(path: Path) -> dict:
     result = torch.load(path.with_suffix(".pt"))
     return result | {
         name: torch.cat([part.flatten() for part in result[name]]).double().numpy()
-        for name in ("before", "after", "gradient")
+        for name in ("before", "after", "gradient", "seen")
     }
 
 
 def dense_per_sample_gradients(config: Config) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(N, d) ascent gradients by one backward pass per sample, (N,) advantages, parameters (d,).
+
+    A sample without policy gradient (all its tokens clipped or masked) has advantage 0.
 
     Written against the definitions, sharing nothing with the package but model and responses.
     """
@@ -141,36 +162,42 @@ def dense_per_sample_gradients(config: Config) -> tuple[np.ndarray, np.ndarray, 
     counted = rollout.completion_mask
     if objective.mask_truncated:
         counted = counted & ~rollout.truncated[:, None]
-    gradients = []
-    for i in range(len(rollout)):
-        real = rollout.prompt_mask[i]
+
+    def log_probs(i: int) -> torch.Tensor:
         length = int(rollout.completion_mask[i].sum())
-        prompt, completion = rollout.prompt_ids[i][real], rollout.completion_ids[i][:length]
-        ids = torch.cat([prompt, completion])[None]
+        completion = rollout.completion_ids[i][:length]
+        ids = torch.cat([rollout.prompt_ids[i][rollout.prompt_mask[i]], completion])[None]
+        mask = torch.ones_like(ids)
+        logits = policy(ids, attention_mask=mask, position_ids=position_ids(mask)).logits
+        table = log_softmax(logits[0, -length - 1 : -1] / config.rollout.temperature, -1)
+        return table[torch.arange(length), completion]
 
-        def log_probs(ids=ids, completion=completion, length=length):
-            mask = torch.ones_like(ids)
-            logits = policy(ids, attention_mask=mask, position_ids=position_ids(mask)).logits
-            table = log_softmax(logits[0, -length - 1 : -1] / config.rollout.temperature, -1)
-            return table[torch.arange(length), completion]
-
+    before = torch.cat([p.detach().flatten() for p in parameters]).numpy().copy()
+    behaviour = [log_probs(i).detach() for i in range(len(rollout))]
+    if not config.on_policy:
+        perturb(policy, **SECOND_MOVE)
+    gradients = []
+    for i, advantage in enumerate(advantages.tolist()):
         with torch.no_grad(), policy.disable_adapter():
-            reference = log_probs()
-        ours = log_probs()
-        ratio = torch.exp(ours - ours.detach())
+            reference = log_probs(i)
+        ours = log_probs(i)
+        mask = counted[i][: len(ours)]
+        ratio = torch.exp(ours - behaviour[i])
+        low, high = 1 - objective.clip_low, 1 + objective.clip_high
+        surrogate = torch.minimum(ratio * advantage, ratio.clip(low, high) * advantage)
+        (slope,) = torch.autograd.grad((surrogate * mask).sum(), ours, retain_graph=True)
+        advantages[i] *= float(slope.abs().sum() > 0)
         gap = reference - ours
-        terms = ratio * advantages[i] - objective.kl_weight * (torch.exp(gap) - gap - 1)
-        terms = terms * counted[i][:length]
+        terms = (surrogate - objective.kl_weight * (torch.exp(gap) - gap - 1)) * mask
         if objective.loss_aggregation == "sequence_mean":
-            value = terms.sum() / max(int(counted[i].sum()), 1)
+            value = terms.sum() / max(int(mask.sum()), 1)
         elif objective.loss_aggregation == "token_mean":
             value = terms.sum() * len(rollout) / int(counted.sum())
         else:
             value = terms.sum() / config.rollout.max_new_tokens
         parts = torch.autograd.grad(value, parameters)
         gradients.append(torch.cat([part.flatten() for part in parts]).numpy())
-    flat = torch.cat([p.detach().flatten() for p in parameters])
-    return np.stack(gradients), advantages.numpy(), flat.numpy()
+    return np.stack(gradients), advantages.numpy(), before
 
 
 def primal_solution(gradients: np.ndarray, advantages: np.ndarray, radius: float, price: float):
@@ -213,38 +240,49 @@ def relative_error(value: np.ndarray, reference: np.ndarray) -> float:
     return float(np.linalg.norm(value - reference) / np.linalg.norm(reference))
 
 
-@pytest.mark.parametrize("case", [name for name in CASES if "mean," in name[:5]])
+def check_what_the_engine_did(config: Config, result: dict, before: np.ndarray) -> None:
+    """It saw minus the sum of the ranks' parts, clipped, and made AdamW's step of it."""
+    ascent, limit = result["gradient"], config.optimizer.max_grad_norm
+    norm = np.linalg.norm(ascent)
+    assert result["metrics"]["loss/grad_norm"] == pytest.approx(norm, rel=1e-4)
+    if limit:
+        assert norm > 2 * limit  # there is something to clip
+        ascent = ascent * limit / norm
+    assert relative_error(-result["seen"], ascent) < 1e-4
+    if config.on_policy:  # else the test itself has moved the parameters under the engine
+        expected = adamw_step(before, ascent, config)
+        assert relative_error(result["after"] - before, expected - before) < 1e-3
+
+
+@pytest.mark.parametrize("case", [name for name in CASES if name.startswith("mean")])
 def test_mean_is_a_plain_step_on_the_averaged_loss(steps, case):
     config, result = steps[case]
     gradients, _, before = dense_per_sample_gradients(config)
-    vanilla = gradients.mean(0)
     np.testing.assert_allclose(result["before"], before, rtol=1e-6)
-    assert relative_error(result["gradient"], vanilla) < 1e-5
-    norm = result["report"]["loss/grad_norm"]
-    assert norm == pytest.approx(np.linalg.norm(vanilla), rel=1e-4)
-    limit = config.optimizer.max_grad_norm
-    if limit:
-        assert np.linalg.norm(vanilla) > 2 * limit  # there is something to clip
-        vanilla = vanilla * limit / np.linalg.norm(vanilla)
-    expected = adamw_step(before, vanilla, config)
-    assert relative_error(result["after"] - before, expected - before) < 1e-3
+    assert relative_error(result["gradient"], gradients.mean(0)) < 1e-5
+    check_what_the_engine_did(config, result, before)
 
 
-@pytest.mark.parametrize("case", [name for name in CASES if "capo," in name[:5]])
+@pytest.mark.parametrize("case", [name for name in CASES if name.startswith("capo")])
 def test_capo_applies_the_solution_of_the_primal_program(steps, case):
     config, result = steps[case]
     gradients, advantages, before = dense_per_sample_gradients(config)
-    advantages = np.where(np.linalg.norm(gradients, axis=1) > 0, advantages, 0)
     reference, value = primal_solution(
         gradients, advantages, config.capo.radius, config.capo.slack_price
     )
-    vanilla = gradients.mean(0)
-    applied = result["gradient"]
+    vanilla, applied = gradients.mean(0), result["gradient"]
     assert relative_error(reference, vanilla) > 0.1  # the program does change the gradient
     assert relative_error(applied, reference) < 1e-3
     at_applied = elastic_value(applied, gradients, advantages, config.capo.slack_price)
     assert at_applied == pytest.approx(value, rel=1e-4, abs=1e-5)
     distance = np.linalg.norm(applied - vanilla) / np.linalg.norm(vanilla)
     assert distance <= config.capo.radius * (1 + 1e-5)
-    expected = adamw_step(before, applied, config)
-    assert relative_error(result["after"] - before, expected - before) < 1e-3
+    check_what_the_engine_did(config, result, before)
+
+
+def test_the_off_policy_cases_clip_whole_samples(steps):
+    """Or they would not test that such samples leave the program."""
+    config, _ = steps["capo, off-policy"]
+    _, sampled = responses(config)
+    _, advantages, _ = dense_per_sample_gradients(config)
+    assert np.any((sampled.numpy() != 0) & (advantages == 0))

@@ -143,6 +143,44 @@ def test_a_folder_with_a_run_is_not_overwritten(undisturbed):
     assert (folder / "metrics.jsonl").read_text() == before
 
 
+def test_a_finished_run_says_so(undisturbed):
+    folder, _ = undisturbed
+    before = (folder / "metrics.jsonl").read_text()
+    result = launch(1, TRAIN, *arguments(folder, **{"train.steps": 3}), launcher="python", status=2)
+    assert "saved by 2 ranks" in result.stderr
+    result = launch(2, TRAIN, *arguments(folder))
+    assert "is finished" in result.stdout and "raise train.steps" in result.stdout
+    assert (folder / "metrics.jsonl").read_text() == before
+
+
+def test_a_run_is_not_continued_with_other_settings(undisturbed):
+    folder, _ = undisturbed
+    changes = {"aggregator": "mean", "train.seed": 9, "train.steps": 6}
+    result = launch(2, TRAIN, *arguments(folder, **changes), status=2)
+    told = result.stdout + result.stderr
+    assert told.count("aggregator: 'capo' in the checkpoint, 'mean' now") == 1
+    assert told.count("train.seed: 0 in the checkpoint, 9 now") == 1
+    assert "train.steps:" not in told
+
+
+def test_bfloat16_checkpointing_and_a_rank_without_prompts(tmp_path):
+    changes = {
+        "model.dtype": "bfloat16",
+        "model.gradient_checkpointing": True,
+        "rollout.prompts_per_step": 1,
+        "objective.minibatches": 1,
+        "capo.region": "norm",
+        "train.steps": 2,
+        "train.eval_every": 0,
+        "train.save_every": 0,
+    }
+    launch(2, TRAIN, *arguments(tmp_path / "run", **changes))
+    lines = metrics(tmp_path / "run")
+    assert [line["step"] for line in lines] == [1, 2]
+    assert all(line["loss/grad_norm"] > 0 for line in lines)
+    assert (tmp_path / "run" / "checkpoints" / "step000002" / "adapter").exists()
+
+
 def test_a_bad_config_is_told_once_before_anything_starts(tmp_path):
     result = launch(2, TRAIN, *arguments(tmp_path / "bad", **{"capo.raduis": 1}), status=2)
     told = result.stdout + result.stderr

@@ -19,6 +19,11 @@ RECIPES = sorted((REPOSITORY / "launchers" / "recipes").glob("*.yaml"))
         ({"capo": 3}, ["capo", "3", "section"]),
         ({"train": {"steps": 1.5}}, ["train.steps", "1.5", "integer"]),
         ({"train": {"steps": True}}, ["train.steps", "True", "integer"]),
+        ({"capo": {"radius": True}}, ["capo.radius", "True", "number"]),
+        ({"objective": {"scale_advantages": "off"}}, ["objective.scale_advantages", "'off'"]),
+        ({"optimizer": {"betas": [2.0, 0.9]}}, ["optimizer.betas.0", "2.0", "less than 1"]),
+        ({"task": {"levels": [99]}}, ["task.levels.0", "99", "5"]),
+        ({"warmup": {"styles": {"worked": -3}}}, ["warmup.styles", "-3"]),
         ({"aggregator": "meen"}, ["aggregator", "'meen'", "mean"]),
         ({"objective": {"minibatches": 65}}, ["objective.minibatches", "65", "lower it"]),
         ({"model": {"lora_targets": []}}, ["model.lora_targets", "at least 1"]),
@@ -68,6 +73,10 @@ def test_unreadable_files(tmp_path, text):
         load_config(path)
 
 
+def test_there_are_recipes():
+    assert {"quickstart", "warmup-arithmetic"} <= {path.stem for path in RECIPES}
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_is_valid(path):
     config = load_config(path)
@@ -96,7 +105,9 @@ def test_reference_names_every_key():
         ('{"zero_optimization": {"stage": 3}}', "stage 3"),
         ('{"optimizer": {}}', "'optimizer'"),
         ('{"bf16": {"enabled": true}}', "model.dtype"),
-        ("{", "not valid JSON"),
+        ("{", "not a readable JSON file"),
+        ("[]", "no JSON object"),
+        ('{"train_batch_size": 64}', "'train_batch_size'"),
     ],
 )
 def test_deepspeed_files_that_cannot_be_used(tmp_path, text, fragment):

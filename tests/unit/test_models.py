@@ -5,6 +5,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from capo_ds import models
 from capo_ds.config import ConfigError, ModelConfig
+from capo_ds.gradients.per_sample import PerSampleGradients
 from capo_ds.models import load_policy, load_tokenizer, reference_policy, token_log_probs
 
 
@@ -72,6 +73,25 @@ def test_what_cannot_be_loaded_names_its_key(random_model, tmp_path):
         load_policy(policy_config(str(tmp_path / "nowhere")), seed=0)
     with pytest.raises(ConfigError, match=r"model\.lora_targets.*zz_proj"):
         load_policy(policy_config(random_model, lora_targets=["zz_proj"]), seed=0)
+
+
+@pytest.mark.parametrize("target", ["embed_tokens", "lm_head"])
+def test_layers_without_per_sample_gradients_are_refused(random_model, target):
+    with pytest.raises(ConfigError, match=r"model\.lora_targets"):
+        policy = load_policy(policy_config(random_model, lora_targets=["q_proj", target]), seed=0)
+        PerSampleGradients(policy)
+
+
+def test_checkpointing_recomputes_in_training_mode_only(random_model):
+    policy = load_policy(policy_config(random_model, gradient_checkpointing=True), seed=0)
+    passes = []
+    layer = policy.get_base_model().get_decoder().layers[0]
+    layer.mlp.register_forward_pre_hook(lambda *_: passes.append(1))
+    for mode, expected in ((True, 2), (False, 1)):
+        passes.clear()
+        policy.train(mode)
+        token_log_probs(policy, *inputs(), 1.0).sum().backward()
+        assert len(passes) == expected
 
 
 def test_models_that_change_their_logits_are_refused(tmp_path):

@@ -1,11 +1,15 @@
+import json
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 
+from capo_ds.config import OptimizerConfig
+from capo_ds.distributed.engine import learning_rate_factor
 from capo_ds.rollout.base import uniforms
-from capo_ds.telemetry.metrics import Means, PhaseTimer
+from capo_ds.seeding import Stream, generator
+from capo_ds.telemetry.metrics import METRICS_FILE, Means, PhaseTimer, Recorder
 from capo_ds.telemetry.summary import final_table
 from capo_ds.trainer import prompt_order
 
@@ -36,7 +40,7 @@ def test_means_weigh_by_count_and_merge():
     first, second = Means(), Means()
     first.add("a", torch.tensor([1.0, 2.0, 3.0]))
     first.add("empty", torch.tensor([]))
-    second.add("a", 10.0)
+    second.add("a", 10)
     second.add("b", torch.tensor([True, False]))
     taken = first.take()
     assert first.sums == {}
@@ -51,6 +55,37 @@ def test_phase_times_add_up_and_restart():
     taken = timer.take()
     assert list(taken) == ["time/x"] and taken["time/x"] > 0
     assert timer.take() == {}
+
+
+def test_a_log_is_cut_at_the_step_and_at_a_half_written_line(tmp_path):
+    lines = [json.dumps({"step": step}) + "\n" for step in range(4)]
+    (tmp_path / METRICS_FILE).write_text("".join(lines) + '{"step": 1, "rew')
+    Recorder(tmp_path, monitor=None, first_line=3)
+    assert (tmp_path / METRICS_FILE).read_text() == "".join(lines[:3])
+    Recorder(tmp_path, monitor=None, first_line=0)
+    assert (tmp_path / METRICS_FILE).read_text() == ""
+
+
+def test_learning_rate_schedules():
+    def factors(schedule, warmup_steps):
+        config = OptimizerConfig(schedule=schedule, warmup_steps=warmup_steps)
+        return [learning_rate_factor(step, config, steps=8) for step in range(8)]
+
+    assert factors("constant", 0) == [1.0] * 8
+    assert factors("constant", 4)[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert factors("linear", 4)[3:] == [1.0, 1.0, 0.75, 0.5, 0.25]
+    cosine = factors("cosine", 0)
+    assert cosine[0] == 1.0 and cosine[4] == pytest.approx(0.5) and 0 < cosine[7] < 0.1
+
+
+def test_streams_of_one_seed_are_apart():
+    draws = [
+        generator(5, stream, first, second).random()
+        for stream in Stream
+        for first in range(3)
+        for second in range(3)
+    ]
+    assert len(set(draws)) == 27
 
 
 def test_final_table():

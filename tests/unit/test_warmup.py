@@ -169,7 +169,6 @@ def test_a_folder_without_weights_starts_from_random_ones(tmp_path):
         ({"warmup": {"batch_size": 65}}, "warmup.batch_size: 65 is more than the 64 demonstr"),
         ({"rollout": {"max_new_tokens": 5}}, "warmup.batch_size: 64 is more than the 0 demonstr"),
         ({"warmup": {"styles": {"plain": 0.0}}}, "warmup.styles: shares of demonstration styles"),
-        ({"task": {"train_problems": 64, "levels": [9]}}, r"unknown arithmetic levels \[9\]"),
     ],
 )
 def test_bad_input_is_told(settings, message):

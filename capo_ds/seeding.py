@@ -1,0 +1,23 @@
+"""Streams of random numbers that a run can take up again at any step, without kept state."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+
+
+class Stream(IntEnum):
+    """What the numbers are for; streams of one seed are independent of each other."""
+
+    PROMPT_ORDER = 1
+    MINIBATCH_ORDER = 2
+    SAMPLING = 3
+
+
+def generator(seed: int, stream: Stream, first: int, second: int = 0) -> np.random.Generator:
+    """The generator of one place in a stream, e.g. of a step and a prompt.
+
+    Always four words: `default_rng` takes [a, b] and [a, b, 0] for the same seed.
+    """
+    return np.random.default_rng([seed, stream, first, second])
