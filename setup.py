@@ -1,4 +1,4 @@
-"""Packaging of capo_ds. Versions are those the tests run with (see .ci/run)."""
+"""Packaging of capo_ds. launchers/constraints.txt pins every version that the tests run with."""
 
 from setuptools import find_packages, setup
 
@@ -21,17 +21,18 @@ RUNTIME = [
     "ninja",  # DeepSpeed warns at every import without it
 ]
 
+TORCHJD = ["torchjd[cagrad,fairgrad,quadprog-projector]"]
 EXTRAS = {
-    "dev": ["pytest==9.2.0", "hypothesis>=6.150", "ruff==0.17.6"],
+    "dev": ["pytest==9.2.0", "hypothesis>=6.150", "ruff==0.17.6", *TORCHJD],
     "mpi": ["mpi4py>=4"],
-    "torchjd": ["torchjd[cagrad,fairgrad,quadprog_projector]"],
+    "torchjd": TORCHJD,
 }
 
 setup(
     name="capo_ds",
     version="0.1.0",
     description="Conflict-Aware Policy Optimization of language models on DeepSpeed",
-    python_requires=">=3.10",
+    python_requires=">=3.11",
     packages=find_packages(include=["capo_ds", "capo_ds.*"]),
     package_data={"capo_ds": ["assets/**/*"]},
     install_requires=RUNTIME,
