@@ -96,11 +96,11 @@ class SparseSketch(Sketch):
     coordinate j is added to one bucket h(j) with a sign. Var<S g, S h> <= V(g, h) / k. Costs s
     additions per entry instead of k.
 
-    Why this and not a subsampled Hadamard transform (Ailon & Chazelle 2009; Tropp 2011): on CPU
-    it is about 3 times faster, and on Gaussian, low-rank and heavy-channel gradients its error
-    measured the same, in mean square and in the worst pair. Why s = 4: the mean square error is
-    the same for every s, but with s = 1 a single collision of two heavy coordinates costs all of
-    their product, and the worst errors were 2 to 3 times larger.
+    Why this and not a subsampled Hadamard transform (Ailon & Chazelle 2009; Tropp 2011): on CPU it
+    is 3 to 5 times faster from 16 samples a call on (as fast with 8), at the same error. Why s = 4:
+    the mean square error is the same for every s, but with s = 1 a single collision of two heavy
+    coordinates costs all of their product; the largest errors on gradients with massive channels
+    were up to 3 times those of s = 4. Measured in benchmarks/sketches.py.
     """
 
     NONZEROS = 4
@@ -135,14 +135,14 @@ class OuterSketch(Sketch):
     equal short sides: then it is sqrt(r/k), **sqrt(r) times worse** (8 times at r = 64).
     If n <= w no two entries meet and the factor's own error is 0.
 
-    Variance, factors p != q: E (||R_p G_p P_p' P_q H_q' R_q'|| cross term)^2 <= (3/2) ||G_p||^2
-    ||H_q||^2 / (r w), as R_p'R_q has entries of variance <= 3/(2r): R is there for this, else equal
-    short sides of two factors would again cost a factor r. With e_p the share of factor p in
-    ||g|| ||h||, the whole is about (1 + (r - 1) sum_p e_p^2) / k at worst: with 100 factors of like
-    norms and r = 64 an error of 1.3 / sqrt(k), with two factors 5.7 / sqrt(k).
+    Variance, factors p != q: E <S_p G_p, S_q H_q>^2 <= (3/2) ||G_p||^2 ||H_q||^2 / (r w), since the
+    entries of R_p'R_q have variance <= 3/(2r). R is there for this, else equal short sides of two
+    factors would again cost a factor r. With e_p the share of factor p in ||g|| ||h||, the whole is
+    about (1 + (r - 1) sum_p e_p^2) / k at worst: with 100 factors of like norms and r = 64 an error
+    of 1.3 / sqrt(k), with two factors 5.7 / sqrt(k).
 
     Why not TensorSketch (Pham & Pagh 2013), which has no such worst case: two FFTs of length k a
-    token cost more than forming G when one side is as short as r.
+    token cost 10 times and more what forming G does when one side is as short as r.
     """
 
     def __init__(self, shapes: list[tuple[int, int]], dim: int = DEFAULT_DIM, seed: int = 0):
