@@ -129,6 +129,31 @@ class ObjectiveConfig(Section):
     minibatches: StrictInt = Field(1, ge=1, description="optimizer steps per epoch over a rollout")
 
 
+class GradientsConfig(Section):
+    """How per-sample gradients are kept and compared."""
+
+    sketch: Literal["none", "rademacher", "sparse", "outer"] = Field(
+        "none",
+        description="Gram matrix from random sketches of this kind (rademacher is the paper's); "
+        "none: exact, from the gradients themselves",
+    )
+    sketch_dim: StrictInt = Field(8192, ge=1, description="length k of a sketch")
+    store: Literal["device", "recompute"] = Field(
+        "device",
+        description="device: keep every sample's gradient; recompute: keep its sketch alone and "
+        "run a second, weighted, backward pass (less memory, more time)",
+    )
+
+    @model_validator(mode="after")
+    def _recompute_needs_a_sketch(self) -> GradientsConfig:
+        if self.store == "recompute" and self.sketch == "none":
+            raise ValueError(
+                "gradients.store: recompute keeps no gradients to compare; set gradients.sketch to "
+                "rademacher, sparse or outer"
+            )
+        return self
+
+
 class CapoConfig(Section):
     """The second-order cone program of CAPO."""
 
@@ -232,6 +257,7 @@ class Config(Section):
         description="with aggregator mean: form per-sample gradients all the same and report "
         "conflict (off: plain backward, faster)",
     )
+    gradients: GradientsConfig = GradientsConfig()
     capo: CapoConfig = CapoConfig()
     cagrad: CagradConfig = CagradConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -332,7 +358,7 @@ def _explain(problem: dict[str, Any]) -> str:
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         return f"{key}: unknown key (value {problem['input']!r}); {_did_you_mean(location)}"
-    if not location:
+    if isinstance(problem["input"], dict) and problem["type"] == "value_error":
         return problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "model_type":
         return f"{key}: {problem['input']!r} is not a section; write its keys below it"
@@ -351,10 +377,10 @@ def _did_you_mean(location: list[str]) -> str:
     known = [key for key, _ in _fields(Config)]
     prefix = ".".join([*section, ""]) if section else ""
     siblings = [key for key in known if key.startswith(prefix)] if section else [*TOP_LEVEL]
-    close = difflib.get_close_matches(".".join(location), siblings, n=1)
     elsewhere = [key for key in known if key.rpartition(".")[2] == name]
-    if close or elsewhere:
-        return f"did you mean {(close or elsewhere)[0]}?"
+    close = difflib.get_close_matches(".".join(location), siblings, n=1)
+    if elsewhere or close:
+        return f"did you mean {' or '.join(elsewhere or close)}?"
     return f"known keys: {', '.join(siblings)}"
 
 

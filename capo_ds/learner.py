@@ -3,7 +3,7 @@ matrix, solve, reconstruct, step). Every method is called on all ranks together.
 
 from __future__ import annotations
 
-import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,17 +12,21 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from capo_ds.aggregation import GramProblem, aggregate
+from capo_ds.aggregation import Aggregation, GramProblem, aggregate
 from capo_ds.aggregation.diagnostics import diagnose
 from capo_ds.config import Config
 from capo_ds.distributed import comm
 from capo_ds.distributed.engine import CapoEngine
-from capo_ds.distributed.gram import bytes_sent, gram_matrix
-from capo_ds.gradients.per_sample import GradientStore, PerSampleGradients
+from capo_ds.distributed.gram import bytes_sent, gram_matrix, norms_of_sums
+from capo_ds.gradients.per_sample import PerSampleGradients
+from capo_ds.gradients.sketch import make_sketch
+from capo_ds.gradients.store import GradientStore, SketchStore, Store
 from capo_ds.models import reference_policy, token_log_probs
 from capo_ds.objective import token_objective, token_weights
 from capo_ds.rollout.base import TOKEN, Rollout
 from capo_ds.telemetry.metrics import Means, PhaseTimer
+
+SEED_STRIDE = 1_000_003  # so that the updates of runs with neighbouring seeds do not meet
 
 
 @dataclass
@@ -60,9 +64,10 @@ class Learner:
             **vars(rollout), advantages=advantages, behaviour=behaviour, reference=reference
         )
 
-    def update(self, batch: Batch) -> None:
+    def update(self, batch: Batch, number: int) -> None:
         """One optimizer step on a mini-batch, of which this rank holds `batch` (maybe empty).
 
+        number: of the optimizer step in the run; with the seed it decides what is random in it.
         Raises `PeerError` on all ranks if any fails.
         """
         mask = self._counted_tokens(batch)
@@ -80,29 +85,47 @@ class Learner:
         )
         self.means.add("loss/learning_rate", self.engine.learning_rate)
         self.policy.train()  # Hugging Face checkpoints activations in training mode only,
-        gradient = self._gradient(batch, weights, int(samples))
+        gradient = self._gradient(batch, weights, int(samples), number)
         self.policy.eval()  # and decodes with its cache in evaluation mode only.
         with self.timer("optimizer"):
             self.means.add("loss/grad_norm", self.engine.apply(gradient))
 
     # ---------------------------------------------------------------- gradients
 
-    def _gradient(self, batch: Batch, weights: Tensor, samples: int) -> list[Tensor]:
-        """This rank's part of the aggregated gradient."""
+    def _gradient(self, batch: Batch, weights: Tensor, samples: int, number: int) -> list[Tensor]:
+        """This rank's part of the aggregated gradient; `samples` is N of g_0's mean."""
         if self.per_sample is None:
             with self.timer("backward"), comm.together("backward"):
-                return self._vanilla_gradient(batch, weights, samples)
+                return self._weighted_gradient(batch, weights, torch.ones_like(weights) / samples)
         with self.timer("backward"), comm.together("per-sample gradients"):
-            store, live = self._per_sample_gradients(batch, weights)
-        return self._aggregate(store, batch.advantages * live, samples)
+            store = self._new_store(len(batch), number)
+            live = self._fill(store, batch, weights)
 
-    def _per_sample_gradients(self, batch: Batch, weights: Tensor) -> tuple[GradientStore, Tensor]:
-        """The gradients, and (n,) of bool: the sample has a token that the clip leaves alone.
+        def combine(coefficients: np.ndarray) -> list[Tensor]:
+            mine = torch.as_tensor(coefficients).to(weights)
+            if isinstance(store, SketchStore):
+                return self._weighted_gradient(batch, weights, mine)
+            return store.combine(mine)
 
-        Where it has none, what is left of its gradient is the KL term's: such a sample counts in
+        return self._aggregate(store, combine, batch.advantages * live, samples, number)
+
+    def _new_store(self, samples: int, number: int) -> GradientStore | SketchStore:
+        settings, parameters, sketch = self.config.gradients, self.per_sample.parameters, None
+        if settings.sketch != "none":
+            shapes = [tuple(parameter.shape) for parameter in parameters]
+            # New signs for every update: the error of one sketch is shared by all its samples.
+            seed = self.config.train.seed + SEED_STRIDE * number
+            sketch = make_sketch(settings.sketch, shapes, settings.sketch_dim, seed)
+        if settings.store == "recompute":
+            return SketchStore(samples, sketch, parameters[0].device)
+        return GradientStore(parameters, samples, sketch)
+
+    def _fill(self, store: Store, batch: Batch, weights: Tensor) -> Tensor:
+        """Per-sample gradients into the store; (n,) of bool: the clip leaves some token alone.
+
+        Where it leaves none, what remains of a sample's gradient is the KL term's: it counts in
         g_0, but the program must neither align with it nor keep away from it.
         """
-        store = self.per_sample.store(len(batch))
         live = torch.zeros(len(batch), dtype=torch.bool, device=weights.device)
         for rows in self._micro_batches(len(batch)):
 
@@ -111,67 +134,104 @@ class Learner:
                 return values
 
             self.per_sample.backward(objectives, store, first=int(rows[0]))
-        return store, live
+        return live
 
-    def _vanilla_gradient(self, batch: Batch, weights: Tensor, samples: int) -> list[Tensor]:
-        """This rank's part of g_0, by an ordinary backward pass."""
+    def _weighted_gradient(
+        self, batch: Batch, weights: Tensor, coefficients: Tensor
+    ) -> list[Tensor]:
+        """This rank's part of sum_i c_i g_i, by an ordinary backward pass. coefficients: (n,)."""
         total = [torch.zeros_like(parameter) for parameter in self.engine.parameters]
-        for rows in self._micro_batches(len(batch)):
+        # Without the samples of coefficient 0, whose gradients may be NaN.
+        used = coefficients.nonzero().squeeze(1)
+        for part in self._micro_batches(len(used)):
+            rows = used[part]
             values, _ = self._objectives(batch.take(rows), weights[rows])
-            parts = torch.autograd.grad(values.sum() / samples, self.engine.parameters)
+            objective = values @ coefficients[rows].to(values)
+            parts = torch.autograd.grad(objective, self.engine.parameters)
             torch._foreach_add_(total, parts)
         return total
 
-    def _aggregate(self, store: GradientStore, signed: Tensor, samples: int) -> list[Tensor]:
+    def _aggregate(
+        self,
+        store: Store,
+        combine: Callable[[np.ndarray], list[Tensor]],
+        signed: Tensor,
+        samples: int,
+        number: int,
+    ) -> list[Tensor]:
         """This rank's part of g~ = sum_i c_i g_i.
 
-        signed: (n,) of advantages, 0 for samples that g_0 alone counts. samples: N of g_0's mean.
+        combine: from coefficients (n,) of this rank's samples to its part of their weighted sum.
+        signed: (n,) of advantages, 0 for samples that g_0 alone counts.
         """
         shares = comm.gather(signed.cpu().numpy())
         counts = [len(share) for share in shares]
         if not sum(counts):  # no sample of any rank has a gradient: g~ = g_0 = 0
-            return store.combine(signed)
+            return [torch.zeros_like(parameter) for parameter in self.engine.parameters]
         with self.timer("gram"):
-            gram = gram_matrix(store.matrices(), counts)
+            with comm.together("sketches"):
+                matrices = store.matrices()
+            gram = gram_matrix(matrices, counts)
         with self.timer("solve"):
             signs = np.sign(np.concatenate(shares))
-            coefficients, report = comm.on_main("solve", lambda: self._solve(gram, signs, samples))
-        with self.timer("reconstruct"), comm.together("reconstruction"):
-            first = sum(counts[: comm.rank()])
-            mine = torch.as_tensor(coefficients[first : first + len(signed)]).to(signed.device)
-            store.discard(mine == 0)
-            gradient = store.combine(mine)
+            result, vanilla, report = comm.on_main(
+                "solve", lambda: self._solve(gram, signs, samples, number)
+            )
         for name, value in report.items():
             self.means.add(name, value)
-        self.means.add("comm/gram_bytes", bytes_sent(store.matrices(), counts))
-        return gradient
+        self.means.add("comm/gram_bytes", bytes_sent(matrices, counts))
+        first = sum(counts[: comm.rank()])
+        mine = slice(first, first + len(signed))
+        store.discard(torch.as_tensor(vanilla[mine] == 0))
+        with self.timer("reconstruct"):
+            if result.on_boundary and self.config.gradients.sketch != "none":
+                return self._with_true_norms(result, vanilla, mine, combine)
+            with comm.together("reconstruction"):
+                return combine(result.coefficients[mine])
+
+    def _with_true_norms(
+        self,
+        result: Aggregation,
+        vanilla: np.ndarray,
+        mine: slice,
+        combine: Callable[[np.ndarray], list[Tensor]],
+    ) -> list[Tensor]:
+        """g~ = centre + C ||g_0|| dg / ||dg|| with the norms of the vectors, not of sketches."""
+        with comm.together("reconstruction"):
+            direction, mean = combine(result.xi[mine]), combine(vanilla[mine])
+        vanilla_norm, direction_norm = norms_of_sums(mean, direction)
+        length = result.radius * vanilla_norm / direction_norm
+        if not result.base.any():  # the norm ball is centred on 0
+            return torch._foreach_mul(direction, length)
+        return torch._foreach_add(mean, direction, alpha=length)
 
     def _solve(
-        self, gram: np.ndarray, signs: np.ndarray, samples: int
-    ) -> tuple[np.ndarray, dict[str, float]]:
-        """Coefficients c (N,) and metrics, from the Gram matrix and the advantages' signs (N,)."""
+        self, gram: np.ndarray, signs: np.ndarray, samples: int, number: int
+    ) -> tuple[Aggregation, np.ndarray, dict[str, float]]:
+        """The aggregation, g_0's weights (N,), and metrics; signs (N,) are of the advantages."""
         problem = GramProblem(
             gram,
             positive=signs > 0,
             negative=signs < 0,
             vanilla=np.full(len(signs), 1 / samples),
         )
-        result = aggregate(self.config.aggregator, problem, **self._options(gram))
+        result = aggregate(self.config.aggregator, problem, **self._options(number))
         if dropped := int(problem.dropped.sum()):
             tqdm.write(f"left out {dropped} of {problem.count} samples: NaN or Inf in the gradient")
         if result.status in ("fallback", "inaccurate"):
             tqdm.write(f"{self.config.aggregator}: {result.status} solution, {result.report}")
         group = self.config.aggregator.replace(":", "_")
         report = {f"{group}/{key}": value for key, value in result.report.items()}
-        return result.coefficients, report | diagnose(problem, result.coefficients, result.xi)
+        report |= diagnose(problem, result.coefficients, result.xi)
+        return result, problem.vanilla, report
 
-    def _options(self, gram: np.ndarray) -> dict[str, Any]:
+    def _options(self, number: int) -> dict[str, Any]:
         """Settings of the aggregator."""
         match self.config.aggregator:
             case "capo" | "cagrad" as name:
                 return getattr(self.config, name).model_dump()
-            case "pcgrad":  # projects in a random order, which must not be the same at every step
-                return {"seed": zlib.crc32(gram.tobytes())}
+            case "pcgrad":  # projects in a random order
+                return {"seed": self.config.train.seed + SEED_STRIDE * number}
         return {}
 
     # ---------------------------------------------------------------- forward passes

@@ -64,11 +64,11 @@ class Trainer:
             self.train_problems = self._fitting_problems("train")
             self.test_problems = self._fitting_problems("test")
             policy = load_policy(config.model, config.train.seed).to(comm.device())
-        objective = config.objective
+        self.updates_per_step = config.objective.epochs * config.objective.minibatches
         self.engine = CapoEngine(
             policy,
             config,
-            optimizer_steps=config.train.steps * objective.epochs * objective.minibatches,
+            optimizer_steps=config.train.steps * self.updates_per_step,
             monitor_dir=self.folder,
         )
         self.timer, self.means = PhaseTimer(), Means()
@@ -133,8 +133,9 @@ class Trainer:
         self._count(rollout, scored)
         with self.timer("log_probs"), comm.together("log-probabilities"):
             batch = self.learner.prepare(rollout, scored.advantages)
-        for part in self._minibatches(batch, step):
-            self.learner.update(part)
+        first = step * self.updates_per_step
+        for number, part in enumerate(self._minibatches(batch, step), start=first):
+            self.learner.update(part, number)
         with comm.together("logging"):
             if recorder:
                 recorder.samples(step + 1, self._samples(scored))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -25,6 +27,20 @@ def gram_matrix(matrices: list[Tensor], samples_per_rank: list[int]) -> np.ndarr
         gram += columns @ columns.T
     dist.reduce(gram, dst=0)
     return gram.cpu().numpy() if comm.is_main() else None
+
+
+def norms_of_sums(*vectors: list[Tensor]) -> list[float]:
+    """||sum over ranks of v|| for each vector v, given as this rank's part, block by block.
+
+    Every rank sums its share of the columns, as a reduce-scatter does.
+    """
+    squares = torch.zeros(len(vectors), dtype=torch.float64, device=comm.device())
+    for blocks in zip(*vectors, strict=True):
+        parts = torch.stack([block.flatten() for block in blocks])
+        columns = _exchange_columns(parts, [len(vectors)] * comm.world_size())
+        sums = columns.view(comm.world_size(), len(vectors), -1).double().sum(0)
+        squares += sums.square().sum(1)
+    return [math.sqrt(square) for square in comm.sum_over_ranks(*squares.tolist())]
 
 
 def bytes_sent(matrices: list[Tensor], samples_per_rank: list[int]) -> int:

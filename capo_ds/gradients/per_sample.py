@@ -18,27 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from capo_ds.config import ConfigError
-
-
-class GradientStore:
-    """Per-sample gradients of one rank, one (n, o, i) tensor per LoRA factor."""
-
-    def __init__(self, parameters: list[nn.Parameter], samples: int):
-        self.samples = samples
-        self.rows = [parameter.new_empty(samples, *parameter.shape) for parameter in parameters]
-
-    def matrices(self) -> list[Tensor]:
-        """Views (n, o * i), one per factor."""
-        return [rows.flatten(1) for rows in self.rows]
-
-    def combine(self, coefficients: Tensor) -> list[Tensor]:
-        """sum_i c_i g_i, factor by factor in the parameters' shapes. coefficients: (n,)."""
-        return [torch.einsum("n,noi->oi", coefficients.to(rows), rows) for rows in self.rows]
-
-    def discard(self, samples: Tensor) -> None:
-        """Blank some samples, so that a NaN of theirs cannot enter a sum. samples: (n,) of bool."""
-        for rows in self.rows:
-            rows[samples] = 0
+from capo_ds.gradients.store import Store
 
 
 class PerSampleGradients:
@@ -56,25 +36,19 @@ class PerSampleGradients:
         for index, factor in enumerate(self.factors):
             factor.register_forward_hook(self._hook(index))
 
-    def store(self, samples: int) -> GradientStore:
-        return GradientStore(self.parameters, samples)
-
-    def backward(
-        self, objectives: Callable[[], Tensor], store: GradientStore, first: int
-    ) -> Tensor:
-        """Write the gradients of a micro-batch into rows `first`, `first + 1`, ... of the store.
+    def backward(self, objectives: Callable[[], Tensor], store: Store, first: int) -> Tensor:
+        """Hand the gradients of a micro-batch to the store, as samples `first`, `first + 1`, ...
 
         objectives: runs the forward pass and returns (B,), each sample's own objective.
         Returns the objectives, detached. Weights get no `.grad`.
         """
         seen: set[int] = set()
 
-        def write(index: int, inputs: Tensor, output_gradient: Tensor) -> None:
+        def write(index: int, inputs: Tensor, output_gradients: Tensor) -> None:
             if index in seen:
                 raise RuntimeError(f"LoRA factor {index} is used twice in one forward pass")
             seen.add(index)
-            rows = store.rows[index][first : first + len(inputs)]
-            torch.bmm(output_gradient.transpose(1, 2).to(rows), inputs.to(rows), out=rows)
+            store.write(index, first, output_gradients, inputs)
 
         # Every tap takes the anchor as an input: asking autograd for the anchor's gradient runs
         # all taps, and none of the sums over the batch that the weights' own gradients need.

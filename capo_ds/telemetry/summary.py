@@ -31,6 +31,7 @@ def startup_summary(config: Config, policy: PeftModel, facts: dict[str, Any]) ->
         f"temperature {rollout.temperature:g}",
         "aggregator": config.aggregator
         + (f" {_values(config.capo)}" if config.aggregator == "capo" else ""),
+        "gradients": _values(config.gradients),
         "objective": _values(objective),
         "optimizer": _values(config.optimizer),
         "memory per rank": _memory_row(config, policy, facts["ranks"]),
@@ -67,7 +68,12 @@ def estimate_memory(config: Config, policy: PeftModel, ranks: int) -> dict[str, 
     }
     if config.uses_per_sample_gradients:
         per_update = -(-samples // config.objective.minibatches)
-        estimate["per-sample gradients (objective.minibatches)"] = per_update * size * 4
+        if config.gradients.store == "device":
+            key = "per-sample gradients (gradients.store, objective.minibatches)"
+            estimate[key] = per_update * size * 4
+        if config.gradients.sketch != "none":
+            key = "sketches (gradients.sketch_dim)"
+            estimate[key] = per_update * config.gradients.sketch_dim * 4
     return estimate
 
 

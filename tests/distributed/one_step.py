@@ -92,7 +92,7 @@ def take_step(path: Path) -> None:
     batch = learner.prepare(rollout.take(mine), advantages[mine])
     if not config.on_policy:
         perturb(engine.module, **SECOND_MOVE)
-    learner.update(batch)
+    learner.update(batch, number=0)
     # Adam's first moment after one step is (1 - beta_1) times the gradient as the engine saw it.
     seen = [first_moment(engine, p) / (1 - config.optimizer.betas[0]) for p in engine.parameters]
     if comm.is_main():

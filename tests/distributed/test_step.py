@@ -9,7 +9,7 @@ import torch
 import yaml
 from torch.nn.functional import log_softmax
 
-from capo_ds.config import Config, load_config
+from capo_ds.config import CapoConfig, Config, load_config
 from capo_ds.models import load_policy, position_ids
 from tests.conftest import launch
 from tests.distributed.one_step import SECOND_MOVE, perturb, responses
@@ -105,6 +105,29 @@ CASES = {
             "objective": OFF_POLICY | {"loss_aggregation": "token_mean"},
         },
     ),
+    "sketch, outer": (2, {"aggregator": "capo", "gradients": {"sketch": "outer"}}),
+    "sketch, sparse": (2, {"aggregator": "capo", "gradients": {"sketch": "sparse"}}),
+    "sketch, recompute": (
+        2,
+        {"aggregator": "capo", "gradients": {"sketch": "sparse", "store": "recompute"}},
+    ),
+    "sketch, recompute, 4 ranks": (
+        4,
+        {
+            "aggregator": "capo",
+            "gradients": {"sketch": "sparse", "store": "recompute"},
+            "train": {"micro_batch_size": 2},
+        },
+    ),
+    "sketch, norm ball": (
+        1,
+        {
+            "aggregator": "capo",
+            "gradients": {"sketch": "rademacher"},
+            "capo": {"region": "norm"},
+        },
+    ),
+    "capo, norm ball": (1, {"aggregator": "capo", "capo": {"region": "norm"}}),
     "capo, no KL": (2, {"aggregator": "capo", "objective": {"kl_weight": 0.0}}),
 }
 
@@ -200,19 +223,20 @@ def dense_per_sample_gradients(config: Config) -> tuple[np.ndarray, np.ndarray, 
     return np.stack(gradients), advantages.numpy(), before
 
 
-def primal_solution(gradients: np.ndarray, advantages: np.ndarray, radius: float, price: float):
+def primal_solution(gradients: np.ndarray, advantages: np.ndarray, settings: CapoConfig):
     """The elastic SOCP in R^d by CVXPY: its optimal g and value, in units of ||g_0||^2."""
     vanilla = gradients.mean(0)
     unit = np.linalg.norm(vanilla)
     rows = gradients / unit
     g, least = cvxpy.Variable(rows.shape[1]), cvxpy.Variable()
     slack = cvxpy.Variable(int((advantages < 0).sum()), nonneg=True)
+    centre = vanilla / unit if settings.region == "difference" else 0 * vanilla
     problem = cvxpy.Problem(
-        cvxpy.Maximize(least - price * cvxpy.sum(slack)),
+        cvxpy.Maximize(least - settings.slack_price * cvxpy.sum(slack)),
         [
             rows[advantages > 0] @ g >= least,
             rows[advantages < 0] @ g >= -slack,
-            cvxpy.norm(g - vanilla / unit) <= radius,
+            cvxpy.norm(g - centre) <= settings.radius,
         ],
     )
     value = problem.solve(solver="CLARABEL", tol_gap_rel=1e-10, tol_gap_abs=1e-10, tol_feas=1e-10)
@@ -267,17 +291,39 @@ def test_mean_is_a_plain_step_on_the_averaged_loss(steps, case):
 def test_capo_applies_the_solution_of_the_primal_program(steps, case):
     config, result = steps[case]
     gradients, advantages, before = dense_per_sample_gradients(config)
-    reference, value = primal_solution(
-        gradients, advantages, config.capo.radius, config.capo.slack_price
-    )
+    reference, value = primal_solution(gradients, advantages, config.capo)
     vanilla, applied = gradients.mean(0), result["gradient"]
     assert relative_error(reference, vanilla) > 0.1  # the program does change the gradient
     assert relative_error(applied, reference) < 1e-3
     at_applied = elastic_value(applied, gradients, advantages, config.capo.slack_price)
     assert at_applied == pytest.approx(value, rel=1e-4, abs=1e-5)
-    distance = np.linalg.norm(applied - vanilla) / np.linalg.norm(vanilla)
-    assert distance <= config.capo.radius * (1 + 1e-5)
+    assert distance_from_centre(applied, vanilla, config) <= config.capo.radius * (1 + 1e-5)
     check_what_the_engine_did(config, result, before)
+
+
+def distance_from_centre(g: np.ndarray, vanilla: np.ndarray, config: Config) -> float:
+    """Of the trust region, relative to ||g_0||."""
+    centre = vanilla if config.capo.region == "difference" else 0 * vanilla
+    return np.linalg.norm(g - centre) / np.linalg.norm(vanilla)
+
+
+@pytest.mark.parametrize("case", [name for name in CASES if name.startswith("sketch")])
+def test_a_sketched_step_is_on_the_true_ball_and_near_the_exact_step(steps, case):
+    config, result = steps[case]
+    gradients, advantages, before = dense_per_sample_gradients(config)
+    reference, _ = primal_solution(gradients, advantages, config.capo)
+    vanilla, applied = gradients.mean(0), result["gradient"]
+    # The norms are those of the vectors, whatever the sketch has made of them.
+    distance = distance_from_centre(applied, vanilla, config)
+    assert distance == pytest.approx(config.capo.radius, rel=1e-4)
+    assert 1e-4 < relative_error(applied, reference) < 0.2
+    check_what_the_engine_did(config, result, before)
+
+
+def test_store_ranks_and_micro_batches_do_not_change_a_sketched_step(steps):
+    expected = steps["sketch, sparse"][1]["gradient"]
+    for case in ("sketch, recompute", "sketch, recompute, 4 ranks"):
+        assert relative_error(steps[case][1]["gradient"], expected) < 1e-3, case
 
 
 def test_the_off_policy_cases_clip_whole_samples(steps):

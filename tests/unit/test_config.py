@@ -27,6 +27,10 @@ RECIPES = sorted((REPOSITORY / "launchers" / "recipes").glob("*.yaml"))
         ({"aggregator": "meen"}, ["aggregator", "'meen'", "mean"]),
         ({"objective": {"minibatches": 65}}, ["objective.minibatches", "65", "lower it"]),
         ({"model": {"lora_targets": []}}, ["model.lora_targets", "at least 1"]),
+        (
+            {"gradients": {"store": "recompute"}},
+            ["gradients.store", "recompute", "gradients.sketch"],
+        ),
         ({"zzz": 1}, ["zzz", "unknown key", "rollout"]),
     ],
 )

@@ -8,6 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 
 from capo_ds.config import ConfigError
 from capo_ds.gradients.per_sample import PerSampleGradients
+from capo_ds.gradients.store import GradientStore
 from capo_ds.models import token_log_probs
 
 SIZES = {
@@ -62,7 +63,7 @@ def test_equal_to_autograd_sample_by_sample(kind, targets, checkpointing):
         policy.gradient_checkpointing_enable({"use_reentrant": False})
     batch = padded_batch()
     per_sample = PerSampleGradients(policy)
-    store = per_sample.store(5)
+    store = GradientStore(per_sample.parameters, 5)
     values = per_sample.backward(lambda: objectives(policy, batch), store, first=0)
     torch.testing.assert_close(values, objectives(policy, batch).detach())
     for i in range(5):
@@ -77,7 +78,7 @@ def test_micro_batches_fill_the_store_alike():
     policy = tiny_policy()
     batch = padded_batch()
     per_sample = PerSampleGradients(policy)
-    whole, parts = per_sample.store(5), per_sample.store(5)
+    whole, parts = GradientStore(per_sample.parameters, 5), GradientStore(per_sample.parameters, 5)
     weights = torch.linspace(-1, 2, 5, dtype=torch.float64)
     per_sample.backward(lambda: objectives(policy, batch), whole, first=0)
     for rows in (torch.tensor([0, 1]), torch.tensor([2]), torch.tensor([3, 4])):
@@ -94,7 +95,7 @@ def test_micro_batches_fill_the_store_alike():
 def test_combine_is_the_weighted_sum_and_discard_keeps_nan_out():
     policy = tiny_policy()
     per_sample = PerSampleGradients(policy)
-    store = per_sample.store(3)
+    store = GradientStore(per_sample.parameters, 3)
     for rows in store.rows:
         rows.normal_()
     coefficients = torch.tensor([0.5, 0.0, -2.0], dtype=torch.float64)
@@ -135,7 +136,9 @@ def test_a_factor_used_twice_is_refused():
     layers[1].self_attn.q_proj = layers[0].self_attn.q_proj
     per_sample = PerSampleGradients(policy)
     with pytest.raises(RuntimeError, match="twice"):
-        per_sample.backward(lambda: objectives(policy, padded_batch()), per_sample.store(5), 0)
+        per_sample.backward(
+            lambda: objectives(policy, padded_batch()), GradientStore(per_sample.parameters, 5), 0
+        )
 
 
 def test_an_unused_factor_is_an_error():
@@ -144,4 +147,6 @@ def test_an_unused_factor_is_an_error():
     policy.get_base_model().model.layers = nn.ModuleList(policy.get_base_model().model.layers[:1])
     policy.get_base_model().config.num_hidden_layers = 1
     with pytest.raises(RuntimeError, match="LoRA factors were used"):
-        per_sample.backward(lambda: objectives(policy, padded_batch()), per_sample.store(5), 0)
+        per_sample.backward(
+            lambda: objectives(policy, padded_batch()), GradientStore(per_sample.parameters, 5), 0
+        )
