@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -40,11 +41,7 @@ class CapoEngine:
     """
 
     def __init__(self, policy: nn.Module, config: Config, optimizer_steps: int, monitor_dir: Path):
-        import deepspeed
-
-        if not torch.cuda.is_available():
-            # Would be compiled at the first init on CPU (half a minute); gloo serves as well.
-            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        deepspeed = import_deepspeed()
         self.parameters = [p for p in policy.parameters() if p.requires_grad]
         settings = deepspeed_settings(config, monitor_dir)
         self._stage = zero_stage(settings)
@@ -130,6 +127,16 @@ def _check_finite(gradient: list[Tensor]) -> None:
             "NaN or Inf in the gradient; lower optimizer.learning_rate, or find the samples with "
             "aggregator capo, which leaves them out"
         )
+
+
+def import_deepspeed() -> ModuleType:
+    """DeepSpeed, told not to compile its shared-memory collectives on CPU: gloo serves as well,
+    and compiling takes half a minute at the first start."""
+    import deepspeed
+
+    if not torch.cuda.is_available():
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
 
 
 def deepspeed_settings(config: Config, monitor_dir: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from capo_ds.distributed import comm
-from capo_ds.distributed.engine import read_deepspeed_json
+from capo_ds.distributed.engine import import_deepspeed, read_deepspeed_json
 
 BETAS = (0.9, 0.98)
 WEIGHT_DECAY = 0.01
@@ -26,11 +26,7 @@ class SupervisedEngine:
         Raises:
             ConfigError: the DeepSpeed file is missing or cannot be used.
         """
-        import deepspeed
-
-        if not torch.cuda.is_available():
-            # Would be compiled at the first init on CPU (half a minute); gloo serves as well.
-            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        deepspeed = import_deepspeed()
         settings = read_deepspeed_json(deepspeed_path) | {
             "train_micro_batch_size_per_gpu": micro_batch_size,
             "gradient_accumulation_steps": micro_batches,
