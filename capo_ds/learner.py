@@ -102,7 +102,7 @@ class Learner:
             live = self._fill(store, batch, weights)
 
         def combine(coefficients: np.ndarray) -> list[Tensor]:
-            mine = torch.as_tensor(coefficients).to(weights)
+            mine = torch.tensor(coefficients).to(weights)
             if isinstance(store, SketchStore):
                 return self._weighted_gradient(batch, weights, mine)
             return store.combine(mine)
