@@ -40,7 +40,7 @@ RESULTS = Path(__file__).resolve().parent / "results" / "step.json"
 # hidden width, layers, vocabulary, LoRA rank, samples, tokens of prompt and of response
 SIZES = {
     "small": (256, 4, 2048, 16, 32, 32, 64),
-    "medium": (768, 6, 8192, 32, 32, 64, 128),
+    "medium": (512, 6, 8192, 32, 16, 64, 128),
 }
 MICRO_BATCH = 8
 VARIANTS = {
