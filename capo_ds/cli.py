@@ -15,7 +15,7 @@ import torch
 from capo_ds.config import Config, ConfigError, config_reference, load_config
 from capo_ds.distributed import comm
 
-BAD_CONFIG, FAILED = 2, 1
+BAD_CONFIG, FAILED, INTERRUPTED = 2, 1, 130
 
 
 def main(description: str, run: Callable[[Config], None]) -> None:
@@ -37,9 +37,11 @@ def main(description: str, run: Callable[[Config], None]) -> None:
     except ConfigError as error:  # found on all ranks alike
         _exit(BAD_CONFIG, f"config error\n{error}")
     except comm.PeerError as error:
-        if error.__cause__ and not isinstance(error.__cause__, ConfigError):
+        if error.__cause__:
             traceback.print_exception(error.__cause__)  # on the rank where it happened
         _exit(FAILED, f"error: {error}")
+    except KeyboardInterrupt:
+        _exit(INTERRUPTED, "interrupted; train.resume=auto goes on from the newest checkpoint")
     finally:
         comm.finish()
 
@@ -56,10 +58,16 @@ def _hush_libraries() -> None:
 
 
 def check_files(config: Config) -> None:
-    """What can be checked of the files a config names before anything starts."""
+    """What can be checked of the files and packages a config names before anything starts."""
+    from capo_ds.aggregation.torchjd_weightings import PREFIX, torchjd_aggregator
     from capo_ds.distributed.engine import read_deepspeed_json
 
     read_deepspeed_json(config.deepspeed)
+    if config.aggregator.startswith(PREFIX):
+        try:
+            torchjd_aggregator(config.aggregator)
+        except (ImportError, ValueError) as error:
+            raise ConfigError(f"aggregator: {error}") from error
 
 
 def _exit(status: int, message: str) -> None:
@@ -82,7 +90,8 @@ def _parser(description: str) -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="override one setting, e.g. --set capo.radius=0.1 (may be repeated)",
+        help="override one setting, e.g. --set capo.radius=0.1 or --set 'task.levels=[1, 2]' "
+        "(may be repeated)",
     )
     # The deepspeed launcher adds it; the environment says the same.
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)

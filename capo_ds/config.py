@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import difflib
 import json
-import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -30,6 +30,9 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 BUILTIN_MODELS = {"builtin:tiny": Path(__file__).resolve().parent / "assets" / "tiny"}
 
 
+AGGREGATORS = ("mean", "capo", "mgda", "pcgrad", "cagrad", "config")  # and torchjd's
+
+
 class ConfigError(ValueError):
     """A setting that cannot be used; the text names key, value and remedy."""
 
@@ -38,6 +41,12 @@ def _no_flag(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError("input should be a valid number, not true or false")
     return value
+
+
+def _known_aggregator(name: str) -> str:
+    if name not in AGGREGATORS and not name.startswith("torchjd:"):
+        raise ValueError(f"choose among {', '.join(AGGREGATORS)}, torchjd:NAME; GRPO's is mean")
+    return name
 
 
 # Not strict: YAML reads 1e-5 as a string.
@@ -246,9 +255,8 @@ class Config(Section):
     task: TaskConfig = TaskConfig()
     rollout: RolloutConfig = RolloutConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
-    aggregator: str = Field(
+    aggregator: Annotated[str, AfterValidator(_known_aggregator)] = Field(
         "capo",
-        pattern=r"^(mean|capo|mgda|pcgrad|cagrad|config|torchjd:\w+)$",
         description="how per-sample gradients become one: capo, mean (GRPO), mgda, pcgrad, cagrad, "
         "config, or a Gramian weighting of the torchjd library as torchjd:NAME",
     )
@@ -325,16 +333,16 @@ def config_reference() -> str:
     return "\n".join(lines)
 
 
-def resolve_path(path: str) -> Path:
-    """A file named in a config: relative to the current folder, or else to the repository.
+def resolve_path(key: str, path: str) -> Path:
+    """The file that a key names: relative to the current folder, or else to the repository.
 
     Raises:
         ConfigError: if it is in neither.
     """
     for candidate in (Path(path), REPOSITORY / path):
-        if candidate.exists():
+        if candidate.is_file():
             return candidate
-    raise ConfigError(f"{path}: no such file here or in {REPOSITORY}")
+    raise ConfigError(f"{key}: no file {path!r} in {Path.cwd()} or in {REPOSITORY}")
 
 
 def _apply_override(settings: dict[str, Any], override: str) -> None:
@@ -393,8 +401,11 @@ def _fields(section: type[Section], prefix: str = "") -> Iterator[tuple[str, Fie
 
 
 def _type_name(annotation: Any) -> str:
-    if get_origin(annotation) is Literal:
-        return " | ".join(str(value) for value in get_args(annotation))
-    if get_origin(annotation) in (Union, types.UnionType):
-        return " | ".join(_type_name(part) for part in get_args(annotation))
-    return str(annotation) if get_args(annotation) else annotation.__name__
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _type_name(inner[0])
+    if origin is Literal:
+        return " | ".join(str(value) for value in inner)
+    if inner:
+        return f"{origin.__name__}[{', '.join(_type_name(part) for part in inner)}]"
+    return annotation.__name__

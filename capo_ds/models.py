@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
@@ -64,7 +64,11 @@ def load_policy(config: ModelConfig, seed: int) -> PeftModel:
     try:
         policy = get_peft_model(base, lora)
     except ValueError as error:
-        raise ConfigError(f"model.lora_targets: {config.lora_targets}: {error}") from error
+        linear = {n.rpartition(".")[2] for n, m in base.named_modules() if isinstance(m, nn.Linear)}
+        raise ConfigError(
+            f"model.lora_targets: {config.lora_targets}: {error} Its linear layers: "
+            f"{', '.join(sorted(linear))}"
+        ) from error
     for parameter in policy.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
@@ -156,4 +160,8 @@ def _without_dropout(architecture: Any) -> Any:
 
 
 def _location(path: str) -> Path | str:
-    return BUILTIN_MODELS.get(path, path)
+    """Where to load from. Raises `ConfigError` for what looks like a folder and is none."""
+    location = BUILTIN_MODELS.get(path, path)
+    if path.startswith(("/", ".", "~")) and not Path(path).is_dir():
+        raise ConfigError(f"model.path: no folder {path!r}")
+    return location

@@ -65,7 +65,7 @@ def run(config: Config) -> Outcome:
     Needs a process group (`comm.init`). All ranks return the same outcome.
 
     Raises:
-        PeerError: the config asks for what the model, the task or the ranks cannot give.
+        ConfigError: the config asks for what the model, the task or the ranks cannot give.
     """
     settings = config.warmup
     with comm.together("warm-up set-up"):
@@ -113,7 +113,8 @@ def train(
             accuracy = test_accuracy()
             if comm.is_main():
                 bar.write(f"step {step}: loss {loss:.4f}, greedy test accuracy {accuracy:.1%}")
-        bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.1%}", refresh=False)
+        known = f"{accuracy:.1%}" if step >= settings.eval_every else "not yet known"
+        bar.set_postfix(loss=f"{loss:.3f}", accuracy=known, refresh=False)
         bar.update()
     bar.close()
     return Outcome(step, accuracy, reached=accuracy >= settings.stop_accuracy)

@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from capo_ds.config import ConfigError
+
 T = TypeVar("T")
 RANK_VARIABLES = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID")
 
@@ -154,15 +156,18 @@ def together(phase: str) -> Iterator[None]:
     """Run a phase that has no collectives inside; if it fails on any rank, fail on all.
 
     Raises:
-        PeerError: on every rank, naming the phase, the first failing rank and its error.
+        ConfigError: on every rank, if the first failing rank found a setting that cannot be used.
+        PeerError: on every rank otherwise, naming the phase, that rank and its error.
     """
     error: Exception | None = None
     try:
         yield
     except Exception as caught:
         error = caught
-    texts = gather(None if error is None else f"{type(error).__name__}: {error}")
-    failed = [(peer, text) for peer, text in enumerate(texts) if text is not None]
-    if failed:
-        peer, text = failed[0]
-        raise PeerError(f"{phase} failed on rank {peer}: {text}") from error
+    reports = gather(error and (isinstance(error, ConfigError), type(error).__name__, str(error)))
+    for peer, report in enumerate(reports):
+        if report:
+            bad_config, kind, text = report
+            if bad_config:
+                raise ConfigError(text) from error
+            raise PeerError(f"{phase} failed on rank {peer}: {kind}: {text}") from error

@@ -172,7 +172,7 @@ def deepspeed_settings(config: Config, monitor_dir: Path) -> dict[str, Any]:
 def read_deepspeed_json(path: str) -> dict[str, Any]:
     """A file of `ds_configs/`, checked. Raises `ConfigError`."""
     try:
-        settings = json.loads(resolve_path(path).read_text())
+        settings = json.loads(resolve_path("deepspeed", path).read_text())
     except (OSError, json.JSONDecodeError) as error:
         raise ConfigError(f"deepspeed: {path} is not a readable JSON file: {error}") from error
     if not isinstance(settings, dict):

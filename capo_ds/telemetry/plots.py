@@ -16,18 +16,17 @@ def reward_curve(folder: Path) -> Path:
 
     metrics = read_metrics(folder)
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    for name, axes, label in [
-        ("reward/mean", left, "training reward (mean)"),
-        ("eval/accuracy", left, "test accuracy (greedy)"),
-        ("conflict/positive_before", right, "positive samples against g_0"),
-        ("conflict/negative_before", right, "negative samples against g_0"),
-        ("conflict/all_after", right, "all samples against the applied gradient"),
+    for name, axes, style, label in [
+        ("reward/mean", left, "-", "training reward (mean)"),
+        ("eval/accuracy", left, "o-", "test accuracy (greedy)"),
+        ("conflict/all_before", right, "-", "with the average $g_0$"),
+        ("conflict/positive_before", right, ":", "... samples of positive advantage"),
+        ("conflict/negative_before", right, ":", "... samples of negative advantage"),
+        ("conflict/all_after", right, "-", "with the gradient that is applied"),
     ]:
-        steps, values = series(metrics, name)
-        marker = "o" if name.startswith("eval/") else None
-        axes.plot(steps, values, label=label, marker=marker)
-    left.set(title="Reward", xlabel="step")
-    right.set(title="Share of samples in conflict", xlabel="step", ylim=(0, 1))
+        axes.plot(*series(metrics, name), style, label=label)
+    left.set(title="Reward and accuracy", xlabel="step", ylim=(-1, 1))
+    right.set(title="Share of samples whose gradient conflicts", xlabel="step", ylim=(0, 1))
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.legend()

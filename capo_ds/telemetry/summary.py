@@ -31,14 +31,15 @@ def startup_summary(config: Config, policy: PeftModel, facts: dict[str, Any]) ->
         f"temperature {rollout.temperature:g}",
         "aggregator": config.aggregator
         + (f" {_values(config.capo)}" if config.aggregator == "capo" else ""),
-        "gradients": _values(config.gradients),
+        "gradients": _gradients_row(config),
         "objective": _values(objective),
         "optimizer": _values(config.optimizer),
         "memory per rank": _memory_row(config, policy, facts["ranks"]),
         "output": config.train.output_dir,
     }
     width = max(map(len, rows))
-    return "\n".join(f"{name:>{width}}  {value}" for name, value in rows.items())
+    lines = (f"{name:>{width}}  {value}" for name, value in rows.items())
+    return "\n".join(line.replace("\n", "\n" + " " * width) for line in lines)
 
 
 def estimate_memory(config: Config, policy: PeftModel, ranks: int) -> dict[str, int]:
@@ -87,6 +88,7 @@ def final_table(before: float | None, after: float | None, seconds: dict[str, fl
             f"test accuracy after   {after:7.1%}  ({gain:+.1f} points)",
         ]
     total = sum(seconds.values()) or 1.0
+    lines.append(f"{'time, whole run':<20}  {total:7.1f} s")
     lines += [
         f"{phase.removeprefix('time/'):<20}  {spent:7.1f} s  {spent / total:4.0%}"
         for phase, spent in sorted(seconds.items(), key=lambda item: -item[1])
@@ -94,13 +96,23 @@ def final_table(before: float | None, after: float | None, seconds: dict[str, fl
     return "\n".join(lines)
 
 
+def _gradients_row(config: Config) -> str:
+    if config.gradients.sketch == "none":
+        return "exact Gram matrix"
+    return _values(config.gradients)
+
+
 def _memory_row(config: Config, policy: PeftModel, ranks: int) -> str:
     estimate = estimate_memory(config, policy, ranks)
-    parts = "; ".join(f"{name} {size / GIB:.2f}" for name, size in estimate.items())
-    row = f"about {sum(estimate.values()) / GIB:.2f} GiB and activations: {parts}"
+    parts = "".join(f"\n  {_size(size):>10}  {name}" for name, size in estimate.items())
+    row = f"about {_size(sum(estimate.values()))}, besides activations"
     if torch.cuda.is_available():
-        row += f"; of {torch.cuda.mem_get_info()[1] / GIB:.0f} GiB on the device"
-    return row
+        row += f", of {_size(torch.cuda.mem_get_info()[1])} on the device"
+    return row + parts
+
+
+def _size(count: int) -> str:
+    return f"{count / GIB:.2f} GiB" if count >= GIB else f"{count / 2**20:.1f} MiB"
 
 
 def _values(section: Any) -> str:

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from capo_ds.config import ConfigError
 from capo_ds.distributed import comm
 from capo_ds.distributed.gram import gram_matrix
 
@@ -41,6 +42,13 @@ def check_failures_reach_everyone() -> None:
         raise AssertionError("the failure was swallowed")
     except comm.PeerError as error:
         assert str(error) == f"lunch failed on rank {last}: ValueError: no soup"
+    try:
+        with comm.together("lunch"):
+            if comm.rank() == last:
+                raise ConfigError("menu: no soup; choose another")
+        raise AssertionError("the failure was swallowed")
+    except ConfigError as error:
+        assert str(error) == "menu: no soup; choose another"
     try:
         comm.on_main("sum", lambda: 1 / 0)
         raise AssertionError("the failure was swallowed")

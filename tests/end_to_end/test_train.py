@@ -137,7 +137,7 @@ def test_a_folder_with_a_run_is_not_overwritten(undisturbed):
     folder, _ = undisturbed
     before = (folder / "metrics.jsonl").read_text()
     result = launch(
-        1, TRAIN, *arguments(folder, **{"train.resume": "never"}), launcher="python", status=1
+        1, TRAIN, *arguments(folder, **{"train.resume": "never"}), launcher="python", status=2
     )
     assert "train.output_dir" in result.stderr and "resume=auto" in result.stderr
     assert (folder / "metrics.jsonl").read_text() == before

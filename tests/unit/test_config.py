@@ -1,6 +1,7 @@
 import pytest
 import yaml
 
+from capo_ds import aggregation, config
 from capo_ds.config import Config, ConfigError, config_reference, load_config, parse_config
 from capo_ds.distributed.engine import read_deepspeed_json
 from tests.conftest import REPOSITORY
@@ -24,7 +25,7 @@ RECIPES = sorted((REPOSITORY / "launchers" / "recipes").glob("*.yaml"))
         ({"optimizer": {"betas": [2.0, 0.9]}}, ["optimizer.betas.0", "2.0", "less than 1"]),
         ({"task": {"levels": [99]}}, ["task.levels.0", "99", "5"]),
         ({"warmup": {"styles": {"worked": -3}}}, ["warmup.styles", "-3"]),
-        ({"aggregator": "meen"}, ["aggregator", "'meen'", "mean"]),
+        ({"aggregator": "meen"}, ["aggregator", "'meen'", "GRPO's is mean"]),
         ({"objective": {"minibatches": 65}}, ["objective.minibatches", "65", "lower it"]),
         ({"model": {"lora_targets": []}}, ["model.lora_targets", "at least 1"]),
         (
@@ -77,6 +78,10 @@ def test_unreadable_files(tmp_path, text):
         load_config(path)
 
 
+def test_the_aggregators_are_those_of_the_aggregation_room():
+    assert (*config.AGGREGATORS, "torchjd:<Weighting>") == aggregation.AGGREGATORS
+
+
 def test_there_are_recipes():
     assert {"quickstart", "warmup-arithmetic"} <= {path.stem for path in RECIPES}
 
@@ -96,6 +101,7 @@ def test_resolved_config_reads_back_as_itself(tmp_path):
 
 def test_reference_names_every_key():
     reference = config_reference()
+    assert "task.levels (list[int]," in reference and "Annotated" not in reference
     for section, field in Config.model_fields.items():
         keys = getattr(field.annotation, "model_fields", {})
         for key in keys:

@@ -71,7 +71,7 @@ def test_what_cannot_be_loaded_names_its_key(random_model, tmp_path):
         load_tokenizer(str(tmp_path / "nowhere"))
     with pytest.raises(ConfigError, match=r"model\.path"):
         load_policy(policy_config(str(tmp_path / "nowhere")), seed=0)
-    with pytest.raises(ConfigError, match=r"model\.lora_targets.*zz_proj"):
+    with pytest.raises(ConfigError, match=r"model\.lora_targets.*zz_proj.*q_proj"):
         load_policy(policy_config(random_model, lora_targets=["zz_proj"]), seed=0)
 
 

@@ -173,7 +173,7 @@ def test_a_folder_without_weights_starts_from_random_ones(tmp_path):
 )
 def test_bad_input_is_told(settings, message):
     settings = {"task": {"train_problems": 64}} | settings
-    with pytest.raises(comm.PeerError, match=message):
+    with pytest.raises(ConfigError, match=message):
         warmup.run(parse_config(settings))
 
 
