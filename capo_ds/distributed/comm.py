@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -19,6 +20,7 @@ import torch.distributed as dist
 from capo_ds.config import ConfigError
 
 T = TypeVar("T")
+GLOO_SETTLES = 0.2  # seconds
 RANK_VARIABLES = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID")
 
 
@@ -82,6 +84,9 @@ def _free_port() -> int:
 def finish() -> None:
     """Leave the process group."""
     if dist.is_initialized():
+        # gloo's threads let go of the last collective's tensors under Python's lock; if they come
+        # to it only when the interpreter ends, the process aborts (pytorch/pytorch#179291).
+        time.sleep(GLOO_SETTLES)
         dist.destroy_process_group()
 
 
