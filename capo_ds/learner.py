@@ -74,8 +74,9 @@ class Learner:
         samples, tokens = comm.sum_over_ranks(len(batch), float(mask.sum()))
         # Without KL, a sample of zero advantage has no gradient: it counts in N and costs nothing.
         active = mask.any(1) & ((batch.advantages != 0) | (self.config.objective.kl_weight > 0))
-        batch = batch.take(active.nonzero().squeeze(1))
-        batch = batch.take(batch.lengths.argsort(stable=True))  # micro-batches of like lengths
+        rows = active.nonzero().squeeze(1)
+        # In order of length, for micro-batches of little padding.
+        batch = batch.take(rows[batch.lengths[rows].argsort(stable=True)])
         weights = token_weights(
             self._counted_tokens(batch).sum(1).float(),
             self.config.objective.loss_aggregation,
@@ -114,7 +115,7 @@ class Learner:
         if settings.sketch != "none":
             shapes = [tuple(parameter.shape) for parameter in parameters]
             # New signs for every update: the error of one sketch is shared by all its samples.
-            seed = self.config.train.seed + SEED_STRIDE * number
+            seed = self._update_seed(number)
             sketch = make_sketch(settings.sketch, shapes, settings.sketch_dim, seed)
         if settings.store == "recompute":
             return SketchStore(samples, sketch, parameters[0].device)
@@ -199,11 +200,10 @@ class Learner:
         """g~ = centre + C ||g_0|| dg / ||dg|| with the norms of the vectors, not of sketches."""
         with comm.together("reconstruction"):
             direction, mean = combine(result.xi[mine]), combine(vanilla[mine])
-        vanilla_norm, direction_norm = norms_of_sums(mean, direction)
-        length = result.radius * vanilla_norm / direction_norm
+        scale = result.direction_scale(*norms_of_sums(mean, direction))
         if not result.base.any():  # the norm ball is centred on 0
-            return torch._foreach_mul(direction, length)
-        return torch._foreach_add(mean, direction, alpha=length)
+            return torch._foreach_mul(direction, scale)
+        return torch._foreach_add(mean, direction, alpha=scale)
 
     def _solve(
         self, gram: np.ndarray, signs: np.ndarray, samples: int, number: int
@@ -231,8 +231,11 @@ class Learner:
             case "capo" | "cagrad" as name:
                 return getattr(self.config, name).model_dump()
             case "pcgrad":  # projects in a random order
-                return {"seed": self.config.train.seed + SEED_STRIDE * number}
+                return {"seed": self._update_seed(number)}
         return {}
+
+    def _update_seed(self, number: int) -> int:
+        return self.config.train.seed + SEED_STRIDE * number
 
     # ---------------------------------------------------------------- forward passes
 

@@ -45,7 +45,8 @@ class Scored:
     problems: list[Problem]
     texts: list[str]
     verdicts: list[Verdict]
-    advantages: Tensor
+    rewards: Tensor  # (prompts, G)
+    advantages: Tensor  # (prompts * G,)
 
 
 class Trainer:
@@ -164,17 +165,16 @@ class Trainer:
         texts = decode(self.tokenizer, rollout)
         verdicts = score(texts, repeated)
         rewards = torch.tensor([verdict.reward for verdict in verdicts], device=comm.device())
-        advantages = group_advantages(
-            rewards.view(-1, group), self.config.objective.scale_advantages
-        )
-        return Scored(repeated, texts, verdicts, advantages.flatten())
+        rewards = rewards.view(-1, group)
+        advantages = group_advantages(rewards, self.config.objective.scale_advantages)
+        return Scored(repeated, texts, verdicts, rewards, advantages.flatten())
 
     def _count(self, rollout: Rollout, scored: Scored) -> None:
         """Add the metrics of a step's responses."""
         add, group = self.means.add, self.config.rollout.group_size
         correct = torch.tensor([verdict.correct for verdict in scored.verdicts]).double()
         formatted = torch.tensor([verdict.formatted for verdict in scored.verdicts]).double()
-        rewards = torch.tensor([verdict.reward for verdict in scored.verdicts]).view(-1, group)
+        rewards = scored.rewards
         right = correct.view(-1, group).mean(1)
         add("reward/mean", rewards)
         add("reward/group_std", rewards.std(1))

@@ -227,8 +227,7 @@ def _pair(program: ConeProgram, bounds: _Bounds, point: _Point, iteration: int) 
     xi, products = point.sigma.tail
     step = -point.zeta.tail[0]
     value = program.primal_value(program.linear - point.zeta.tail[1])
-    dual = program.radius * np.sqrt(max(xi @ products, 0.0)) + float(program.linear @ xi)
-    gap = (dual - value) / program.cancellation_scale(xi)
+    gap = (program.dual_value(xi, products) - value) / program.cancellation_scale(xi)
     if not program.direction_vanishes(xi, products):
         boundary_gap, _ = program.boundary_gap(xi, products)
         if boundary_gap < gap:

@@ -72,18 +72,14 @@ def _descend(
 
     The last of them is taken if none is: close to the solution the value does not tell.
     """
-    before = _dual_value(program, xi, products)
+    before = program.dual_value(xi, products)
     allowed = before + 1e-12 * abs(before)
     for halvings in range(MAX_HALVINGS):
         moved = _feasible(program, xi + 0.5**halvings * change, upper)
         moved_products = program.gram @ moved
-        if _dual_value(program, moved, moved_products) <= allowed:
+        if program.dual_value(moved, moved_products) <= allowed:
             break
     return moved, moved_products
-
-
-def _dual_value(program: ConeProgram, xi: np.ndarray, products: np.ndarray) -> float:
-    return program.radius * np.sqrt(max(xi @ products, 0.0)) + float(program.linear @ xi)
 
 
 def _feasible(program: ConeProgram, xi: np.ndarray, upper: np.ndarray) -> np.ndarray:

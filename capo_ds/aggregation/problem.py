@@ -122,7 +122,11 @@ class Aggregation:
         """
         if not self.on_boundary or direction_norm == 0.0:
             return self.coefficients
-        return self.base + (self.radius * vanilla_norm / direction_norm) * self.xi
+        return self.base + self.direction_scale(vanilla_norm, direction_norm) * self.xi
+
+    def direction_scale(self, vanilla_norm: float, direction_norm: float) -> float:
+        """C ||g_0|| / ||dg||: how much of dg an aggregate on the boundary adds to its centre."""
+        return self.radius * vanilla_norm / direction_norm
 
 
 def _mask(values: np.ndarray, name: str, count: int) -> np.ndarray:

@@ -53,13 +53,14 @@ class ConeProgram:
     def negatives(self) -> int:
         return len(self.linear) - self.positives
 
-    def direction_norm(self, xi: np.ndarray) -> float:
-        """||dg|| = sqrt(xi' Q xi)."""
-        return float(np.sqrt(max(xi @ self.gram @ xi, 0.0)))
+    def direction_norm(self, xi: np.ndarray, products: np.ndarray | None = None) -> float:
+        """||dg|| = sqrt(xi' Q xi). products: (K,) Q xi, where the caller has it."""
+        products = self.gram @ xi if products is None else products
+        return float(np.sqrt(max(xi @ products, 0.0)))
 
-    def dual_value(self, xi: np.ndarray) -> float:
-        """R sqrt(xi' Q xi) + xi' q."""
-        return self.radius * self.direction_norm(xi) + float(self.linear @ xi)
+    def dual_value(self, xi: np.ndarray, products: np.ndarray | None = None) -> float:
+        """R sqrt(xi' Q xi) + xi' q. products: (K,) Q xi, where the caller has it."""
+        return self.radius * self.direction_norm(xi, products) + float(self.linear @ xi)
 
     def products(self, step: np.ndarray) -> np.ndarray:
         """(K,) <g, g_i> of the point g = c + sum_i step_i g_i."""
@@ -128,8 +129,8 @@ class ConeProgram:
         """
         length = float(np.sqrt(xi @ products))
         aligned = self.linear + (self.radius / length) * products
-        dual = self.radius * length + float(self.linear @ xi)
-        return (dual - self.primal_value(aligned)) / self.cancellation_scale(xi), aligned
+        difference = self.dual_value(xi, products) - self.primal_value(aligned)
+        return difference / self.cancellation_scale(xi), aligned
 
     def normalised(self) -> tuple[ConeProgram, float]:
         """The same program in the unit S of the gradients and R of their steps, and R / S.
