@@ -147,10 +147,14 @@ class GradientsConfig(Section):
         "none: exact, from the gradients themselves",
     )
     sketch_dim: StrictInt = Field(8192, ge=1, description="length k of a sketch")
-    store: Literal["device", "recompute"] = Field(
-        "device",
-        description="device: keep every sample's gradient; recompute: keep its sketch alone and "
-        "run a second, weighted, backward pass (less memory, more time)",
+    store: Literal["auto", "device", "host", "recompute"] = Field(
+        "auto",
+        description="device: keep every sample's gradient beside the model; host: in (pinned) host "
+        "memory; recompute: keep its sketch alone and run a second, weighted, backward pass (least "
+        "memory, more time); auto: the first of these that fits",
+    )
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="dtype in which the stores device and host keep gradients"
     )
 
     @model_validator(mode="after")

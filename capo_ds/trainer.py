@@ -123,16 +123,17 @@ class Trainer:
             if last or (train.save_every and done % train.save_every == 0):
                 self._save(done)
         bar.close()
+        self.engine.save_adapter(self.folder / "adapter")
         comm.on_main("the run's summary", self._finish)
 
     def _step(self, step: int, recorder: Recorder | None) -> dict[str, float]:
         """Sample and judge responses to one step's prompts, and learn from them; the metrics."""
-        with self.timer("rollout"), comm.together("rollout"):
+        with self.timer("rollout"), self.engine.gathered(), comm.together("rollout"):
             problems, rollout = self._sample(step)
         with self.timer("score"), comm.together("scoring"):
             scored = self._score(problems, rollout)
         self._count(rollout, scored)
-        with self.timer("log_probs"), comm.together("log-probabilities"):
+        with self.timer("log_probs"):
             batch = self.learner.prepare(rollout, scored.advantages)
         first = step * self.updates_per_step
         for number, part in enumerate(self._minibatches(batch, step), start=first):
@@ -234,7 +235,7 @@ class Trainer:
     # ---------------------------------------------------------------- outputs
 
     def _evaluate(self) -> dict[str, float]:
-        with self.timer("evaluation"):
+        with self.timer("evaluation"), self.engine.gathered():
             result = evaluate(self.sampler, self.tokenizer, self.test_problems)
         self.accuracy["latest"] = result.accuracy
         return {"eval/accuracy": result.accuracy, "eval/formatted": result.formatted}
@@ -285,8 +286,7 @@ class Trainer:
             shutil.rmtree(old)
 
     def _finish(self) -> None:
-        """Save the adapter; print and draw the run's summary."""
-        self.engine.module.save_pretrained(self.folder / "adapter")
+        """Print and draw the run's summary, and complete the adapter's folder."""
         self.tokenizer.save_pretrained(self.folder / "adapter")
         seconds: dict[str, float] = {}
         for line in read_metrics(self.folder):

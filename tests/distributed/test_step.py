@@ -1,5 +1,6 @@
 """One optimizer step on real ranks against dense references in float64."""
 
+import json
 from pathlib import Path
 
 import cvxpy
@@ -26,6 +27,8 @@ SETTINGS = {
 
 # The policy moves between sampling and the update; narrow clips, so that whole samples are clipped.
 OFF_POLICY = {"epochs": 2, "clip_low": 0.02, "clip_high": 0.05, "kl_weight": 0.01}
+# ZeRO 3 that partitions even these small weights; DeepSpeed keeps them whole by default.
+PARTITIONED = {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}
 # name: (ranks, changes to SETTINGS)
 CASES = {
     "mean, ZeRO 2": (2, {"aggregator": "mean"}),
@@ -128,6 +131,50 @@ CASES = {
         },
     ),
     "capo, norm ball": (1, {"aggregator": "capo", "capo": {"region": "norm"}}),
+    "mean, ZeRO 3": (2, {"aggregator": "mean", "deepspeed": "ds_configs/zero3.json"}),
+    "mean, ZeRO 3, plain backward": (
+        2,
+        {"aggregator": "mean", "measure_conflict": False, "deepspeed": PARTITIONED},
+    ),
+    "capo, ZeRO 3": (2, {"aggregator": "capo", "deepspeed": PARTITIONED}),
+    "capo, ZeRO 3, idle passes": (
+        4,
+        {"aggregator": "capo", "deepspeed": PARTITIONED, "train": {"micro_batch_size": 2}},
+    ),
+    "capo, ZeRO 3, off-policy": (
+        4,
+        {"aggregator": "capo", "deepspeed": PARTITIONED, "objective": OFF_POLICY},
+    ),
+    "capo, ZeRO 3, checkpointing": (
+        2,
+        {
+            "aggregator": "capo",
+            "deepspeed": PARTITIONED,
+            "model": {"gradient_checkpointing": True},
+        },
+    ),
+    "capo, ZeRO 2, offload": (
+        2,
+        {"aggregator": "capo", "deepspeed": "ds_configs/zero2_offload.json"},
+    ),
+    "capo, ZeRO 3, offload": (
+        2,
+        {"aggregator": "capo", "deepspeed": "ds_configs/zero3_offload.json"},
+    ),
+    "sketch, ZeRO 3, recompute": (
+        4,
+        {
+            "aggregator": "capo",
+            "deepspeed": PARTITIONED,
+            "gradients": {"sketch": "sparse", "store": "recompute"},
+            "train": {"micro_batch_size": 2},
+        },
+    ),
+    "sketch, host": (
+        2,
+        {"aggregator": "capo", "gradients": {"sketch": "sparse", "store": "host"}},
+    ),
+    "capo, host": (2, {"aggregator": "capo", "gradients": {"store": "host"}}),
     "capo, no KL": (2, {"aggregator": "capo", "objective": {"kl_weight": 0.0}}),
 }
 
@@ -142,6 +189,9 @@ def write_config(folder: Path, model: str, changes: dict) -> Path:
         else:
             settings[section] = values
     folder.mkdir(parents=True)
+    if isinstance(settings.get("deepspeed"), dict):
+        (folder / "deepspeed.json").write_text(json.dumps(settings["deepspeed"]))
+        settings["deepspeed"] = str(folder / "deepspeed.json")
     path = folder / "case.yaml"
     path.write_text(yaml.safe_dump(settings))
     return path
@@ -322,7 +372,12 @@ def test_a_sketched_step_is_on_the_true_ball_and_near_the_exact_step(steps, case
 
 def test_store_ranks_and_micro_batches_do_not_change_a_sketched_step(steps):
     expected = steps["sketch, sparse"][1]["gradient"]
-    for case in ("sketch, recompute", "sketch, recompute, 4 ranks"):
+    for case in (
+        "sketch, recompute",
+        "sketch, recompute, 4 ranks",
+        "sketch, ZeRO 3, recompute",
+        "sketch, host",
+    ):
         assert relative_error(steps[case][1]["gradient"], expected) < 1e-3, case
 
 
