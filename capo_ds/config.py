@@ -75,6 +75,7 @@ class ModelConfig(Section):
     )
     lora_rank: StrictInt = Field(64, ge=1, description="rank r of the LoRA factors")
     lora_alpha: Number = Field(128, gt=0, description="LoRA scale: the update is alpha / r * B A")
+    rslora: StrictBool = Field(False, description="scale by alpha / sqrt(r) instead (rsLoRA)")
     lora_targets: list[str] = Field(
         ["q_proj", "k_proj", "v_proj", "o_proj"],
         min_length=1,

@@ -50,12 +50,20 @@ def idle(batch: Rows) -> Rows:
 class Learner:
     """Owns the policy's forward passes in training and the engine's steps.
 
+    store: `device`, `host` or `recompute`.
     means, timer: where metrics of the forward passes and phase times are added up.
     """
 
-    def __init__(self, config: Config, engine: CapoEngine, means: Means, timer: PhaseTimer):
-        self.config, self.engine, self.means, self.timer = config, engine, means, timer
-        self.store = config.gradients.store
+    def __init__(
+        self,
+        config: Config,
+        engine: CapoEngine,
+        store: str,
+        means: Means,
+        timer: PhaseTimer,
+    ):
+        self.config, self.engine, self.store = config, engine, store
+        self.means, self.timer = means, timer
         self.policy = engine.module
         self.per_sample = (
             PerSampleGradients(self.policy) if config.uses_per_sample_gradients else None
@@ -108,6 +116,9 @@ class Learner:
         self.policy.eval()  # and decodes with its cache in evaluation mode only.
         with self.timer("optimizer"):
             self.means.add("loss/grad_norm", self.engine.apply(gradient))
+        self.means.add("comm/optimizer_bytes", self.engine.bytes_sent)
+        for kind, count in comm.take_bytes_sent().items():
+            self.means.add(f"comm/{kind}_bytes", count)
 
     # ---------------------------------------------------------------- gradients
 

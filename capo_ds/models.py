@@ -54,6 +54,7 @@ def load_policy(config: ModelConfig, seed: int) -> PeftModel:
     lora = LoraConfig(
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,
+        use_rslora=config.rslora,
         target_modules=list(config.lora_targets),
         lora_dropout=0.0,
         task_type="CAUSAL_LM",

@@ -19,6 +19,7 @@ from capo_ds.distributed import comm
 from capo_ds.distributed.engine import CHECKPOINTS, CapoEngine
 from capo_ds.evaluation import decode, encode, evaluate
 from capo_ds.learner import Batch, Learner
+from capo_ds.memory import Capacity, measure_capacity, plan_memory
 from capo_ds.models import load_policy, load_tokenizer
 from capo_ds.objective import group_advantages
 from capo_ds.rollout.base import Rollout, uniforms
@@ -73,7 +74,11 @@ class Trainer:
             monitor_dir=self.folder,
         )
         self.timer, self.means = PhaseTimer(), Means()
-        self.learner = Learner(config, self.engine, self.means, self.timer)
+        capacity = measure_capacity(comm.device(), comm.ranks_here())
+        capacity = Capacity.least(comm.gather(capacity))
+        self.memory = plan_memory(config, policy, comm.world_size(), capacity)
+        store = self.memory.choose(config.gradients.store)
+        self.learner = Learner(config, self.engine, store, self.means, self.timer)
         self.sampler = HuggingFaceSampler(
             self.engine.module,
             eos=self.tokenizer.eos_token_id,
@@ -256,7 +261,10 @@ class Trainer:
             f"{self.config.train.seed}, {self.config.train.micro_batch_size} sequences a "
             "micro-batch",
         }
-        print(startup_summary(self.config, self.engine.module, facts), flush=True)
+        summary = startup_summary(
+            self.config, self.engine.module, self.memory, self.learner.store, facts
+        )
+        print(summary, flush=True)
         self.folder.mkdir(parents=True, exist_ok=True)
         resolved = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
         (self.folder / "config.yaml").write_text(resolved)

@@ -58,8 +58,7 @@ def init(timeout: timedelta = timedelta(minutes=30)) -> torch.device:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     elif "OMP_NUM_THREADS" not in os.environ:
-        local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_ranks))
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // ranks_here()))
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     # Not through deepspeed.init_distributed: its device_id argument has made later weight syncs
     # hang (allenai/open-instruct#1311), and on CPU it would compile a shared-memory extension.
@@ -127,6 +126,14 @@ def world_size() -> int:
     return dist.get_world_size()
 
 
+def ranks_here() -> int:
+    """Number of ranks on this machine, as the launcher tells it; all of them if it does not."""
+    for variable in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE"):
+        if variable in os.environ:
+            return int(os.environ[variable])
+    return int(os.environ["WORLD_SIZE"])
+
+
 def is_main() -> bool:
     return rank() == 0
 
@@ -145,7 +152,7 @@ def shard(items: list) -> list:
 def take_bytes_sent() -> dict[str, int]:
     """Bytes that this rank has sent, by kind of collective, since the last call.
 
-    Of the collectives below; the engine's own are its affair (see `CapoEngine.bytes_sent`).
+    Of `all_to_all` and `reduce_to_main`, which carry what CAPO adds to data parallelism.
     """
     taken = dict(_sent)
     _sent.clear()
@@ -168,8 +175,7 @@ def all_to_all(parts: list[Tensor], received: list[int]) -> Tensor:
 def reduce_to_main(tensor: Tensor) -> None:
     """Sum over the ranks, in place, on rank 0; the others' tensors are spent."""
     dist.reduce(tensor, dst=0)
-    if not is_main():
-        _sent["reduce"] += tensor.numel() * tensor.element_size()
+    _sent["reduce"] += 0 if is_main() else tensor.numel() * tensor.element_size()
 
 
 def gather(value: Any) -> list[Any]:

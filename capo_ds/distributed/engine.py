@@ -78,6 +78,16 @@ class CapoEngine:
         with self._whole(list(self.module.parameters())), self._without_zero_hooks():
             yield
 
+    @property
+    def bytes_sent(self) -> int:
+        """What a rank sends in one optimizer step, by the formula of rings: the gradient reduced
+        and the new factors (or the reduced gradient) handed round, in float32.
+
+        ZeRO 3's gathering of weights in the passes comes on top.
+        """
+        ranks = comm.world_size()
+        return 2 * 4 * sum(map(math.prod, self.shapes)) * (ranks - 1) // ranks
+
     def zeros(self) -> list[Tensor]:
         """A gradient of zeros, in the parameters' shapes."""
         return [torch.zeros(shape, device=comm.device()) for shape in self.shapes]
@@ -113,6 +123,8 @@ class CapoEngine:
     def _without_zero_hooks(self) -> Iterator[None]:
         """ZeRO 3's hooks would release each module's weights after its first use, and compare
         notes between ranks at the start of each pass."""
+        from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
+
         offload = self._engine.optimizer.parameter_offload
         offload._remove_module_hooks()
         offload.forward_hooks, offload.backward_hooks = [], []
@@ -120,6 +132,7 @@ class CapoEngine:
             yield
         finally:
             offload.setup_zero_stage3_hooks()
+            FWD_MODULE_STACK.pop()  # it has put the root there once more
 
     def end_of_pass(self) -> None:
         """After a backward pass outside the engine: let ZeRO 3 release the first layers' weights,

@@ -46,7 +46,7 @@ class GradientStore:
 
     def write(self, index: int, first: int, output_gradients: Tensor, inputs: Tensor) -> None:
         rows = self.rows[index][first : first + len(inputs)]
-        torch.bmm(output_gradients.transpose(1, 2).to(rows), inputs.to(rows), out=rows)
+        rows.copy_(_outer_sums(output_gradients, inputs, rows.dtype))
 
     def matrices(self) -> Iterator[Tensor]:
         if self.sketch is not None:
@@ -100,8 +100,7 @@ class HostStore(GradientStore):
             super().write(index, first, output_gradients, inputs)
             return
         rows = self.rows[index][first : first + len(inputs)]
-        dtype = rows.dtype
-        made = torch.bmm(output_gradients.transpose(1, 2).to(dtype), inputs.to(dtype))
+        made = _outer_sums(output_gradients, inputs, rows.dtype).to(rows.dtype)
         self._stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self._stream):
             rows.copy_(made, non_blocking=True)
@@ -153,6 +152,13 @@ class SketchStore:
 
     def discard(self, samples: Tensor) -> None:
         """Nothing to do: later sums leave out samples of coefficient 0."""
+
+
+def _outer_sums(output_gradients: Tensor, inputs: Tensor, stored: torch.dtype) -> Tensor:
+    """sum_t dy_t x_t' of each sample, in the widest of the dtypes: a store rounds results only."""
+    dtype = torch.promote_types(output_gradients.dtype, inputs.dtype)
+    dtype = torch.promote_types(dtype, stored)
+    return torch.bmm(output_gradients.transpose(1, 2).to(dtype), inputs.to(dtype))
 
 
 def _widened(rows: Tensor) -> Tensor:

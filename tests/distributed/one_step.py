@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from deepspeed.utils import safe_get_full_optimizer_state
 from deepspeed.runtime.zero import GatheredParameters
+from deepspeed.utils import safe_get_full_optimizer_state
 
 from capo_ds.config import Config, load_config
 from capo_ds.distributed import comm
@@ -91,7 +91,7 @@ def take_step(path: Path) -> None:
 
     engine.apply = recorded
     means = Means()
-    learner = Learner(config, engine, means, PhaseTimer())
+    learner = Learner(config, engine, config.gradients.store, means, PhaseTimer())
     rollout, advantages = responses(config)
     rows = torch.arange(len(rollout)).view(-1, config.rollout.group_size)
     mine = rows[comm.rank() :: comm.world_size()].flatten()
