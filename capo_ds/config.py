@@ -71,7 +71,9 @@ class ModelConfig(Section):
         "builtin:tiny", description="hub name, local folder, or builtin:tiny (ships with capo_ds)"
     )
     dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="dtype of the frozen base weights; LoRA factors are always float32"
+        "float32",
+        description="dtype of the frozen base weights and of forward passes; LoRA factors are "
+        "kept, and their gradients aggregated, in float32 in any case",
     )
     lora_rank: StrictInt = Field(64, ge=1, description="rank r of the LoRA factors")
     lora_alpha: Number = Field(128, gt=0, description="LoRA scale: the update is alpha / r * B A")

@@ -71,12 +71,24 @@ def load_policy(config: ModelConfig, seed: int) -> PeftModel:
     for parameter in policy.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    if config.dtype == "bfloat16":
+        _compute_in(policy, torch.bfloat16)
     if config.gradient_checkpointing:
         policy.gradient_checkpointing_enable({"use_reentrant": False})
     if isinstance(policy.get_output_embeddings(), LoraLayer):
         raise ConfigError("model.lora_targets: the output layer cannot have LoRA factors")
     _check_output_head(policy)
     return policy
+
+
+def _compute_in(policy: PeftModel, dtype: torch.dtype) -> None:
+    """Mixed precision: the float32 LoRA factors are rounded for each forward pass, which then runs
+    in the base weights' dtype throughout; PEFT would widen every layer's input to float32."""
+    for module in policy.modules():
+        if isinstance(module, LoraLayer):
+            module.cast_input_dtype_enabled = False
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    policy.forward = torch.autocast(device, dtype)(policy.forward)
 
 
 @contextmanager
