@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from capo_ds.config import Config, ConfigError, WarmupConfig
-from capo_ds.distributed import comm
-from capo_ds.distributed.engine import CHECKPOINTS, CapoEngine
+from capo_ds.distributed import checkpoint, comm
+from capo_ds.distributed.engine import CapoEngine
 from capo_ds.evaluation import decode, encode, evaluate
 from capo_ds.learner import Batch, Learner
 from capo_ds.memory import Capacity, measure_capacity, plan_memory
@@ -89,7 +88,7 @@ class Trainer:
         self.engine.module.eval()
         self.first_step = 0
         self.accuracy: dict[str, float | None] = {"before": None, "latest": None}
-        if config.train.resume == "auto" and (state := self.engine.load(self.folder)):
+        if config.train.resume == "auto" and (state := checkpoint.load(self.folder, self.engine)):
             _check_unchanged(state["config"], config)
             self.first_step, self.accuracy = state["step"], state["accuracy"]
 
@@ -285,13 +284,11 @@ class Trainer:
                 "accuracy": self.accuracy,
                 "config": self.config.model_dump(mode="json"),
             }
-            self.engine.save(self.folder, f"step{done:06d}", state)
-            comm.on_main("removing old checkpoints", self._rotate)
-
-    def _rotate(self) -> None:
-        saved = sorted((self.folder / CHECKPOINTS).glob("step*"))
-        for old in saved[: -self.config.train.keep_checkpoints]:
-            shutil.rmtree(old)
+            checkpoint.save(self.folder, f"step{done:06d}", self.engine, state)
+            keep = self.config.train.keep_checkpoints
+            comm.on_main(
+                "removing old checkpoints", lambda: checkpoint.rotate(self.folder, keep, set())
+            )
 
     def _finish(self) -> None:
         """Print and draw the run's summary, and complete the adapter's folder."""

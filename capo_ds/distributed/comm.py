@@ -201,6 +201,11 @@ def broadcast(value: Any) -> Any:
     return values[0]
 
 
+def broadcast_tensor(tensor: Tensor) -> None:
+    """Make it rank 0's on every rank, in place."""
+    dist.broadcast(tensor, src=0)
+
+
 def sum_over_ranks(*values: float) -> list[float]:
     """Sum each number over the ranks, in float64."""
     total = torch.tensor(values, dtype=torch.float64, device=device())

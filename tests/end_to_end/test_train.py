@@ -165,9 +165,7 @@ def test_a_folder_with_a_run_is_not_overwritten(undisturbed):
 def test_a_finished_run_says_so(undisturbed):
     folder, _ = undisturbed
     before = (folder / "metrics.jsonl").read_text()
-    result = launch(1, TRAIN, *arguments(folder, **{"train.steps": 3}), launcher="python", status=2)
-    assert "saved by 2 ranks" in result.stderr
-    result = launch(2, TRAIN, *arguments(folder))
+    result = launch(1, TRAIN, *arguments(folder), launcher="python")  # any number of ranks sees it
     assert "is finished" in result.stdout and "raise train.steps" in result.stdout
     assert (folder / "metrics.jsonl").read_text() == before
 
