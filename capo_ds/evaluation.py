@@ -57,7 +57,7 @@ class Evaluation:
     @property
     def accuracy(self) -> float:
         """Share of responses that are right, in the required format: pass@1, avg@k."""
-        return statistics.mean(self._right())
+        return statistics.fmean(self._right())
 
     @property
     def standard_error(self) -> float:
@@ -68,7 +68,7 @@ class Evaluation:
     @property
     def solved(self) -> float:
         """pass@k: share of problems with a right one among their k responses."""
-        return statistics.mean(share > 0 for share in self._right())
+        return statistics.fmean(share > 0 for share in self._right())
 
     @property
     def formatted(self) -> float:
@@ -91,10 +91,10 @@ class Evaluation:
 
     def _right(self) -> list[float]:
         """Share of each problem's responses that are right."""
-        return [statistics.mean(v.correct for v in a.verdicts) for a in self.answered]
+        return [statistics.fmean(v.correct for v in a.verdicts) for a in self.answered]
 
     def _mean(self, values: Callable[[Answered], Iterable[float]]) -> float:
-        return statistics.mean(value for answered in self.answered for value in values(answered))
+        return statistics.fmean(value for answered in self.answered for value in values(answered))
 
 
 class Evaluator:

@@ -14,6 +14,7 @@ MAX_NUMBER_LENGTH = 64  # characters; longer text is compared as text
 MAX_EXPONENT = 64  # |exponent| of scientific notation; 1e999999999 must not build that integer
 MAX_ANSWER_LENGTH = 512  # characters; no reference answer of the benchmarks is half as long
 MAX_TOWER = 2  # nested exponents: e^{x^2} is read, 5^{5^{5^5}} is not
+MAX_DEPTH = 32  # nested braces and parentheses; the parser takes seconds for hundreds
 
 # Digits with optional thousands separators, an optional decimal part, an optional exponent.
 _DECIMAL = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+"
@@ -106,24 +107,28 @@ def compare_exactly(given: str, reference: str) -> bool | None:
 
 
 def too_costly(answer: str) -> bool:
-    """Whether an answer is refused unread: too long, in foreign digits, or with huge powers."""
-    if len(answer) > MAX_ANSWER_LENGTH or _COSTLY.search(answer) or _tower(answer) > MAX_TOWER:
+    """Whether an answer is refused unread: too long, too deep, huge powers, foreign digits."""
+    if len(answer) > MAX_ANSWER_LENGTH or _COSTLY.search(answer):
+        return True
+    depth, tower = _nesting(answer)
+    if depth > MAX_DEPTH or tower > MAX_TOWER:
         return True
     return any(character.isdigit() and not character.isascii() for character in answer)
 
 
-def _tower(text: str) -> int:
-    """The largest number of powers inside one another's exponents: 2 in 2^{3^4}."""
-    tallest, heights, before = 0, [0], ""
+def _nesting(text: str) -> tuple[int, int]:
+    """How deep braces and parentheses are nested, and powers in exponents: 2^{3^4} is (1, 2)."""
+    depth, tower, heights, before = 0, 0, [0], ""  # heights: powers around each open brace
     for character in text.replace(" ", ""):
         if character == "^":
-            tallest = max(tallest, heights[-1] + 1)
+            tower = max(tower, heights[-1] + 1)
         elif character in "{(":
             heights.append(heights[-1] + (before == "^"))
+            depth = max(depth, len(heights) - 1)
         elif character in "})" and len(heights) > 1:
             heights.pop()
         before = character
-    return tallest
+    return depth, tower
 
 
 def _as_plain(text: str) -> str:

@@ -208,16 +208,16 @@ def load_rows(
             return datasets.load_dataset(
                 builder, data_files=str(place), split=split_name or "train"
             )
-        if (place / datasets.config.DATASET_DICT_JSON_FILENAME).is_file():
+        if (place / "dataset_dict.json").is_file():
             return datasets.load_from_disk(str(place))[split_name or own_split]
-        if (place / datasets.config.DATASET_STATE_JSON_FILENAME).is_file():
+        if (place / "state.json").is_file():
             return datasets.load_from_disk(str(place))
         if place.is_dir():
             return datasets.load_dataset(str(place), subset, split=split_name or own_split)
         if place.suffix in BUILDERS or path.startswith(("/", ".", "~")):
             raise FileNotFoundError(f"no file or folder {path!r}")
         return datasets.load_dataset(path, subset or source.subset, split=split_name or own_split)
-    except Exception as error:
+    except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
         kind = f"{type(error).__name__}: " if not isinstance(error, FileNotFoundError) else ""
         raise ConfigError(
             f"data set {path!r} cannot be loaded: {kind}{error}; give a hub name, or a local "

@@ -32,6 +32,20 @@ RECIPES = sorted((REPOSITORY / "launchers" / "recipes").glob("*.yaml"))
             {"gradients": {"store": "recompute"}},
             ["gradients.store", "recompute", "gradients.sketch"],
         ),
+        ({"task": {"name": "custom", "path": "a.jsonl"}}, ["'custom'", "prompt_column"]),
+        ({"task": {"name": "gsm9k"}}, ["task.name", "'gsm9k'", "gsm8k"]),
+        ({"prompt": {"template": "qwen"}}, ["prompt.template", "'qwen'", "{problem}"]),
+        ({"reward": {"functions": [{"weight": 1}]}}, ["reward.functions.0.function"]),
+        (
+            {"reward": {"functions": [{"function": "rule", "weigth": 1}]}},
+            ["reward.functions.0.weigth", "did you mean reward.functions.weight"],
+        ),
+        (
+            {"reward": {"functions": [{"function": "rule"}] * 2}},
+            ["reward.functions", "rule", "twice"],
+        ),
+        ({"evaluation": {"benchmarks": [{"name": "math"}] * 2}}, ["benchmarks", "math", "relabel"]),
+        ({"evaluation": {"samples": 4}}, ["evaluation.samples", "4", "evaluation.temperature"]),
         ({"zzz": 1}, ["zzz", "unknown key", "rollout"]),
     ],
 )
@@ -102,6 +116,8 @@ def test_resolved_config_reads_back_as_itself(tmp_path):
 def test_reference_names_every_key():
     reference = config_reference()
     assert "task.levels (list[int]," in reference and "Annotated" not in reference
+    assert "evaluation.limit (int | null, default null)" in reference
+    assert "reward.functions.function (str, required)" in reference
     for section, field in Config.model_fields.items():
         keys = getattr(field.annotation, "model_fields", {})
         for key in keys:
