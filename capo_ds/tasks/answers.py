@@ -27,14 +27,16 @@ _FRACTION = re.compile(
     r"(?:\{(?P<d>[0-9]+)\}|(?P<d1>[0-9]))"
 )
 _SCIENTIFIC = re.compile(
-    r"(?P<factor>[+-]?[0-9.]+) ?\\(?:times|cdot) ?10\^"
+    r"(?P<factor>[+-]?[0-9.]+) ?(?:\\times|\\cdot|\u00d7) ?10\^"
     r"(?:\{(?P<e>[+-]?[0-9]+)\}|(?P<e1>[0-9]))"
 )
 # More digits than a number may have, an exponent of six digits or more, a tower without braces.
 _COSTLY = re.compile(rf"[0-9]{{{MAX_NUMBER_LENGTH + 1}}}|\^\{{?[+-]?[0-9]{{6}}|\^[0-9]+\^")
-# A sum, a difference or a product that the solver left to the reader; two numbers side by side.
+# A sum, a difference or a product that the solver left to the reader; two numbers side by side,
+# unless the second begins a fraction (3 1/2).
 _UNEVALUATED = re.compile(
-    r"[0-9)}] ?(?:[-+*\u00d7\u00b7\u00f7\u2212]|\\times|\\cdot|\\div) ?[0-9({\\]|[0-9]\s+[0-9]"
+    r"[0-9)}] ?(?:[-+*\u00d7\u00b7\u00f7\u2212]|\\times|\\cdot|\\div) ?[0-9({\\]"
+    r"|[0-9]\s+[0-9]+(?![0-9]| ?/)"
 )
 
 

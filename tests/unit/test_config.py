@@ -97,7 +97,32 @@ def test_the_aggregators_are_those_of_the_aggregation_room():
 
 
 def test_there_are_recipes():
-    assert {"quickstart", "warmup-arithmetic"} <= {path.stem for path in RECIPES}
+    names = {"quickstart", "warmup-arithmetic", "qwen2.5-1.5b-gsm8k", "qwen2.5-3b-math"}
+    assert names | {"smollm2-135m-gsm8k", "smoke"} <= {path.stem for path in RECIPES}
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "task"),
+    [
+        ("qwen2.5-1.5b-gsm8k", "Qwen/Qwen2.5-1.5B", "gsm8k"),
+        ("qwen2.5-3b-math", "Qwen/Qwen2.5-3B", "math"),
+    ],
+)
+def test_the_papers_recipes_hold_its_setting(name, model, task):
+    recipe = load_config(REPOSITORY / "launchers" / "recipes" / f"{name}.yaml")
+    assert (recipe.model.path, recipe.task.name) == (model, task)
+    assert (recipe.model.lora_rank, recipe.model.lora_alpha) == (64, 128)
+    assert recipe.model.lora_targets == ["q_proj", "k_proj", "v_proj", "o_proj"]
+    rollout, objective = recipe.rollout, recipe.objective
+    assert (rollout.prompts_per_step, rollout.group_size, rollout.temperature) == (64, 8, 1.0)
+    assert (objective.clip_low, objective.clip_high, objective.kl_weight) == (0.2, 0.2, 0.001)
+    assert (objective.epochs, objective.minibatches) == (1, 1)
+    assert recipe.optimizer.learning_rate == 1e-6
+    assert (recipe.gradients.sketch, recipe.gradients.sketch_dim) == ("rademacher", 8192)
+    assert recipe.capo.radius in (0.1, 0.5, 1.0) and recipe.capo.region == "difference"
+    benchmarks = [benchmark.name for benchmark in recipe.evaluation.benchmarks]
+    assert benchmarks == [task, "amc23", "aime24"]
+    assert (recipe.evaluation.samples, recipe.evaluation.temperature) == (1, 0)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

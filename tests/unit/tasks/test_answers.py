@@ -68,6 +68,7 @@ def test_box_offsets_span_the_whole_command():
         (r"\frac{-3}{4}", Fraction(-3, 4)),
         (r"1.5 \times 10^{3}", 1500),
         (r"2\cdot10^{-2}", Fraction(1, 50)),
+        ("2 \N{MULTIPLICATION SIGN} 10^3", 2000),
     ],
 )
 def test_parse_number(text, value):
@@ -114,6 +115,7 @@ def test_costly_or_foreign_numbers_are_not_read(text):
         (r"\frac{1+31}{2}", "16", False),
         ("x = 8+8", "16", False),
         ("16 17", "33", False),
+        ("3 1/2", "3.5", None),
         ("2*8=16", "16", None),
         ("-16", "16", False),
         (r"3\frac{1}{2}", "3.5", None),
