@@ -40,7 +40,7 @@ def test_evaluation_on_64_questions(tmp_path):
     (result,) = json.loads((tmp_path / "results.json").read_text())["benchmarks"]
     assert result["problems"] == 64 and result["left_out"] == 0
     lines = (tmp_path / "completions.jsonl").read_text().splitlines()
-    assert len(lines) == 64 and len({json.loads(line)["completion"] for line in lines}) > 60
+    assert len(lines) == 64 and len({json.loads(line)["completion"] for line in lines}) > 32
 
 
 def test_warm_up_then_reinforcement_learning(tmp_path):
