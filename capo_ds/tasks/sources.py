@@ -33,9 +33,9 @@ _LOOSE_BOX = re.compile(r"\\(?:boxed|fbox) ([^$]+?)\s*(?:\$|$)")
 
 def after_hashes(text: str) -> str:
     """GSM8K's answer: what stands after `####`, as it stands there (1,080)."""
-    _, marker, answer = text.rpartition("####")
+    _, marker, answer = str(text).rpartition("####")
     if not marker:
-        raise ValueError("no '####' before the answer")
+        raise ValueError("no '####' before the answer; data set custom takes a column as it is")
     return answer.strip()
 
 
@@ -48,11 +48,12 @@ def gsm8k_solution(text: str) -> str:
 def last_box(text: str) -> str:
     r"""MATH's answer: the content of the last `\boxed{...}` (some solutions have `\boxed 5` or
     `\fbox{5}`)."""
-    if boxes := find_boxes(text.replace(r"\fbox{", r"\boxed{")):
+    text = str(text).replace(r"\fbox{", r"\boxed{")
+    if boxes := find_boxes(text):
         return boxes[-1].content.strip()
     if loose := _LOOSE_BOX.findall(text):
         return loose[-1]
-    raise ValueError(r"no \boxed{...} in the solution")
+    raise ValueError(r"no \boxed{...} in it; data set custom takes a column as it is")
 
 
 def as_text(value: Any) -> str:
@@ -179,12 +180,18 @@ def _problem(
     row: dict[str, Any], source: Source, prompt: str, answer: str, solution: str | None
 ) -> Problem:
     for column in (prompt, answer):
-        if row[column] is None or not str(row[column]).strip():
+        if row[column] is None or row[column] == "":
             raise ValueError(f"column {column!r} is empty")
+        if not isinstance(row[column], str | int | float):
+            kind = type(row[column]).__name__
+            raise ValueError(f"column {column!r} holds a {kind}, no text or number")
     worked = source.read_solution(row[solution]) if solution and row.get(solution) else None
     if worked is not None and final_answer(worked) is None:
         worked = None  # not in the required format: nothing to imitate
-    return Problem(str(row[prompt]), source.read_answer(row[answer]), worked, dict(row))
+    reference = source.read_answer(row[answer])
+    if not reference:
+        raise ValueError(f"column {answer!r} holds no answer")
+    return Problem(str(row[prompt]), reference, worked, dict(row))
 
 
 def load_rows(

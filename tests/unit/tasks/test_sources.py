@@ -203,6 +203,8 @@ def test_a_hub_name_becomes_these_arguments_of_load_dataset(monkeypatch, config,
         ({"name": "gsm8k", "path": "{rows}", "answer_column": "result"}, "no column 'result'.*que"),
         ({"name": "gsm8k", "path": "{bad}"}, "row 1: no '####' before the answer"),
         ({"name": "gsm8k", "path": "{empty}"}, "row 0: column 'answer' is empty"),
+        ({"name": "gsm8k", "path": "{blank}"}, "row 0: column 'answer' holds no answer"),
+        ({"name": "gsm8k", "path": "{chat}"}, "row 0: column 'question' holds a list"),
         ({"name": "gsm8k", "path": "./nowhere"}, r"no file or folder './nowhere'"),
         ({"name": "gsm8k", "path": "nowhere.jsonl"}, "no file or folder 'nowhere.jsonl'"),
         ({"name": "gsm8k", "path": "{folder}", "train_split": "dev"}, "'{folder}' cannot be"),
@@ -213,7 +215,9 @@ def test_data_that_cannot_be_used_is_told(tmp_path, config, message):
     places = {
         "rows": jsonl(tmp_path / "rows.jsonl", GSM8K),
         "bad": jsonl(tmp_path / "bad.jsonl", [GSM8K[0], {"question": "?", "answer": "72"}]),
-        "empty": jsonl(tmp_path / "empty.jsonl", [{"question": "?", "answer": " "}]),
+        "empty": jsonl(tmp_path / "empty.jsonl", [{"question": "?", "answer": ""}]),
+        "blank": jsonl(tmp_path / "blank.jsonl", [{"question": "?", "answer": "#### "}]),
+        "chat": jsonl(tmp_path / "chat.jsonl", [{"question": [{"role": "user"}], "answer": "a"}]),
         "folder": str(tmp_path),
     }
     config = {key: value.format(**places) for key, value in config.items()}
