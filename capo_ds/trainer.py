@@ -13,28 +13,39 @@ import yaml
 from torch import Tensor
 from tqdm import tqdm
 
-from capo_ds.config import Config, ConfigError, WarmupConfig
+from capo_ds.config import Config, ConfigError, EvaluationConfig, WarmupConfig
 from capo_ds.distributed import checkpoint, comm
 from capo_ds.distributed.engine import CapoEngine
-from capo_ds.evaluation import decode, encode, evaluate
+from capo_ds.evaluation import Evaluator, as_metrics, decode, write_completions
 from capo_ds.learner import Batch, Learner
 from capo_ds.memory import Capacity, measure_capacity, plan_memory
 from capo_ds.models import load_policy, load_tokenizer
 from capo_ds.objective import group_advantages
 from capo_ds.rollout.base import Rollout, uniforms
-from capo_ds.rollout.hf import HuggingFaceSampler
+from capo_ds.rollout.hf import HuggingFaceSampler, stop_at
 from capo_ds.seeding import Stream, generator
-from capo_ds.tasks import Problem, Verdict, load_problems, score
+from capo_ds.tasks import Judge, Problem, Scorer, Verdict, load_problems
+from capo_ds.tasks.prompts import encode, fitting, render
+from capo_ds.tasks.worker import Comparison
 from capo_ds.telemetry.metrics import METRICS_FILE, Means, PhaseTimer, Recorder, read_metrics
 from capo_ds.telemetry.plots import reward_curve
 from capo_ds.telemetry.summary import final_table, startup_summary
+
+EVALUATIONS = "evaluations"  # folder of the completions of each evaluation
 
 # What may differ between a run and its continuation: nothing that decides what is learned.
 FREE_ON_RESUME = {
     "train": {"steps", "eval_every", "save_every", "keep_checkpoints", "log_samples"}
     | {"micro_batch_size", "output_dir", "resume"},
     "rollout": {"batch_size"},
+    "reward": {"workers"},
+    "evaluation": set(EvaluationConfig.model_fields),
     "warmup": set(WarmupConfig.model_fields),
+}
+# Answers that count as wrong because they could not be compared.
+JUDGED = {
+    "reward/unparsed": Comparison.UNPARSED,
+    "reward/timed_out": Comparison.TIMED_OUT,
 }
 
 
@@ -46,6 +57,7 @@ class Scored:
     texts: list[str]
     verdicts: list[Verdict]
     rewards: Tensor  # (prompts, G)
+    parts: dict[str, list[float | None]]  # of the rewards, by function
     advantages: Tensor  # (prompts * G,)
 
 
@@ -62,8 +74,16 @@ class Trainer:
         with comm.together("start-up"):
             _check_output(self.folder, config.train.resume)
             self.tokenizer = load_tokenizer(config.model.path)
-            self.train_problems = self._fitting_problems("train")
-            self.test_problems = self._fitting_problems("test")
+            judge = Judge(config.reward.time_limit, config.reward.workers)
+            self.scorer = Scorer(config.reward, judge)
+            problems = render(load_problems(config.task, "train"), config.prompt, self.tokenizer)
+            self.train_problems = fitting(
+                problems, self.tokenizer, config.rollout.max_prompt_tokens
+            )
+            self.left_out = len(problems) - len(self.train_problems)
+            self.evaluator = None
+            if config.train.eval_every:
+                self.evaluator = Evaluator(config, self.tokenizer, judge)
             policy = load_policy(config.model, config.train.seed).to(comm.device())
         self.updates_per_step = config.objective.epochs * config.objective.minibatches
         self.engine = CapoEngine(
@@ -84,6 +104,7 @@ class Trainer:
             pad=self.tokenizer.pad_token_id,
             max_new_tokens=config.rollout.max_new_tokens,
             batch_size=config.rollout.batch_size,
+            stop=stop_at(self.tokenizer, config.prompt.stop),
         )
         self.engine.module.eval()
         self.first_step = 0
@@ -106,7 +127,7 @@ class Trainer:
             return
         recorder = self._start_logs()
         if self.accuracy["before"] is None and train.eval_every:
-            metrics = self._evaluate()
+            metrics = self._evaluate(0)
             self.accuracy["before"] = metrics["eval/accuracy"]
             self._record(recorder, 0, metrics)
         bar = tqdm(
@@ -120,7 +141,7 @@ class Trainer:
             done, last = step + 1, step + 1 == train.steps
             metrics = self._step(step, recorder)
             if train.eval_every and (last or done % train.eval_every == 0):
-                metrics |= self._evaluate()
+                metrics |= self._evaluate(done)
             self._record(recorder, done, metrics)
             bar.set_postfix_str(_progress(metrics, self.accuracy["latest"]))
             bar.update()
@@ -167,12 +188,11 @@ class Trainer:
     def _score(self, problems: list[Problem], rollout: Rollout) -> Scored:
         group = self.config.rollout.group_size
         repeated = [problem for problem in problems for _ in range(group)]
-        texts = decode(self.tokenizer, rollout)
-        verdicts = score(texts, repeated)
-        rewards = torch.tensor([verdict.reward for verdict in verdicts], device=comm.device())
-        rewards = rewards.view(-1, group)
+        texts = decode(self.tokenizer, rollout, self.config.prompt.stop)
+        scores = self.scorer(texts, repeated)
+        rewards = torch.tensor(scores.rewards, device=comm.device()).view(-1, group)
         advantages = group_advantages(rewards, self.config.objective.scale_advantages)
-        return Scored(repeated, texts, verdicts, rewards, advantages.flatten())
+        return Scored(repeated, texts, scores.verdicts, rewards, scores.parts, advantages.flatten())
 
     def _count(self, rollout: Rollout, scored: Scored) -> None:
         """Add the metrics of a step's responses."""
@@ -188,6 +208,12 @@ class Trainer:
         add("reward/groups_all_right", right == 1)
         add("reward/groups_all_wrong", right == 0)
         add("reward/zero_advantage", scored.advantages == 0)
+        for name, outcome in JUDGED.items():
+            add(name, torch.tensor([v.comparison is outcome for v in scored.verdicts]))
+        if len(scored.parts) > 1:
+            for name, given in scored.parts.items():
+                known = [reward for reward in given if reward is not None]
+                add(f"reward/{name.rpartition(':')[2]}", torch.tensor(known))
         add("rollout/length", rollout.lengths)
         add("rollout/truncated", rollout.truncated)
         add("rollout/entropy", rollout.entropy[rollout.completion_mask])
@@ -210,39 +236,27 @@ class Trainer:
     def _samples(self, scored: Scored) -> list[dict]:
         """The first response to each of this rank's first prompts, for the logs."""
         group, count = self.config.rollout.group_size, self.config.train.log_samples
-        rows = zip(scored.problems, scored.texts, scored.verdicts, strict=True)
+        rows = zip(scored.problems, scored.texts, scored.rewards.flatten().tolist(), strict=True)
         return [
             {
                 "prompt": problem.prompt,
                 "completion": text,
                 "answer": problem.answer,
-                "reward": verdict.reward,
+                "reward": reward,
             }
-            for problem, text, verdict in list(rows)[::group][:count]
+            for problem, text, reward in list(rows)[::group][:count]
         ]
-
-    def _fitting_problems(self, split: str) -> list[Problem]:
-        """The problems of a split whose prompts are short enough."""
-        limit = self.config.rollout.max_prompt_tokens
-        problems = load_problems(self.config.task, split)
-        lengths = map(len, encode(self.tokenizer, problems))
-        kept = [p for p, length in zip(problems, lengths, strict=True) if length <= limit]
-        if not kept:
-            raise ConfigError(
-                f"rollout.max_prompt_tokens: {limit} leaves none of {len(problems)} {split} "
-                "problems; raise it"
-            )
-        if len(kept) < len(problems) and comm.is_main():
-            print(f"left out {len(problems) - len(kept)} {split} problems: prompt over {limit}")
-        return kept
 
     # ---------------------------------------------------------------- outputs
 
-    def _evaluate(self) -> dict[str, float]:
+    def _evaluate(self, done: int) -> dict[str, float]:
+        """Evaluate after `done` steps; the metrics. Rank 0 writes all completions."""
         with self.timer("evaluation"), self.engine.gathered():
-            result = evaluate(self.sampler, self.tokenizer, self.test_problems)
-        self.accuracy["latest"] = result.accuracy
-        return {"eval/accuracy": result.accuracy, "eval/formatted": result.formatted}
+            evaluations = self.evaluator.evaluate(self.sampler)
+        path = self.folder / EVALUATIONS / f"step{done:06d}.jsonl"
+        comm.on_main("writing completions", lambda: write_completions(evaluations, path))
+        self.accuracy["latest"] = evaluations[0].accuracy
+        return as_metrics(evaluations)
 
     def _start_logs(self) -> Recorder | None:
         """Print what is about to happen and open the logs; a recorder on rank 0, None elsewhere."""
@@ -254,8 +268,13 @@ class Trainer:
             "ranks": comm.world_size(),
             "device": f"{comm.device()}, {torch.get_num_threads()} threads a rank",
             "deepspeed": self.config.deepspeed,
-            "task": f"{self.config.task.name}: {len(self.train_problems)} training and "
-            f"{len(self.test_problems)} test problems",
+            "task": f"{self.config.task.name}: {len(self.train_problems)} training problems"
+            + (f" ({self.left_out} left out, too long)" if self.left_out else ""),
+            "evaluation": self._evaluation_row(),
+            "prompt": self.train_problems[0].prompt,
+            "reward": " + ".join(
+                f"{entry.weight:g} * {entry.function}" for entry in self.config.reward.functions
+            ),
             "steps": f"{self.first_step + 1} to {self.config.train.steps}, seed "
             f"{self.config.train.seed}, {self.config.train.micro_batch_size} sequences a "
             "micro-batch",
@@ -269,6 +288,15 @@ class Trainer:
         (self.folder / "config.yaml").write_text(resolved)
         # A resumed run keeps the line of its last whole step; a fresh one keeps none.
         return Recorder(self.folder, self.engine.monitor, self.first_step and self.first_step + 1)
+
+    def _evaluation_row(self) -> str:
+        if self.evaluator is None:
+            return "never"
+        return ", ".join(
+            f"{benchmark.title}: {len(benchmark.problems)} problems"
+            + (f" ({benchmark.left_out} left out, too long)" if benchmark.left_out else "")
+            for benchmark in self.evaluator.benchmarks
+        )
 
     def _record(self, recorder: Recorder | None, step: int, metrics: dict[str, float]) -> None:
         seconds = self.timer.take()

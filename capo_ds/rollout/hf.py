@@ -6,10 +6,12 @@ drawn by inverting the distribution at given uniform numbers (see `uniforms`).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedTokenizerBase, StopStringCriteria
 
 from capo_ds.models import position_ids
 from capo_ds.rollout.base import Rollout, concatenate, left_pad
@@ -20,17 +22,28 @@ COMPACT_BELOW = 0.8  # drop ended rows once fewer than this share of the batch i
 class HuggingFaceSampler:
     """Responses from a causal LM on this rank. `temperature` 0 decodes greedily."""
 
-    def __init__(self, model: nn.Module, eos: int, pad: int, max_new_tokens: int, batch_size: int):
+    def __init__(
+        self,
+        model: nn.Module,
+        eos: int,
+        pad: int,
+        max_new_tokens: int,
+        batch_size: int,
+        stop: Callable[[Tensor], Tensor] | None = None,
+    ):
+        """stop: from token ids (rows, tokens so far), the rows that have ended; see `stop_at`."""
         self.model, self.eos, self.pad = model, eos, pad
-        self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
+        self.max_new_tokens, self.batch_size, self.stop = max_new_tokens, batch_size, stop
 
     def greedy(self, prompts: list[list[int]]) -> Rollout:
         """The most likely response to each prompt (token ids)."""
         return self._in_batches(prompts, np.zeros((len(prompts), 1, self.max_new_tokens)), 0.0)
 
-    def sample(self, prompts: list[list[int]], noise: np.ndarray, temperature: float) -> Rollout:
-        """G responses per prompt. noise: (prompts, G, max_new_tokens), uniform in [0, 1)."""
-        return self._in_batches(prompts, noise, temperature)
+    def sample(
+        self, prompts: list[list[int]], noise: Sequence[np.ndarray], temperature: float
+    ) -> Rollout:
+        """G responses per prompt. noise: (prompts, G, longest response), uniform in [0, 1)."""
+        return self._in_batches(prompts, np.asarray(noise), temperature)
 
     @torch.no_grad()
     def _in_batches(
@@ -80,6 +93,8 @@ class HuggingFaceSampler:
             result.log_probs[writing, step] = log_probs[alive]
             result.entropy[writing, step] = entropy[alive]
             ended = alive & (tokens == self.eos)
+            if self.stop:
+                ended |= alive & self.stop(result.completion_ids[rows, : step + 1])
             result.truncated[rows[ended]] = False
             alive &= ~ended
             left = int(alive.sum())
@@ -110,6 +125,19 @@ class HuggingFaceSampler:
             .logits[:, -1]
             .float()
         )
+
+
+def stop_at(
+    tokenizer: PreTrainedTokenizerBase, strings: Sequence[str]
+) -> Callable[[Tensor], Tensor] | None:
+    """Which rows of token ids (rows, tokens) end in one of the strings; None without strings.
+
+    A string may end inside the last token.
+    """
+    if not strings:
+        return None
+    criterion = StopStringCriteria(tokenizer, list(strings))
+    return lambda ids: criterion(ids, None)
 
 
 def _draw(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
