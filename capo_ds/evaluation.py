@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from capo_ds.distributed import comm
-from capo_ds.rollout.base import Rollout
-from capo_ds.rollout.hf import HuggingFaceSampler
+from capo_ds.rollout.base import Rollout, Sampler
 from capo_ds.tasks import Problem, Verdict, score
 
 
@@ -31,7 +30,7 @@ class Evaluation:
 
 
 def evaluate(
-    sampler: HuggingFaceSampler, tokenizer: PreTrainedTokenizerBase, problems: list[Problem]
+    sampler: Sampler, tokenizer: PreTrainedTokenizerBase, problems: list[Problem]
 ) -> Evaluation:
     """Decode every problem greedily and judge it; all ranks take part and get the same result."""
     with comm.together("evaluation"):
