@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -84,10 +85,15 @@ class Trainer:
             _check_unchanged(state["config"], config)
             self.first_step, self.accuracy = state["step"], state["accuracy"]
         self.synced = False  # whether the sampler has the weights as they are now
+        run = comm.broadcast(uuid.uuid4().hex[:8])
         with comm.together("starting the sampler"):
-            examples = encode(self.tokenizer, self.train_problems[:PROBE_PROBLEMS])
             self.sampler, self.probe = make_sampler(
-                config, self.engine.module, self.tokenizer, examples
+                config,
+                self.engine.module,
+                self.tokenizer,
+                prompts=encode(self.tokenizer, self.train_problems[:PROBE_PROBLEMS]),
+                run=run,
+                loads=comm.is_main(),
             )
 
     # ---------------------------------------------------------------- the loop

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 ADAPTER_ID = 1
 ADAPTER_NAME = "policy"
-MAX_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM's choices of max_lora_rank
 
 
 def adapter_tensors(policy: PeftModel) -> dict[str, Tensor]:
@@ -30,14 +29,6 @@ def adapter_tensors(policy: PeftModel) -> dict[str, Tensor]:
 def adapter_settings(policy: PeftModel) -> dict[str, Any]:
     """What `adapter_config.json` would hold."""
     return policy.active_peft_config.to_dict()
-
-
-def max_rank(rank: int) -> int:
-    """The least rank to prepare an engine for that holds ours. Raises `ValueError`."""
-    for allowed in MAX_RANKS:
-        if rank <= allowed:
-            return allowed
-    raise ValueError(f"model.lora_rank: vLLM takes ranks up to {MAX_RANKS[-1]}, not {rank}")
 
 
 def load_adapter(worker: Any, tensors: dict[str, Tensor], settings: dict[str, Any]) -> None:

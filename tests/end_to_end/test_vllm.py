@@ -1,11 +1,17 @@
-"""Training with vLLM engines inside two ranks."""
+"""Training on two ranks with vLLM, inside them and as a server."""
 
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import launch
+from tests.conftest import REPOSITORY, launch
 from tests.end_to_end.test_train import TRAIN, arguments, metrics
 
 pytestmark = pytest.mark.skipif(
@@ -58,3 +64,42 @@ def test_one_engine_over_two_ranks_samples_the_same(undisturbed, tmp_path):
     assert line[0]["eval/accuracy"] == expected[0]["eval/accuracy"]
     assert line[1]["rollout/probe_difference_max"] < 1e-4
     assert line[1]["rollout/log_prob_difference_max"] < 1e-4
+
+
+@pytest.fixture(scope="module")
+def server_url(tmp_path_factory) -> Iterator[str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    log = tmp_path_factory.mktemp("server") / "log"
+    script = REPOSITORY / "launchers" / "vllm_server.py"
+    settings = arguments(Path("unused"), **VLLM | {"rollout.server_url": url})
+    with open(log, "w") as file:
+        process = subprocess.Popen(
+            [sys.executable, script, *settings], cwd=REPOSITORY, stdout=file, stderr=file
+        )
+    deadline = time.monotonic() + 180
+    while True:
+        try:
+            urllib.request.urlopen(f"{url}/v1/models", timeout=5)
+            break
+        except OSError:
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
+            time.sleep(0.2)
+    yield url
+    process.terminate()
+    process.wait(timeout=60)
+
+
+def test_a_server_samples_the_same(undisturbed, server_url, tmp_path):
+    changes = {"rollout.sampler": "server", "rollout.server_url": server_url}
+    launch(2, TRAIN, *arguments(tmp_path / "run", **VLLM | changes))
+    lines, expected = metrics(tmp_path / "run"), metrics(undisturbed)
+    for line, other in zip(lines[1:], expected[1:], strict=True):
+        assert line["rollout/probe_difference_max"] < 1e-4
+        for name in ("reward/mean", "rollout/length", "rollout/entropy", "loss/grad_norm"):
+            assert line[name] == pytest.approx(other[name], rel=1e-3), name
+    adapters = list((tmp_path / "run" / "server_adapters").iterdir())
+    assert len(adapters) == 1  # older ones are gone
+    with urllib.request.urlopen(f"{server_url}/v1/models") as answer:
+        assert answer.read().decode().count("capo-") == 2  # its id and its root

@@ -15,11 +15,12 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from capo_ds.config import ConfigError, parse_config
 from capo_ds.models import load_policy, load_tokenizer, token_log_probs
 from capo_ds.rollout import adapter, colocated
-from capo_ds.rollout.adapter import adapter_settings, adapter_tensors, max_rank
+from capo_ds.rollout.adapter import adapter_settings, adapter_tensors
 from capo_ds.rollout.base import Draw, Rollout, end_tokens, request_seed
 from capo_ds.rollout.colocated import ColocatedSampler
+from capo_ds.rollout.engine import PROBE_LENGTHS, max_rank
 from capo_ds.rollout.hf import HuggingFaceSampler
-from capo_ds.rollout.probe import LENGTHS, Probe, SamplerMismatch
+from capo_ds.rollout.probe import Probe, SamplerMismatch
 from capo_ds.rollout.waiting import EngineThread
 
 ENDS, PAD, LIMIT, CONTEXT, VOCABULARY = (2, 7), 0, 14, 192, 40
@@ -266,7 +267,7 @@ def probe(vllm, policy, config) -> Probe:
 class TestColocated:
     def test_the_probe_passes_after_every_sync(self, vllm, policy, config):
         check = probe(vllm, policy, config)
-        assert max(map(len, check.prompts)) == max(LENGTHS) > 128
+        assert max(map(len, check.prompts)) == max(PROBE_LENGTHS) > 128
         for seed in range(3):
             assert check.check().max() < 1e-4
             move(policy, 0.05, seed)
