@@ -14,6 +14,7 @@ RUNTIME = [
     "scipy>=1.17,<2",
     "pydantic>=2.12,<3",
     "pyyaml>=6",
+    "psutil>=7",
     "math-verify==0.9.0",
     "tensorboard==2.21.0",
     "matplotlib>=3.10,<4",

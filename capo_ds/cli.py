@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import socket
 import sys
 import traceback
 import warnings
@@ -15,7 +14,7 @@ import torch
 from capo_ds.config import Config, ConfigError, config_reference, load_config
 from capo_ds.distributed import comm
 
-BAD_CONFIG, FAILED, INTERRUPTED = 2, 1, 130
+BAD_CONFIG, INTERRUPTED = 2, 130
 
 
 def main(description: str, run: Callable[[Config], None]) -> None:
@@ -39,7 +38,10 @@ def main(description: str, run: Callable[[Config], None]) -> None:
     except comm.PeerError as error:
         if error.__cause__:
             traceback.print_exception(error.__cause__)  # on the rank where it happened
-        _exit(FAILED, f"error: {error}")
+        _exit(comm.FAILED, f"error: {error}")
+    except Exception as error:  # of this rank alone, where no phase was named
+        comm.tell_peers(f"rank {comm.rank()}: {type(error).__name__}: {error}")
+        raise
     except KeyboardInterrupt:
         _exit(INTERRUPTED, "interrupted; train.resume=auto goes on from the newest checkpoint")
     finally:
@@ -71,10 +73,7 @@ def check_files(config: Config) -> None:
 
 
 def _exit(status: int, message: str) -> None:
-    """Tell it once per machine: only one of several may lack a file."""
-    if comm.launched_rank() == 0 or os.environ.get("LOCAL_RANK") == "0":
-        where = "" if comm.launched_rank() == 0 else f" on {socket.gethostname()}"
-        print(f"{message}{where}", file=sys.stderr, flush=True)
+    comm.tell(message)
     sys.exit(status)
 
 

@@ -72,10 +72,13 @@ class ModelConfig(Section):
         "builtin:tiny", description="hub name, local folder, or builtin:tiny (ships with capo_ds)"
     )
     dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="dtype of the frozen base weights; LoRA factors are always float32"
+        "float32",
+        description="dtype of the frozen base weights and of forward passes; LoRA factors are "
+        "kept, and their gradients aggregated, in float32 in any case",
     )
     lora_rank: StrictInt = Field(64, ge=1, description="rank r of the LoRA factors")
     lora_alpha: Number = Field(128, gt=0, description="LoRA scale: the update is alpha / r * B A")
+    rslora: StrictBool = Field(False, description="scale by alpha / sqrt(r) instead (rsLoRA)")
     lora_targets: list[str] = Field(
         ["q_proj", "k_proj", "v_proj", "o_proj"],
         min_length=1,
@@ -176,10 +179,14 @@ class GradientsConfig(Section):
         "none: exact, from the gradients themselves",
     )
     sketch_dim: StrictInt = Field(8192, ge=1, description="length k of a sketch")
-    store: Literal["device", "recompute"] = Field(
-        "device",
-        description="device: keep every sample's gradient; recompute: keep its sketch alone and "
-        "run a second, weighted, backward pass (less memory, more time)",
+    store: Literal["auto", "device", "host", "recompute"] = Field(
+        "auto",
+        description="device: keep every sample's gradient beside the model; host: in (pinned) host "
+        "memory; recompute: keep its sketch alone and run a second, weighted, backward pass (least "
+        "memory, more time); auto: the first of these that fits",
+    )
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="dtype in which the stores device and host keep gradients"
     )
 
     @model_validator(mode="after")

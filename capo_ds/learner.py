@@ -3,8 +3,9 @@ matrix, solve, reconstruct, step). Every method is called on all ranks together.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -17,13 +18,13 @@ from capo_ds.aggregation.diagnostics import diagnose
 from capo_ds.config import Config
 from capo_ds.distributed import comm
 from capo_ds.distributed.engine import CapoEngine
-from capo_ds.distributed.gram import bytes_sent, gram_matrix, norms_of_sums
+from capo_ds.distributed.gram import gram_matrix, norms_of_sums
 from capo_ds.gradients.per_sample import PerSampleGradients
 from capo_ds.gradients.sketch import make_sketch
-from capo_ds.gradients.store import GradientStore, SketchStore, Store
+from capo_ds.gradients.store import GradientStore, HostStore, SketchStore
 from capo_ds.models import reference_policy, token_log_probs
 from capo_ds.objective import importance_weights, token_objective, token_weights
-from capo_ds.rollout.base import TOKEN, Rollout
+from capo_ds.rollout.base import TOKEN, Rollout, Rows
 from capo_ds.telemetry.metrics import Means, PhaseTimer
 
 MAX_LOG_RATIO = 20.0  # so that one response far off does not make its metric infinite
@@ -38,16 +39,33 @@ class Batch(Rollout):
     advantages: Tensor  # (n,)
     behaviour: Tensor = field(metadata=TOKEN)  # log-probabilities under the sampling policy
     reference: Tensor = field(metadata=TOKEN)  # and under the reference
+    weights: Tensor  # (n,) weight of a sample's tokens in J; `update` sets it
+
+
+def idle(batch: Rows) -> Rows:
+    """One row that no objective counts, for a pass in which this rank has nothing to do."""
+    row = {item.name: getattr(batch, item.name).new_zeros(1, 1) for item in fields(batch)}
+    flat = {item.name for item in fields(batch) if not item.metadata}
+    return type(batch)(**{name: v.flatten() if name in flat else v for name, v in row.items()})
 
 
 class Learner:
     """Owns the policy's forward passes in training and the engine's steps.
 
+    store: `device`, `host` or `recompute`.
     means, timer: where metrics of the forward passes and phase times are added up.
     """
 
-    def __init__(self, config: Config, engine: CapoEngine, means: Means, timer: PhaseTimer):
-        self.config, self.engine, self.means, self.timer = config, engine, means, timer
+    def __init__(
+        self,
+        config: Config,
+        engine: CapoEngine,
+        store: str,
+        means: Means,
+        timer: PhaseTimer,
+    ):
+        self.config, self.engine, self.store = config, engine, store
+        self.means, self.timer = means, timer
         self.policy = engine.module
         self.per_sample = (
             PerSampleGradients(self.policy) if config.uses_per_sample_gradients else None
@@ -55,15 +73,23 @@ class Learner:
 
     @torch.no_grad()
     def prepare(self, rollout: Rollout, advantages: Tensor) -> Batch:
-        """Attach advantages (n,) and the log-probabilities that stay fixed over the updates."""
+        """Attach advantages (n,) and the log-probabilities that stay fixed over the updates.
+
+        Raises `PeerError` on all ranks if any fails.
+        """
         behaviour = reference = torch.zeros_like(rollout.log_probs)
-        if not self.config.on_policy:
-            behaviour = self._fixed_log_probs(rollout)
-        if self.config.objective.kl_weight:
-            with reference_policy(self.policy):
-                reference = self._fixed_log_probs(rollout)
+        with self._passes("log-probabilities"):
+            if not self.config.on_policy:
+                behaviour = self._fixed_log_probs(rollout)
+            if self.config.objective.kl_weight:
+                with reference_policy(self.policy):
+                    reference = self._fixed_log_probs(rollout)
         return Batch(
-            **vars(rollout), advantages=advantages, behaviour=behaviour, reference=reference
+            **vars(rollout),
+            advantages=advantages,
+            behaviour=behaviour,
+            reference=reference,
+            weights=torch.zeros_like(advantages),
         )
 
     def update(self, batch: Batch, number: int) -> None:
@@ -79,7 +105,7 @@ class Learner:
         rows = active.nonzero().squeeze(1)
         # In order of length, for micro-batches of little padding.
         batch = batch.take(rows[batch.lengths[rows].argsort(stable=True)])
-        weights = token_weights(
+        batch.weights = token_weights(
             self._counted_tokens(batch).sum(1).float(),
             self.config.objective.loss_aggregation,
             int(samples),
@@ -88,124 +114,102 @@ class Learner:
         )
         self.means.add("loss/learning_rate", self.engine.learning_rate)
         self.policy.train()  # Hugging Face checkpoints activations in training mode only,
-        gradient = self._gradient(batch, weights, int(samples), number)
+        gradient = self._gradient(batch, int(samples), number)
         self.policy.eval()  # and decodes with its cache in evaluation mode only.
         with self.timer("optimizer"):
             self.means.add("loss/grad_norm", self.engine.apply(gradient))
+        self.means.add("comm/optimizer_bytes", self.engine.bytes_sent)
+        for kind, count in comm.take_bytes_sent().items():
+            self.means.add(f"comm/{kind}_bytes", count)
 
     # ---------------------------------------------------------------- gradients
 
-    def _gradient(self, batch: Batch, weights: Tensor, samples: int, number: int) -> list[Tensor]:
+    def _gradient(self, batch: Batch, samples: int, number: int) -> list[Tensor]:
         """This rank's part of the aggregated gradient; `samples` is N of g_0's mean."""
         if self.per_sample is None:
-            with self.timer("backward"), comm.together("backward"):
-                return self._weighted_gradient(batch, weights, torch.ones_like(weights) / samples)
-        with self.timer("backward"), comm.together("per-sample gradients"):
+            with self.timer("backward"), self._passes("backward"):
+                return self._weighted_gradient(batch, torch.ones_like(batch.weights) / samples)
+        with self.timer("backward"), self._passes("per-sample gradients"):
             store = self._new_store(len(batch), number)
-            live = self._fill(store, batch, weights)
-
-        def combine(coefficients: np.ndarray) -> list[Tensor]:
-            mine = torch.tensor(coefficients).to(weights)
-            if isinstance(store, SketchStore):
-                return self._weighted_gradient(batch, weights, mine)
-            return store.combine(mine)
-
-        return self._aggregate(store, combine, batch.advantages * live, samples, number)
-
-    def _new_store(self, samples: int, number: int) -> GradientStore | SketchStore:
-        settings, parameters, sketch = self.config.gradients, self.per_sample.parameters, None
-        if settings.sketch != "none":
-            shapes = [tuple(parameter.shape) for parameter in parameters]
-            # New signs for every update: the error of one sketch is shared by all its samples.
-            seed = self._update_seed(number)
-            sketch = make_sketch(settings.sketch, shapes, settings.sketch_dim, seed)
-        if settings.store == "recompute":
-            return SketchStore(samples, sketch, parameters[0].device)
-        return GradientStore(parameters, samples, sketch)
-
-    def _fill(self, store: Store, batch: Batch, weights: Tensor) -> Tensor:
-        """Per-sample gradients into the store; (n,) of bool: the clip leaves some token alone.
-
-        Where it leaves none, what remains of a sample's gradient is the KL term's: it counts in
-        g_0, but the program must neither align with it nor keep away from it.
-        """
-        live = torch.zeros(len(batch), dtype=torch.bool, device=weights.device)
-        for rows in self._micro_batches(len(batch)):
-
-            def objectives(rows: Tensor = rows) -> Tensor:
-                values, live[rows] = self._objectives(batch.take(rows), weights[rows])
-                return values
-
-            self.per_sample.backward(objectives, store, first=int(rows[0]))
-        return live
-
-    def _weighted_gradient(
-        self, batch: Batch, weights: Tensor, coefficients: Tensor
-    ) -> list[Tensor]:
-        """This rank's part of sum_i c_i g_i, by an ordinary backward pass. coefficients: (n,)."""
-        total = [torch.zeros_like(parameter) for parameter in self.engine.parameters]
-        # Without the samples of coefficient 0, whose gradients may be NaN.
-        used = coefficients.nonzero().squeeze(1)
-        for part in self._micro_batches(len(used)):
-            rows = used[part]
-            values, _ = self._objectives(batch.take(rows), weights[rows])
-            objective = values @ coefficients[rows].to(values)
-            parts = torch.autograd.grad(objective, self.engine.parameters)
-            torch._foreach_add_(total, parts)
-        return total
-
-    def _aggregate(
-        self,
-        store: Store,
-        combine: Callable[[np.ndarray], list[Tensor]],
-        signed: Tensor,
-        samples: int,
-        number: int,
-    ) -> list[Tensor]:
-        """This rank's part of g~ = sum_i c_i g_i.
-
-        combine: from coefficients (n,) of this rank's samples to its part of their weighted sum.
-        signed: (n,) of advantages, 0 for samples that g_0 alone counts.
-        """
-        shares = comm.gather(signed.cpu().numpy())
-        counts = [len(share) for share in shares]
-        if not sum(counts):  # no sample of any rank has a gradient: g~ = g_0 = 0
-            return [torch.zeros_like(parameter) for parameter in self.engine.parameters]
-        with self.timer("gram"):
-            with comm.together("sketches"):
-                matrices = store.matrices()
-            gram = gram_matrix(matrices, counts)
+            live = self._fill(store, batch)
+        shares = comm.gather((batch.advantages * live).cpu().numpy())
+        if not any(map(len, shares)):  # no sample of any rank has a gradient: g~ = g_0 = 0
+            return self.engine.zeros()
+        signs = np.sign(np.concatenate(shares))
+        with self.timer("gram"), comm.collective("Gram matrix"):
+            gram = gram_matrix(store.matrices(), [len(share) for share in shares])
         with self.timer("solve"):
-            signs = np.sign(np.concatenate(shares))
             result, vanilla, report = comm.on_main(
                 "solve", lambda: self._solve(gram, signs, samples, number)
             )
         for name, value in report.items():
             self.means.add(name, value)
-        self.means.add("comm/gram_bytes", bytes_sent(matrices, counts))
-        first = sum(counts[: comm.rank()])
-        mine = slice(first, first + len(signed))
+        first = sum(map(len, shares[: comm.rank()]))
+        mine = slice(first, first + len(batch))
         store.discard(torch.as_tensor(vanilla[mine] == 0))
-        with self.timer("reconstruct"):
-            if result.on_boundary and self.config.gradients.sketch != "none":
-                return self._with_true_norms(result, vanilla, mine, combine)
-            with comm.together("reconstruction"):
-                return combine(result.coefficients[mine])
 
-    def _with_true_norms(
-        self,
-        result: Aggregation,
-        vanilla: np.ndarray,
-        mine: slice,
-        combine: Callable[[np.ndarray], list[Tensor]],
-    ) -> list[Tensor]:
-        """g~ = centre + C ||g_0|| dg / ||dg|| with the norms of the vectors, not of sketches."""
-        with comm.together("reconstruction"):
-            direction, mean = combine(result.xi[mine]), combine(vanilla[mine])
-        scale = result.direction_scale(*norms_of_sums(mean, direction))
+        def combine(coefficients: np.ndarray) -> list[Tensor]:
+            """This rank's part of sum_i c_i g_i, from the coefficients (N,) of all samples."""
+            local = torch.tensor(coefficients[mine]).to(batch.weights)
+            if not isinstance(store, SketchStore):
+                return store.combine(local)
+            if np.ptp(coefficients) == 0:
+                return torch._foreach_mul(store.total, float(coefficients[0]))
+            return self._weighted_gradient(batch, local)
+
+        with self.timer("reconstruct"), self._passes("reconstruction"):
+            if not (result.on_boundary and self.config.gradients.sketch != "none"):
+                return combine(result.coefficients)
+            direction, mean = combine(result.xi), combine(vanilla)
+        with self.timer("reconstruct"), comm.collective("norms"):
+            scale = result.direction_scale(*norms_of_sums(mean, direction))
         if not result.base.any():  # the norm ball is centred on 0
             return torch._foreach_mul(direction, scale)
         return torch._foreach_add(mean, direction, alpha=scale)
+
+    def _new_store(self, samples: int, number: int) -> GradientStore | SketchStore:
+        settings, shapes, sketch = self.config.gradients, self.engine.shapes, None
+        if settings.sketch != "none":
+            # New signs for every update: the error of one sketch is shared by all its samples.
+            seed = self._update_seed(number)
+            sketch = make_sketch(settings.sketch, shapes, settings.sketch_dim, seed)
+        if self.store == "recompute":
+            return SketchStore(shapes, samples, comm.device(), sketch)
+        make = HostStore if self.store == "host" else GradientStore
+        return make(shapes, samples, comm.device(), getattr(torch, settings.dtype), sketch)
+
+    def _fill(self, store: GradientStore | SketchStore, batch: Batch) -> Tensor:
+        """Per-sample gradients into the store; (n,) of bool: the clip leaves some token alone.
+
+        Where it leaves none, what remains of a sample's gradient is the KL term's: it counts in
+        g_0, but the program must neither align with it nor keep away from it.
+        """
+        live = torch.zeros(len(batch), dtype=torch.bool, device=batch.weights.device)
+        for rows, part in self._micro_batches(batch):
+
+            def objectives(rows: Tensor = rows, part: Batch = part) -> Tensor:
+                values, unclipped = self._objectives(part)
+                live[rows] = unclipped[: len(rows)]
+                return values
+
+            if len(rows):
+                self.per_sample.backward(objectives, store, first=int(rows[0]))
+            else:
+                self.per_sample.backward(objectives, store=None)
+            self.engine.end_of_pass()
+        return live
+
+    def _weighted_gradient(self, batch: Batch, coefficients: Tensor) -> list[Tensor]:
+        """This rank's part of sum_i c_i g_i, by an ordinary backward pass. coefficients: (n,)."""
+        total = self.engine.zeros()
+        weighted = replace(batch, weights=batch.weights * coefficients)
+        # Without the samples of coefficient 0, whose gradients may be NaN.
+        for _, part in self._micro_batches(weighted.take(coefficients.nonzero().squeeze(1))):
+            values, _ = self._objectives(part)
+            parts = torch.autograd.grad(values.sum(), self.engine.parameters)
+            torch._foreach_add_(total, parts)
+            self.engine.end_of_pass()
+        return total
 
     def _solve(
         self, gram: np.ndarray, signs: np.ndarray, samples: int, number: int
@@ -241,7 +245,7 @@ class Learner:
 
     # ---------------------------------------------------------------- forward passes
 
-    def _objectives(self, batch: Batch, weights: Tensor) -> tuple[Tensor, Tensor]:
+    def _objectives(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Each sample's own objective J_i (B,), differentiable; and whether the clip leaves any
         of its counted tokens alone, (B,) of bool."""
         log_probs = self._log_probs(batch)
@@ -263,7 +267,7 @@ class Learner:
         self.means.add("loss/ratio", torch.exp(log_probs.detach() - behaviour)[mask])
         if kl_weight:
             self.means.add("loss/kl", terms.kl[mask])
-        return (terms.value * mask).sum(1) * weights, (mask & ~terms.clipped).any(1)
+        return (terms.value * mask).sum(1) * batch.weights, (mask & ~terms.clipped).any(1)
 
     def _count_mismatch(self, log_ratio: Tensor, mask: Tensor) -> None:
         """Add the metrics of trainer against sampler. log_ratio: (B, T); mask: counted tokens."""
@@ -271,7 +275,7 @@ class Learner:
         self.means.add("rollout/log_prob_difference", difference)
         self.means.add_max("rollout/log_prob_difference_max", difference)
         self.means.add("rollout/importance_ratio", log_ratio[mask].exp())
-        ratios = log_ratio.double().sum(1).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+        ratios = log_ratio[mask.any(1)].double().sum(1).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
         self.means.add("rollout/sequence_ratio", ratios)
         self.means.add(SEQUENCE_RATIO_SQUARE, ratios.square())
 
@@ -279,9 +283,9 @@ class Learner:
         """(n, T) under the current weights, without gradient."""
         result = torch.zeros_like(rollout.log_probs)
         by_length = rollout.lengths.argsort(stable=True)
-        for rows in self._micro_batches(len(rollout)):
-            values = self._log_probs(rollout.take(by_length[rows]))
-            result[by_length[rows], : values.shape[1]] = values
+        for rows, part in self._micro_batches(rollout.take(by_length)):
+            values = self._log_probs(part)
+            result[by_length[rows], : values.shape[1]] = values[: len(rows)]
         return result
 
     def _log_probs(self, batch: Rollout) -> Tensor:
@@ -299,7 +303,20 @@ class Learner:
             return batch.completion_mask & ~batch.truncated[:, None]
         return batch.completion_mask
 
-    def _micro_batches(self, samples: int) -> list[Tensor]:
-        size = self.config.train.micro_batch_size
-        rows = torch.arange(samples, device=comm.device())
-        return [part for part in rows.split(size) if len(part)]
+    def _passes(self, phase: str) -> AbstractContextManager:
+        """Around forward and backward passes: how their failures reach the other ranks."""
+        return comm.collective(phase) if self.engine.lockstep else comm.together(phase)
+
+    def _micro_batches(self, batch: Rows) -> Iterator[tuple[Tensor, Rows]]:
+        """The batch part by part, each with its rows in the batch.
+
+        Where passes are collective, every rank gets as many as the busiest; those it has no
+        samples for are `idle`, and theirs are no rows.
+        """
+        rows = torch.arange(len(batch), device=comm.device())
+        parts = rows.split(self.config.train.micro_batch_size) if len(rows) else ()
+        passes = comm.max_over_ranks(len(parts)) if self.engine.lockstep else len(parts)
+        for part in parts:
+            yield part, batch.take(part)
+        for _ in range(passes - len(parts)):
+            yield rows[:0], idle(batch)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,12 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import FunctionCtx, once_differentiable
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from capo_ds.config import BUILTIN_MODELS, ConfigError, ModelConfig
 
 LOGIT_CHUNK_TOKENS = 1024
-# Nothing in a chunk is random, so no generator's state need be copied for the second run.
-_checkpointed = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
@@ -56,6 +54,7 @@ def load_policy(config: ModelConfig, seed: int) -> PeftModel:
     lora = LoraConfig(
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,
+        use_rslora=config.rslora,
         target_modules=list(config.lora_targets),
         lora_dropout=0.0,
         task_type="CAUSAL_LM",
@@ -72,12 +71,24 @@ def load_policy(config: ModelConfig, seed: int) -> PeftModel:
     for parameter in policy.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    if config.dtype == "bfloat16":
+        _compute_in(policy, torch.bfloat16)
     if config.gradient_checkpointing:
         policy.gradient_checkpointing_enable({"use_reentrant": False})
     if isinstance(policy.get_output_embeddings(), LoraLayer):
         raise ConfigError("model.lora_targets: the output layer cannot have LoRA factors")
     _check_output_head(policy)
     return policy
+
+
+def _compute_in(policy: PeftModel, dtype: torch.dtype) -> None:
+    """Mixed precision: the float32 LoRA factors are rounded for each forward pass, which then runs
+    in the base weights' dtype throughout; PEFT would widen every layer's input to float32."""
+    for module in policy.modules():
+        if isinstance(module, LoraLayer):
+            module.cast_input_dtype_enabled = False
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    policy.forward = torch.autocast(device, dtype)(policy.forward)
 
 
 @contextmanager
@@ -96,40 +107,87 @@ def token_log_probs(
 ) -> Tensor:  # (B, T)
     """Log-probability of each completion token at the sampling temperature; 0 at padding.
 
-    Logits are made for completion tokens only, `LOGIT_CHUNK_TOKENS` at a time, and recomputed in
-    the backward pass, so that tokens x vocabulary never stands in memory at once.
+    The output layer makes log-probabilities where it would make logits, for completion tokens
+    only. The pass goes through the whole model all the same, so that hooks on any module (ZeRO
+    3's, which gather its weights) run as in an ordinary one.
     """
     length = completion_mask.shape[1]
-    hidden = _hidden_states(policy, input_ids, attention_mask)
-    hidden = hidden[:, -length - 1 : -1][completion_mask]  # (tokens, H), predicting the next token
     targets = input_ids[:, -length:][completion_mask]  # (tokens,)
     head = policy.get_output_embeddings()
-    chunks = [
-        _checkpointed(_chunk_log_probs, head, part, target, temperature)
-        for part, target in zip(
-            hidden.split(LOGIT_CHUNK_TOKENS), targets.split(LOGIT_CHUNK_TOKENS), strict=True
-        )
-    ]
-    log_probs = torch.cat(chunks)
-    return log_probs.new_zeros(completion_mask.shape).masked_scatter(completion_mask, log_probs)
+
+    def log_probs(hidden: Tensor) -> Tensor:
+        hidden = hidden[:, -length - 1 : -1][completion_mask]  # (tokens, H), predicting the next
+        return linear_log_probs(hidden, head.weight, head.bias, targets, temperature)
+
+    with _forward_replaced(head, log_probs):
+        values = policy(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids(attention_mask),
+            logits_to_keep=length + 1,
+            use_cache=False,
+        ).logits
+    return values.new_zeros(completion_mask.shape).masked_scatter(completion_mask, values)
 
 
-def _chunk_log_probs(
-    head: torch.nn.Module, hidden: Tensor, targets: Tensor, temperature: float
-) -> Tensor:
-    logits = head(hidden)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
-    return logits.gather(1, targets[:, None]).squeeze(1) - logits.logsumexp(1)
+def linear_log_probs(
+    hidden: Tensor,  # (tokens, H)
+    weight: Tensor,  # (V, H), frozen
+    bias: Tensor | None,  # (V,), frozen
+    targets: Tensor,  # (tokens,)
+    temperature: float,
+) -> Tensor:  # (tokens,)
+    """log softmax((W h + b) / temperature)[target], differentiable in h alone.
+
+    Logits are made for `LOGIT_CHUNK_TOKENS` tokens at a time and never kept. The gradient is the
+    upstream number of the token times (W[target] - W' p) / temperature, so it is made while the
+    logits are at hand, and the backward pass is a multiplication: two products with W in all,
+    as if all logits had been kept, where recomputing them would need a third.
+    """
+    return _LinearLogProbs.apply(hidden, weight, bias, targets, temperature)
 
 
-def _hidden_states(policy: PeftModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    decoder = policy.get_base_model().get_decoder()
-    return decoder(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        position_ids=position_ids(attention_mask),
-        use_cache=False,
-    ).last_hidden_state
+class _LinearLogProbs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        temperature: float,
+    ) -> Tensor:
+        differentiable = ctx.needs_input_grad[0]
+        values = hidden.new_empty(len(hidden), dtype=torch.promote_types(hidden.dtype, torch.float))
+        slopes = torch.empty_like(hidden) if differentiable else None
+        for first in range(0, len(hidden), LOGIT_CHUNK_TOKENS):
+            rows = slice(first, first + LOGIT_CHUNK_TOKENS)
+            target = targets[rows, None]
+            logits = nn.functional.linear(hidden[rows], weight, bias).to(values) / temperature
+            normaliser = logits.logsumexp(1, keepdim=True)
+            values[rows] = (logits.gather(1, target) - normaliser).squeeze(1)
+            if differentiable:
+                residual = logits.sub_(normaliser).exp_().neg_()  # one-hot target minus p
+                residual.scatter_add_(1, target, residual.new_ones(target.shape))
+                torch.mm(residual.div_(temperature).to(weight), weight, out=slopes[rows])
+        ctx.save_for_backward(slopes)
+        return values
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (slopes,) = ctx.saved_tensors
+        return (gradient[:, None] * slopes).to(slopes), None, None, None, None
+
+
+@contextmanager
+def _forward_replaced(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Inside, calling the module runs its hooks and, in place of its own computation, `forward`."""
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
 
 
 def position_ids(attention_mask: Tensor) -> Tensor:
@@ -141,11 +199,15 @@ def _check_output_head(policy: PeftModel) -> None:
     """Refuse architectures whose logits are more than `lm_head(hidden)` (soft caps, scales)."""
     ids = torch.arange(4)[None]
     mask = torch.ones_like(ids)
+    name = policy.get_base_model().config.model_type
     with torch.no_grad():
-        ours = policy.get_output_embeddings()(_hidden_states(policy, ids, mask))
-        theirs = policy(input_ids=ids, attention_mask=mask).logits
-    if not torch.allclose(ours.float(), theirs.float(), rtol=1e-2, atol=1e-2):
-        name = policy.get_base_model().config.model_type
+        try:
+            ours = token_log_probs(policy, ids, mask, mask[:, 1:].bool(), temperature=1.0)
+        except TypeError as error:
+            raise ConfigError(f"model.path: {name} models are not supported: {error}") from error
+        logits = policy(input_ids=ids, attention_mask=mask).logits[:, :-1].float()
+    theirs = logits.log_softmax(-1).gather(2, ids[:, 1:, None]).squeeze(2)
+    if not torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2):
         raise ConfigError(
             f"model.path: {name} models change their logits after the output layer, which is not "
             "supported; choose one that does not (Qwen2, Llama, ...)"

@@ -21,6 +21,7 @@ from capo_ds.distributed import comm
 from capo_ds.distributed.engine import CHECKPOINTS, CapoEngine
 from capo_ds.evaluation import decode, encode, evaluate
 from capo_ds.learner import SEQUENCE_RATIO_SQUARE, Batch, Learner
+from capo_ds.memory import Capacity, measure_capacity, plan_memory
 from capo_ds.models import load_policy, load_tokenizer
 from capo_ds.objective import group_advantages
 from capo_ds.rollout.base import Draw, Rollout, check_length, model_context
@@ -77,7 +78,11 @@ class Trainer:
             monitor_dir=self.folder,
         )
         self.timer, self.means = PhaseTimer(), Means()
-        self.learner = Learner(config, self.engine, self.means, self.timer)
+        capacity = measure_capacity(comm.device(), comm.ranks_here())
+        capacity = Capacity.least(comm.gather(capacity))
+        self.memory = plan_memory(config, policy, comm.world_size(), capacity)
+        store = self.memory.choose(config.gradients.store)
+        self.learner = Learner(config, self.engine, store, self.means, self.timer)
         self.engine.module.eval()
         self.first_step = 0
         self.accuracy: dict[str, float | None] = {"before": None, "latest": None}
@@ -131,6 +136,7 @@ class Trainer:
             if last or (train.save_every and done % train.save_every == 0):
                 self._save(done)
         bar.close()
+        self.engine.save_adapter(self.folder / "adapter")
         comm.on_main("the run's summary", self._finish)
 
     def _step(self, step: int, recorder: Recorder | None) -> dict[str, float]:
@@ -140,7 +146,7 @@ class Trainer:
         with self.timer("score"), comm.together("scoring"):
             scored = self._score(problems, rollout)
         self._count(rollout, scored)
-        with self.timer("log_probs"), comm.together("log-probabilities"):
+        with self.timer("log_probs"):
             batch = self.learner.prepare(rollout, scored.advantages)
         first = step * self.updates_per_step
         for number, part in enumerate(self._minibatches(batch, step), start=first):
@@ -156,7 +162,7 @@ class Trainer:
     @contextmanager
     def _current_sampler(self) -> Iterator[None]:
         """Inside, the sampler is awake and has the current weights, verified by the probe."""
-        with self.sampler.awake():
+        with self.engine.gathered(), self.sampler.awake():
             if not self.synced:
                 with self.timer("sync"), comm.together("weight sync"):
                     self.sampler.sync()
@@ -286,7 +292,10 @@ class Trainer:
             f"{self.config.train.seed}, {self.config.train.micro_batch_size} sequences a "
             "micro-batch",
         }
-        print(startup_summary(self.config, self.engine.module, facts), flush=True)
+        summary = startup_summary(
+            self.config, self.engine.module, self.memory, self.learner.store, facts
+        )
+        print(summary, flush=True)
         self.folder.mkdir(parents=True, exist_ok=True)
         resolved = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
         (self.folder / "config.yaml").write_text(resolved)
@@ -316,8 +325,7 @@ class Trainer:
             shutil.rmtree(old)
 
     def _finish(self) -> None:
-        """Save the adapter; print and draw the run's summary."""
-        self.engine.module.save_pretrained(self.folder / "adapter")
+        """Print and draw the run's summary, and complete the adapter's folder."""
         self.tokenizer.save_pretrained(self.folder / "adapter")
         seconds: dict[str, float] = {}
         for line in read_metrics(self.folder):

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -16,12 +18,20 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from capo_ds.config import ConfigError
+from capo_ds.distributed.watchdog import Watchdog
 
 T = TypeVar("T")
 GLOO_SETTLES = 0.2  # seconds
 RANK_VARIABLES = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID")
+
+
+FAILED = 1  # exit status
+
+_watchdog: Watchdog | None = None
+_sent: Counter[str] = Counter()
 
 
 class PeerError(RuntimeError):
@@ -48,13 +58,29 @@ def init(timeout: timedelta = timedelta(minutes=30)) -> torch.device:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     elif "OMP_NUM_THREADS" not in os.environ:
-        local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_ranks))
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // ranks_here()))
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     # Not through deepspeed.init_distributed: its device_id argument has made later weight syncs
     # hang (allenai/open-instruct#1311), and on CPU it would compile a shared-memory extension.
     dist.init_process_group(backend, timeout=timeout)
+    if world_size() > 1:
+        global _watchdog
+        _watchdog = Watchdog(_end_with_peer)
     return device()
+
+
+def _end_with_peer(error: str) -> None:
+    """End this process, which waits in a collective for a rank that has failed."""
+    tell(f"error: {error}")
+    os._exit(FAILED)
+
+
+def tell(message: str) -> None:
+    """A last word on stderr, once per machine: only one of several may lack a file."""
+    first = launched_rank() == 0
+    if first or os.environ.get("LOCAL_RANK") == "0":
+        where = "" if first else f" on {socket.gethostname()}"
+        print(f"{message}{where}", file=sys.stderr, flush=True)
 
 
 def _discover_ranks() -> None:
@@ -84,6 +110,8 @@ def _free_port() -> int:
 def finish() -> None:
     """Leave the process group."""
     if dist.is_initialized():
+        if _watchdog:
+            _watchdog.stop()
         # gloo's threads let go of the last collective's tensors under Python's lock; if they come
         # to it only when the interpreter ends, the process aborts (pytorch/pytorch#179291).
         time.sleep(GLOO_SETTLES)
@@ -96,6 +124,14 @@ def rank() -> int:
 
 def world_size() -> int:
     return dist.get_world_size()
+
+
+def ranks_here() -> int:
+    """Number of ranks on this machine, as the launcher tells it; all of them if it does not."""
+    for variable in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE"):
+        if variable in os.environ:
+            return int(os.environ[variable])
+    return int(os.environ["WORLD_SIZE"])
 
 
 def is_main() -> bool:
@@ -111,6 +147,35 @@ def device() -> torch.device:
 def shard(items: list) -> list:
     """This rank's share of a list: every world-size-th item, so shares differ by one at most."""
     return items[rank() :: world_size()]
+
+
+def take_bytes_sent() -> dict[str, int]:
+    """Bytes that this rank has sent, by kind of collective, since the last call.
+
+    Of `all_to_all` and `reduce_to_main`, which carry what CAPO adds to data parallelism.
+    """
+    taken = dict(_sent)
+    _sent.clear()
+    return taken
+
+
+def all_to_all(parts: list[Tensor], received: list[int]) -> Tensor:
+    """Send part r to rank r; what the ranks sent here, one after the other, flat.
+
+    received: numbers of elements that come from each rank.
+    """
+    sent = torch.cat([part.flatten() for part in parts])
+    result = sent.new_empty(sum(received))
+    dist.all_to_all_single(result, sent, received, [part.numel() for part in parts])
+    to_others = sent.numel() - parts[rank()].numel()
+    _sent["all_to_all"] += to_others * sent.element_size()
+    return result
+
+
+def reduce_to_main(tensor: Tensor) -> None:
+    """Sum over the ranks, in place, on rank 0; the others' tensors are spent."""
+    dist.reduce(tensor, dst=0)
+    _sent["reduce"] += 0 if is_main() else tensor.numel() * tensor.element_size()
 
 
 def gather(value: Any) -> list[Any]:
@@ -143,6 +208,13 @@ def sum_over_ranks(*values: float) -> list[float]:
     return total.tolist()
 
 
+def max_over_ranks(value: int) -> int:
+    """The largest of the ranks' numbers."""
+    largest = torch.tensor(value, device=device())
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return int(largest)
+
+
 def on_main(phase: str, function: Callable[[], T]) -> T:
     """Rank 0's result of the function, on every rank.
 
@@ -160,6 +232,8 @@ def on_main(phase: str, function: Callable[[], T]) -> T:
 def together(phase: str) -> Iterator[None]:
     """Run a phase that has no collectives inside; if it fails on any rank, fail on all.
 
+    (For one that has, there is `collective`.)
+
     Raises:
         ConfigError: on every rank, if the first failing rank found a setting that cannot be used.
         PeerError: on every rank otherwise, naming the phase, that rank and its error.
@@ -176,3 +250,29 @@ def together(phase: str) -> Iterator[None]:
             if bad_config:
                 raise ConfigError(text) from error
             raise PeerError(f"{phase} failed on rank {peer}: {kind}: {text}") from error
+
+
+@contextmanager
+def collective(phase: str) -> Iterator[None]:
+    """Run a phase in which the ranks wait for each other; if it fails on any rank, all end.
+
+    The failing rank raises; the others, who may wait for it in vain, are ended by their watchdogs
+    within seconds, with the same message.
+
+    Raises:
+        PeerError: on a rank that fails, naming the phase, the rank and the error.
+    """
+    try:
+        yield
+    except PeerError:
+        raise
+    except Exception as error:
+        text = f"{phase} failed on rank {rank()}: {type(error).__name__}: {error}"
+        tell_peers(text)
+        raise PeerError(text) from error
+
+
+def tell_peers(error: str) -> None:
+    """End the other ranks with this rank's error."""
+    if _watchdog:
+        _watchdog.tell(error)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from capo_ds.config import Config, ConfigError, OptimizerConfig, resolve_path
 from capo_ds.distributed import comm
 
-SUPPORTED_STAGES = (0, 1, 2)
+STAGES = (0, 1, 2, 3)
 CHECKPOINTS = "checkpoints"
 RANKS = "ranks"  # in a checkpoint: how many ranks saved it
 DECIDED_ELSEWHERE = (
@@ -38,11 +39,14 @@ class CapoEngine:
 
     The forward pass goes through `module`, not through the engine, whose own backward hooks
     would start a reduction of gradients that are never made.
+
+    parameters: the LoRA factors; at ZeRO 3 empty outside `gathered`, so their `shapes` are kept.
     """
 
     def __init__(self, policy: nn.Module, config: Config, optimizer_steps: int, monitor_dir: Path):
         deepspeed = import_deepspeed()
         self.parameters = [p for p in policy.parameters() if p.requires_grad]
+        self.shapes = [tuple(parameter.shape) for parameter in self.parameters]
         settings = deepspeed_settings(config, monitor_dir)
         self._stage = zero_stage(settings)
         self._engine, *_ = deepspeed.initialize(
@@ -55,6 +59,39 @@ class CapoEngine:
         self.module = self._engine.module
         self.monitor = self._engine.monitor
 
+    @property
+    def lockstep(self) -> bool:
+        """Whether forward and backward passes are collective: ZeRO 3 gathers weights in them, so
+        all ranks must make equally many."""
+        return self._stage == 3
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Inside, every rank holds all weights, and forward passes need no other rank.
+
+        Entered and left by all ranks together; costs one gathering of the weights at ZeRO 3 and
+        nothing below. Weights must not be changed inside.
+        """
+        if not self.lockstep:
+            yield
+            return
+        with self._whole(list(self.module.parameters())), self._without_zero_hooks():
+            yield
+
+    @property
+    def bytes_sent(self) -> int:
+        """What a rank sends in one optimizer step, by the formula of rings: the gradient reduced
+        and the new factors (or the reduced gradient) handed round, in float32.
+
+        ZeRO 3's gathering of weights in the passes comes on top.
+        """
+        ranks = comm.world_size()
+        return 2 * 4 * sum(map(math.prod, self.shapes)) * (ranks - 1) // ranks
+
+    def zeros(self) -> list[Tensor]:
+        """A gradient of zeros, in the parameters' shapes."""
+        return [torch.zeros(shape, device=comm.device()) for shape in self.shapes]
+
     def apply(self, partial_gradient: list[Tensor]) -> float:
         """One optimizer step along the *ascent* direction summed over ranks; returns its norm.
 
@@ -65,18 +102,43 @@ class CapoEngine:
         """
         with comm.together("gradient"):
             _check_finite(partial_gradient)
-        surrogate = -comm.world_size() * sum(
-            (parameter.float() * part).sum()
-            for parameter, part in zip(self.parameters, partial_gradient, strict=True)
-        )
-        self._engine.backward(surrogate)
-        if self._stage == 0:  # the engine tells no norm; the reduced gradient is at hand
-            norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters])
+        with comm.collective("optimizer step"):
+            with self._whole(self.parameters):
+                surrogate = -comm.world_size() * sum(
+                    (parameter.float() * part).sum()
+                    for parameter, part in zip(self.parameters, partial_gradient, strict=True)
+                )
+                self._engine.backward(surrogate)
+            norm = None
+            if self._stage == 0:  # the engine tells no norm; the reduced gradient is at hand
+                norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters])
             self._engine.step()
-        else:
-            self._engine.step()
-            norm = self._engine.get_global_grad_norm()
-        return float(norm)
+        return float(self._engine.get_global_grad_norm() if norm is None else norm)
+
+    def _whole(self, parameters: list[nn.Parameter]) -> AbstractContextManager:
+        """Inside, these parameters are whole; does nothing below ZeRO 3."""
+        return import_deepspeed().zero.GatheredParameters(parameters, enabled=self.lockstep)
+
+    @contextmanager
+    def _without_zero_hooks(self) -> Iterator[None]:
+        """ZeRO 3's hooks would release each module's weights after its first use, and compare
+        notes between ranks at the start of each pass."""
+        from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
+
+        offload = self._engine.optimizer.parameter_offload
+        offload._remove_module_hooks()
+        offload.forward_hooks, offload.backward_hooks = [], []
+        try:
+            yield
+        finally:
+            offload.setup_zero_stage3_hooks()
+            FWD_MODULE_STACK.pop()  # it has put the root there once more
+
+    def end_of_pass(self) -> None:
+        """After a backward pass outside the engine: let ZeRO 3 release the first layers' weights,
+        whose hooks do not fire where the inputs need no gradient."""
+        if self.lockstep:
+            self._engine.optimizer.parameter_offload.release_backward_leftovers()
 
     @property
     def learning_rate(self) -> float:
@@ -92,11 +154,16 @@ class CapoEngine:
             save_latest=False,
             exclude_frozen_parameters=True,
         )
+        self.save_adapter(folder / CHECKPOINTS / tag / "adapter")
         comm.on_main("saving", lambda: self._complete(folder / CHECKPOINTS / tag))
 
+    def save_adapter(self, folder: Path) -> None:
+        """The LoRA factors in PEFT format (all ranks)."""
+        with self._whole(self.parameters):
+            comm.on_main("saving the adapter", lambda: self.module.save_pretrained(folder))
+
     def _complete(self, checkpoint: Path) -> None:
-        """Add the adapter in PEFT format, and then name the checkpoint as the newest whole one."""
-        self.module.save_pretrained(checkpoint / "adapter")
+        """Name the checkpoint as the newest whole one."""
         (checkpoint / RANKS).write_text(str(comm.world_size()))
         (checkpoint.parent / "latest").write_text(checkpoint.name)
 
@@ -188,10 +255,8 @@ def read_deepspeed_json(path: str) -> dict[str, Any]:
                 "factors and their gradient stay in float32"
             )
     stage = zero_stage(settings)
-    if stage not in SUPPORTED_STAGES:
-        raise ConfigError(
-            f"deepspeed: {path} asks for ZeRO stage {stage}; use one of {SUPPORTED_STAGES}"
-        )
+    if stage not in STAGES:
+        raise ConfigError(f"deepspeed: {path} asks for ZeRO stage {stage!r}; use one of {STAGES}")
     return settings
 
 

@@ -31,15 +31,19 @@ class PerSampleGradients:
     def __init__(self, policy: PeftModel):
         self.factors = _lora_factors(policy)
         self.parameters = [factor.weight for factor in self.factors]
+        self.shapes = [(factor.out_features, factor.in_features) for factor in self.factors]
         self._anchor: Tensor | None = None
         self._sink: Callable[[int, Tensor, Tensor], None] | None = None
         for index, factor in enumerate(self.factors):
             factor.register_forward_hook(self._hook(index))
 
-    def backward(self, objectives: Callable[[], Tensor], store: Store, first: int) -> Tensor:
+    def backward(
+        self, objectives: Callable[[], Tensor], store: Store | None, first: int = 0
+    ) -> Tensor:
         """Hand the gradients of a micro-batch to the store, as samples `first`, `first + 1`, ...
 
         objectives: runs the forward pass and returns (B,), each sample's own objective.
+        store: None for a pass that is only made because other ranks make one (ZeRO 3).
         Returns the objectives, detached. Weights get no `.grad`.
         """
         seen: set[int] = set()
@@ -48,7 +52,8 @@ class PerSampleGradients:
             if index in seen:
                 raise RuntimeError(f"LoRA factor {index} is used twice in one forward pass")
             seen.add(index)
-            store.write(index, first, output_gradients, inputs)
+            if store is not None:
+                store.write(index, first, output_gradients, inputs)
 
         # Every tap takes the anchor as an input: asking autograd for the anchor's gradient runs
         # all taps, and none of the sums over the batch that the weights' own gradients need.
@@ -67,6 +72,11 @@ class PerSampleGradients:
         def hook(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor | None:
             if self._anchor is None:
                 return None
+            if output.dim() != 3:
+                raise RuntimeError(
+                    f"LoRA factor {index} takes inputs {tuple(inputs[0].shape)}, not (batch, "
+                    "tokens, features): its samples cannot be told apart (mixture of experts?)"
+                )
             return _Tap.apply(output, inputs[0], self._anchor, self._sink, index)
 
         return hook

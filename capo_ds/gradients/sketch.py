@@ -22,7 +22,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from functools import cache
+from collections.abc import Iterable
+from functools import cache, reduce
 from hashlib import blake2b
 
 import torch
@@ -54,12 +55,9 @@ class Sketch(ABC):
         products = torch.bmm(output_gradients.transpose(1, 2).float(), inputs.float())
         return self.project(index, products)
 
-    def __call__(self, gradients: list[Tensor]) -> Tensor:
+    def __call__(self, gradients: Iterable[Tensor]) -> Tensor:
         """S g of B samples. gradients: (B, o, i) per factor -> (B, dim), float32."""
-        total = gradients[0].new_zeros(len(gradients[0]), self.dim, dtype=torch.float32)
-        for index, rows in enumerate(gradients):
-            total += self.project(index, rows)
-        return total
+        return reduce(Tensor.add_, (self.project(i, rows) for i, rows in enumerate(gradients)))
 
     def _check(self, index: int, *shape: int) -> None:
         if shape != self.shapes[index]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from capo_ds.gradients.sketch import Sketch
+
+Shapes = list[tuple[int, int]]  # (o, i) of each factor
 
 
 class Store(Protocol):
@@ -20,7 +23,7 @@ class Store(Protocol):
         output_gradients: (B, T, o). inputs: (B, T, i).
         """
 
-    def matrices(self) -> list[Tensor]:
+    def matrices(self) -> Iterator[Tensor]:
         """Blocks of columns (n, D): rows over all blocks are the gradients, or their sketches."""
 
     def discard(self, samples: Tensor) -> None:
@@ -30,41 +33,133 @@ class Store(Protocol):
 class GradientStore:
     """Every gradient, as one (n, o, i) tensor per factor; with a sketch, compared through that."""
 
-    def __init__(self, parameters: list[nn.Parameter], samples: int, sketch: Sketch | None = None):
-        self.rows = [parameter.new_empty(samples, *parameter.shape) for parameter in parameters]
+    def __init__(
+        self,
+        shapes: Shapes,
+        samples: int,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        sketch: Sketch | None = None,
+    ):
+        self.rows = [torch.empty(samples, *shape, device=device, dtype=dtype) for shape in shapes]
         self.sketch = sketch
 
     def write(self, index: int, first: int, output_gradients: Tensor, inputs: Tensor) -> None:
         rows = self.rows[index][first : first + len(inputs)]
-        torch.bmm(output_gradients.transpose(1, 2).to(rows), inputs.to(rows), out=rows)
+        rows.copy_(_outer_sums(output_gradients, inputs, rows.dtype))
 
-    def matrices(self) -> list[Tensor]:
+    def matrices(self) -> Iterator[Tensor]:
         if self.sketch is not None:
-            return [self.sketch(self.rows)]
-        return [rows.flatten(1) for rows in self.rows]
+            yield self.sketch(self._on_device())
+            return
+        for rows in self._on_device():
+            yield rows.flatten(1)
 
     def combine(self, coefficients: Tensor) -> list[Tensor]:
-        """sum_i c_i g_i, factor by factor in the parameters' shapes. coefficients: (n,)."""
-        return [torch.einsum("n,noi->oi", coefficients.to(rows), rows) for rows in self.rows]
+        """sum_i c_i g_i, factor by factor in the parameters' shapes, in float32 or wider.
+
+        coefficients: (n,).
+        """
+        return [
+            torch.einsum("n,noi->oi", coefficients.to(wide.dtype), wide)
+            for wide in map(_widened, self._on_device())
+        ]
 
     def discard(self, samples: Tensor) -> None:
         for rows in self.rows:
             rows[samples.to(rows.device)] = 0
 
+    def _on_device(self) -> Iterator[Tensor]:
+        yield from self.rows
+
+
+class HostStore(GradientStore):
+    """Every gradient, in host memory; on a GPU pinned, and copied beside the computation.
+
+    Gradients leave the device on a stream of their own while the backward pass goes on; each
+    factor comes back while the one before it is worked on.
+    """
+
+    def __init__(
+        self,
+        shapes: Shapes,
+        samples: int,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        sketch: Sketch | None = None,
+    ):
+        super().__init__(shapes, samples, torch.device("cpu"), dtype, sketch)
+        self.device = device
+        self._stream = None
+        if device.type == "cuda":
+            self.rows = [rows.pin_memory() for rows in self.rows]
+            self._stream = torch.cuda.Stream(device)
+
+    def write(self, index: int, first: int, output_gradients: Tensor, inputs: Tensor) -> None:
+        if self._stream is None:
+            super().write(index, first, output_gradients, inputs)
+            return
+        rows = self.rows[index][first : first + len(inputs)]
+        made = _outer_sums(output_gradients, inputs, rows.dtype).to(rows.dtype)
+        self._stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self._stream):
+            rows.copy_(made, non_blocking=True)
+        made.record_stream(self._stream)  # not to be reused before it is copied
+
+    def discard(self, samples: Tensor) -> None:
+        if self._stream is not None:
+            self._stream.synchronize()
+        super().discard(samples)
+
+    def _on_device(self) -> Iterator[Tensor]:
+        if self._stream is None:
+            yield from self.rows
+            return
+        computing = torch.cuda.current_stream(self.device)
+        coming = self._fetch(self.rows[0])
+        for following in [*self.rows[1:], None]:
+            computing.wait_stream(self._stream)
+            rows = coming
+            rows.record_stream(computing)
+            if following is not None:
+                coming = self._fetch(following)
+            yield rows
+
+    def _fetch(self, rows: Tensor) -> Tensor:
+        with torch.cuda.stream(self._stream):
+            return rows.to(self.device, non_blocking=True)
+
 
 class SketchStore:
-    """The sketches (n, k) alone. Weighted sums of gradients then need another backward pass."""
+    """The sketches (n, k), and the sum of all gradients (so that g_0 costs no further pass).
 
-    def __init__(self, samples: int, sketch: Sketch, device: torch.device):
+    Other weighted sums of gradients need another backward pass.
+    """
+
+    def __init__(self, shapes: Shapes, samples: int, device: torch.device, sketch: Sketch):
         self.sketch = sketch
         self.sketches = torch.zeros(samples, sketch.dim, device=device)
+        self.total = [torch.zeros(shape, device=device) for shape in shapes]
 
     def write(self, index: int, first: int, output_gradients: Tensor, inputs: Tensor) -> None:
         rows = self.sketches[first : first + len(inputs)]
         rows += self.sketch.project_outer(index, output_gradients, inputs)
+        total = self.total[index]
+        total.addmm_(output_gradients.flatten(0, 1).T.to(total), inputs.flatten(0, 1).to(total))
 
-    def matrices(self) -> list[Tensor]:
-        return [self.sketches]
+    def matrices(self) -> Iterator[Tensor]:
+        yield self.sketches
 
     def discard(self, samples: Tensor) -> None:
-        """Nothing to do: the second pass leaves out samples of coefficient 0."""
+        """Nothing to do: later sums leave out samples of coefficient 0."""
+
+
+def _outer_sums(output_gradients: Tensor, inputs: Tensor, stored: torch.dtype) -> Tensor:
+    """sum_t dy_t x_t' of each sample, in the widest of the dtypes: a store rounds results only."""
+    dtype = torch.promote_types(output_gradients.dtype, inputs.dtype)
+    dtype = torch.promote_types(dtype, stored)
+    return torch.bmm(output_gradients.transpose(1, 2).to(dtype), inputs.to(dtype))
+
+
+def _widened(rows: Tensor) -> Tensor:
+    return rows.to(torch.promote_types(rows.dtype, torch.float32))

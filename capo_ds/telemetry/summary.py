@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from peft import PeftModel
 
 from capo_ds.config import Config
-from capo_ds.models import LOGIT_CHUNK_TOKENS
-
-GIB = 2**30
-SAMPLING_BYTES = 3 * 4 + 2 * 8  # a vocabulary entry: logits, log-probs, probs; two in float64
-TRAINED_BYTES = 4 * 4  # a LoRA factor, its gradient and AdamW's two moments, in float32
+from capo_ds.memory import MemoryPlan, parameter_count, size
 
 
-def startup_summary(config: Config, policy: PeftModel, facts: dict[str, Any]) -> str:
+def startup_summary(
+    config: Config, policy: PeftModel, plan: MemoryPlan, store: str, facts: dict[str, Any]
+) -> str:
     """Model, ranks, data, every choice of the objective, and the estimated memory."""
-    trainable = sum(p.numel() for p in policy.parameters() if p.requires_grad)
-    total = sum(p.numel() for p in policy.parameters())
+    trainable = sum(parameter_count(p) for p in policy.parameters() if p.requires_grad)
+    total = sum(map(parameter_count, policy.parameters()))
     rollout, objective = config.rollout, config.objective
     samples = rollout.prompts_per_step * rollout.group_size
     rows = {
@@ -31,51 +28,15 @@ def startup_summary(config: Config, policy: PeftModel, facts: dict[str, Any]) ->
         f"temperature {rollout.temperature:g}",
         "aggregator": config.aggregator
         + (f" {_values(config.capo)}" if config.aggregator == "capo" else ""),
-        "gradients": _gradients_row(config),
+        "gradients": _gradients_row(config, store),
         "objective": _values(objective),
         "optimizer": _values(config.optimizer),
-        "memory per rank": _memory_row(config, policy, facts["ranks"]),
+        "memory per rank": _memory_row(plan),
         "output": config.train.output_dir,
     }
     width = max(map(len, rows))
     lines = (f"{name:>{width}}  {value}" for name, value in rows.items())
     return "\n".join(line.replace("\n", "\n" + " " * width) for line in lines)
-
-
-def estimate_memory(config: Config, policy: PeftModel, ranks: int) -> dict[str, int]:
-    """Bytes on one rank by purpose and, in brackets, the key that lowers it.
-
-    For the run's shapes; activations, which train.micro_batch_size bounds, are not counted.
-    """
-    trainable = [p for p in policy.parameters() if p.requires_grad]
-    size = sum(p.numel() for p in trainable)
-    rollout, architecture = config.rollout, policy.get_base_model().config
-    samples = -(-rollout.prompts_per_step // ranks) * rollout.group_size
-    vocabulary = policy.get_output_embeddings().weight.shape[0]
-    heads = getattr(architecture, "num_key_value_heads", architecture.num_attention_heads)
-    head_size = getattr(architecture, "head_dim", None) or (
-        architecture.hidden_size // architecture.num_attention_heads
-    )
-    tokens = rollout.max_prompt_tokens + rollout.max_new_tokens
-    weight_bytes = torch.finfo(getattr(torch, config.model.dtype)).bits // 8
-    sampled = min(samples, rollout.batch_size)
-    cache = sampled * tokens * architecture.num_hidden_layers * 2 * heads * head_size
-    estimate = {
-        "weights": sum(p.numel() * p.element_size() for p in policy.parameters()) - 4 * size,
-        "LoRA and optimizer (model.lora_rank)": size * TRAINED_BYTES,
-        "logits in training": 3 * 4 * LOGIT_CHUNK_TOKENS * vocabulary,
-        "KV cache at most (rollout.batch_size)": cache * weight_bytes,
-        "sampling (rollout.batch_size)": sampled * vocabulary * SAMPLING_BYTES,
-    }
-    if config.uses_per_sample_gradients:
-        per_update = -(-samples // config.objective.minibatches)
-        if config.gradients.store == "device":
-            key = "per-sample gradients (gradients.store, objective.minibatches)"
-            estimate[key] = per_update * size * 4
-        if config.gradients.sketch != "none":
-            key = "sketches (gradients.sketch_dim)"
-            estimate[key] = per_update * config.gradients.sketch_dim * 4
-    return estimate
 
 
 def final_table(before: float | None, after: float | None, seconds: dict[str, float]) -> str:
@@ -96,23 +57,21 @@ def final_table(before: float | None, after: float | None, seconds: dict[str, fl
     return "\n".join(lines)
 
 
-def _gradients_row(config: Config) -> str:
-    if config.gradients.sketch == "none":
-        return "exact Gram matrix"
-    return _values(config.gradients)
+def _gradients_row(config: Config, store: str) -> str:
+    if not config.uses_per_sample_gradients:
+        return "one plain backward pass, no conflict measured"
+    sketch = config.gradients.sketch
+    exact = "exact Gram matrix" if sketch == "none" else f"sketches: {sketch}"
+    dim = "" if sketch == "none" else f" of length {config.gradients.sketch_dim}"
+    kept = "" if store == "recompute" else f" in {config.gradients.dtype}"
+    return f"{exact}{dim}, store {store}{kept}"
 
 
-def _memory_row(config: Config, policy: PeftModel, ranks: int) -> str:
-    estimate = estimate_memory(config, policy, ranks)
-    parts = "".join(f"\n  {_size(size):>10}  {name}" for name, size in estimate.items())
-    row = f"about {_size(sum(estimate.values()))}, besides activations"
-    if torch.cuda.is_available():
-        row += f", of {_size(torch.cuda.mem_get_info()[1])} on the device"
-    return row + parts
-
-
-def _size(count: int) -> str:
-    return f"{count / GIB:.2f} GiB" if count >= GIB else f"{count / 2**20:.1f} MiB"
+def _memory_row(plan: MemoryPlan) -> str:
+    device = plan.capacity.device
+    row = f"about {size(plan.needed)} of {size(device)}, and for gradients"
+    row += f" {plan.describe_stores()}" if plan.stores else " nothing"
+    return row + "".join(f"\n  {size(count):>10}  {name}" for name, count in plan.needs.items())
 
 
 def _values(section: Any) -> str:

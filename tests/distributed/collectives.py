@@ -4,22 +4,52 @@ import numpy as np
 import torch
 
 from capo_ds.config import ConfigError
-from capo_ds.distributed import comm
+from capo_ds.distributed import comm, gram
 from capo_ds.distributed.gram import gram_matrix
 
 
-def check_gram(samples_per_rank: list[int]) -> None:
-    """Uneven samples, ranks with none, blocks narrower than the number of ranks."""
-    generator = np.random.default_rng(0)
-    blocks = [generator.normal(size=(sum(samples_per_rank), width)) for width in (7, 1, 64)]
+def check_gram(samples_per_rank: list[int], dtype: torch.dtype = torch.float64) -> None:
+    """Uneven samples, ranks with none, blocks narrower than the number of ranks; bytes sent."""
+    generator = torch.Generator().manual_seed(0)
+    total, widths = sum(samples_per_rank), (7, 1, 64)
+    blocks = [torch.randn(total, width, generator=generator).to(dtype) for width in widths]
     first = sum(samples_per_rank[: comm.rank()])
     mine = slice(first, first + samples_per_rank[comm.rank()])
-    gram = gram_matrix([torch.tensor(block[mine]) for block in blocks], samples_per_rank)
+    comm.take_bytes_sent()
+    found = gram_matrix((block[mine] for block in blocks), samples_per_rank)
+    sent = comm.take_bytes_sent()
     if comm.is_main():
-        whole = np.concatenate(blocks, axis=1)
-        np.testing.assert_allclose(gram, whole @ whole.T, rtol=1e-12)
+        whole = torch.cat(blocks, 1).double()
+        tolerance = 1e-12 if dtype == torch.float64 else 1e-5
+        np.testing.assert_allclose(found, whole @ whole.T, rtol=tolerance, atol=tolerance)
     else:
-        assert gram is None
+        assert found is None
+    check_bytes(sent, total, sum(widths), dtype.itemsize)
+
+
+def check_bytes(sent: dict[str, int], samples: int, columns: int, size: int) -> None:
+    """Over all ranks, the exchange is N k numbers less what stays where it is; the reduction is a
+    triangle of float64 from every rank but the first: N (N + 1) 4 bytes."""
+    ranks = comm.world_size()
+    exchanged, reduced = comm.sum_over_ranks(sent.get("all_to_all", 0), sent["reduce"])
+    assert exchanged <= samples * columns * size
+    if ranks > 1 and samples:
+        assert exchanged >= 0.5 * samples * columns * size * (ranks - 1) / ranks
+    assert reduced == (ranks - 1) * samples * (samples + 1) * 4
+
+
+def check_bounded_buffers(samples_per_rank: list[int]) -> None:
+    """The same matrix, and no exchange larger than the buffer."""
+    largest, all_to_all = [0], comm.all_to_all
+
+    def watched(parts: list[torch.Tensor], received: list[int]) -> torch.Tensor:
+        largest[0] = max(largest[0], sum(received))
+        return all_to_all(parts, received)
+
+    entries, gram.BUFFER_ENTRIES, comm.all_to_all = gram.BUFFER_ENTRIES, 100, watched
+    check_gram(samples_per_rank)
+    gram.BUFFER_ENTRIES, comm.all_to_all = entries, all_to_all
+    assert largest[0] <= 100
 
 
 def check_sharing() -> None:
@@ -63,6 +93,8 @@ if __name__ == "__main__":
     check_gram([3] * world)
     check_gram(list(range(world)))
     check_gram([4] + [0] * (world - 1))
+    check_gram([3] * world, torch.bfloat16)
+    check_bounded_buffers(list(range(1, world + 1)))
     check_sharing()
     check_failures_reach_everyone()
     comm.finish()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.zero import GatheredParameters
 from deepspeed.utils import safe_get_full_optimizer_state
 
 from capo_ds.config import Config, load_config
@@ -62,6 +63,11 @@ def perturb(policy: torch.nn.Module, seed: int = 3, scale: float = 0.05) -> None
             parameter.data += scale * torch.randn(parameter.shape, generator=generator)
 
 
+def whole_parameters(engine: CapoEngine) -> list[torch.Tensor]:
+    with GatheredParameters(engine.parameters, enabled=engine.lockstep):
+        return [parameter.detach().clone() for parameter in engine.parameters]
+
+
 def first_moment(engine: CapoEngine, parameter: torch.nn.Parameter) -> torch.Tensor:
     state = engine._engine.optimizer.state.get(parameter)  # whole at ZeRO 0, in pieces above
     return state["exp_avg"] if state else safe_get_full_optimizer_state(parameter, "exp_avg")
@@ -72,7 +78,7 @@ def take_step(path: Path) -> None:
     policy = load_policy(config.model, seed=0)
     perturb(policy)
     engine = CapoEngine(policy, config, optimizer_steps=10, monitor_dir=config.train.output_dir)
-    before = [parameter.detach().clone() for parameter in engine.parameters]
+    before = whole_parameters(engine)
     applied: list[torch.Tensor] = []
     apply = engine.apply
 
@@ -85,21 +91,23 @@ def take_step(path: Path) -> None:
 
     engine.apply = recorded
     means = Means()
-    learner = Learner(config, engine, means, PhaseTimer())
+    learner = Learner(config, engine, config.gradients.store, means, PhaseTimer())
     rollout, advantages = responses(config)
     rows = torch.arange(len(rollout)).view(-1, config.rollout.group_size)
     mine = rows[comm.rank() :: comm.world_size()].flatten()
     batch = learner.prepare(rollout.take(mine), advantages[mine])
     if not config.on_policy:
-        perturb(engine.module, **SECOND_MOVE)
+        with GatheredParameters(engine.parameters, modifier_rank=0, enabled=engine.lockstep):
+            perturb(engine.module, **SECOND_MOVE)
     learner.update(batch, number=0)
     # Adam's first moment after one step is (1 - beta_1) times the gradient as the engine saw it.
     seen = [first_moment(engine, p) / (1 - config.optimizer.betas[0]) for p in engine.parameters]
+    after = whole_parameters(engine)
     if comm.is_main():
         torch.save(
             {
                 "before": before,
-                "after": [parameter.detach().clone() for parameter in engine.parameters],
+                "after": after,
                 "gradient": applied,
                 "seen": seen,
                 "metrics": Means.merge([means]),

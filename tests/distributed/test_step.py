@@ -1,5 +1,6 @@
 """One optimizer step on real ranks against dense references in float64."""
 
+import json
 from pathlib import Path
 
 import cvxpy
@@ -11,7 +12,7 @@ from torch.nn.functional import log_softmax
 
 from capo_ds.config import CapoConfig, Config, load_config
 from capo_ds.models import load_policy, position_ids
-from tests.conftest import launch
+from tests.conftest import REPOSITORY, launch
 from tests.distributed.one_step import SECOND_MOVE, perturb, responses
 
 SCRIPT = Path(__file__).with_name("one_step.py")
@@ -26,9 +27,25 @@ SETTINGS = {
 
 # The policy moves between sampling and the update; narrow clips, so that whole samples are clipped.
 OFF_POLICY = {"epochs": 2, "clip_low": 0.02, "clip_high": 0.05, "kl_weight": 0.01}
+# ZeRO 3 that partitions even these small weights; DeepSpeed keeps them whole by default.
+ZERO = [{"stage": stage, "stage3_param_persistence_threshold": 0} for stage in range(4)]
+PARTITIONED = {"zero_optimization": ZERO[3]}
 # name: (ranks, changes to SETTINGS)
-CASES = {
-    "mean, ZeRO 2": (2, {"aggregator": "mean"}),
+STAGES = {
+    f"{aggregator}, ZeRO {stage} on {ranks}": (
+        ranks,
+        {
+            "aggregator": aggregator,
+            "deepspeed": {"zero_optimization": ZERO[stage]},
+            "train": {"micro_batch_size": micro_batch},
+        },
+    )
+    for stage in range(4)
+    for ranks, micro_batch in ((1, 24), (2, 5), (4, 2))
+    for aggregator in ("mean", "capo")
+}
+CASES = STAGES | {
+    "mean, ZeRO 2": (2, {"aggregator": "mean", "deepspeed": "ds_configs/zero2.json"}),
     "mean, ZeRO 0, token mean": (
         2,
         {
@@ -70,7 +87,6 @@ CASES = {
         },
     ),
     "mean, clipped": (2, {"aggregator": "mean", "optimizer": {"max_grad_norm": 1e-3}}),
-    "capo, ZeRO 2": (2, {"aggregator": "capo"}),
     "capo, ZeRO 0, wide": (
         2,
         {"aggregator": "capo", "deepspeed": "ds_configs/zero0.json", "capo": {"radius": 0.9}},
@@ -128,6 +144,56 @@ CASES = {
         },
     ),
     "capo, norm ball": (1, {"aggregator": "capo", "capo": {"region": "norm"}}),
+    "mean, ZeRO 3": (2, {"aggregator": "mean", "deepspeed": "ds_configs/zero3.json"}),
+    "mean, ZeRO 3, plain backward": (
+        2,
+        {"aggregator": "mean", "measure_conflict": False, "deepspeed": PARTITIONED},
+    ),
+    "capo, ZeRO 3, off-policy": (
+        4,
+        {"aggregator": "capo", "deepspeed": PARTITIONED, "objective": OFF_POLICY},
+    ),
+    "capo, ZeRO 3, checkpointing": (
+        2,
+        {
+            "aggregator": "capo",
+            "deepspeed": PARTITIONED,
+            "model": {"gradient_checkpointing": True},
+        },
+    ),
+    "capo, ZeRO 2, offload": (
+        2,
+        {"aggregator": "capo", "deepspeed": "ds_configs/zero2_offload.json"},
+    ),
+    "capo, ZeRO 3, offload": (
+        2,
+        {"aggregator": "capo", "deepspeed": "ds_configs/zero3_offload.json"},
+    ),
+    **{
+        f"bfloat16, ZeRO {stage}": (
+            2,
+            {
+                "aggregator": "capo",
+                "deepspeed": {"zero_optimization": ZERO[stage]},
+                "model": {"dtype": "bfloat16"},
+            },
+        )
+        for stage in range(4)
+    },
+    "sketch, ZeRO 3, recompute": (
+        4,
+        {
+            "aggregator": "capo",
+            "deepspeed": PARTITIONED,
+            "gradients": {"sketch": "sparse", "store": "recompute"},
+            "train": {"micro_batch_size": 2},
+        },
+    ),
+    "sketch, host": (
+        2,
+        {"aggregator": "capo", "gradients": {"sketch": "sparse", "store": "host"}},
+    ),
+    "capo, host": (2, {"aggregator": "capo", "gradients": {"store": "host"}}),
     "capo, no KL": (2, {"aggregator": "capo", "objective": {"kl_weight": 0.0}}),
 }
 
@@ -142,6 +208,9 @@ def write_config(folder: Path, model: str, changes: dict) -> Path:
         else:
             settings[section] = values
     folder.mkdir(parents=True)
+    if isinstance(settings.get("deepspeed"), dict):
+        (folder / "deepspeed.json").write_text(json.dumps(settings["deepspeed"]))
+        settings["deepspeed"] = str(folder / "deepspeed.json")
     path = folder / "case.yaml"
     path.write_text(yaml.safe_dump(settings))
     return path
@@ -322,7 +391,12 @@ def test_a_sketched_step_is_on_the_true_ball_and_near_the_exact_step(steps, case
 
 def test_store_ranks_and_micro_batches_do_not_change_a_sketched_step(steps):
     expected = steps["sketch, sparse"][1]["gradient"]
-    for case in ("sketch, recompute", "sketch, recompute, 4 ranks"):
+    for case in (
+        "sketch, recompute",
+        "sketch, recompute, 4 ranks",
+        "sketch, ZeRO 3, recompute",
+        "sketch, host",
+    ):
         assert relative_error(steps[case][1]["gradient"], expected) < 1e-3, case
 
 
@@ -332,3 +406,26 @@ def test_the_off_policy_cases_clip_whole_samples(steps):
     _, sampled = responses(config)
     _, advantages, _ = dense_per_sample_gradients(config)
     assert np.any((sampled.numpy() != 0) & (advantages == 0))
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_bfloat16_weights_give_the_same_step_at_every_stage(steps, stage):
+    expected = steps["bfloat16, ZeRO 0"][1]
+    result = steps[f"bfloat16, ZeRO {stage}"][1]
+    # ZeRO 3's hooks change the order in which autograd adds up bfloat16 gradients.
+    tolerance = 2e-2 if stage == 3 else 1e-3
+    assert relative_error(result["gradient"], expected["gradient"]) < tolerance
+    np.testing.assert_array_equal(result["before"], expected["before"])
+
+
+def test_bfloat16_weights_give_nearly_the_float32_gradient(steps):
+    config, result = steps["bfloat16, ZeRO 0"]
+    gradients, advantages, _ = dense_per_sample_gradients(config)
+    reference, _ = primal_solution(gradients, advantages, config.capo)
+    assert relative_error(result["gradient"], reference) < 0.1
+
+
+def test_every_shipped_deepspeed_file_has_run():
+    used = [changes.get("deepspeed") for ranks, changes in CASES.values() if ranks == 2]
+    shipped = {f"ds_configs/{path.name}" for path in (REPOSITORY / "ds_configs").glob("*.json")}
+    assert all(path in used for path in shipped)

@@ -123,6 +123,25 @@ def test_killed_and_resumed_equals_undisturbed(undisturbed, tmp_path):
         assert torch.equal(value, expected[name]), name
 
 
+def test_zero_3_learns_what_zero_2_learns_and_resumes(undisturbed, tmp_path):
+    """With every weight partitioned, in two runs of which the second goes on from the first."""
+    whole, _ = undisturbed
+    zero3 = {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}
+    (tmp_path / "zero3.json").write_text(json.dumps(zero3))
+    for steps in (2, 4):
+        changes = {"deepspeed": tmp_path / "zero3.json", "train.steps": steps}
+        launch(2, TRAIN, *arguments(tmp_path / "run", **changes))
+    for ours, expected in zip(metrics(tmp_path / "run"), metrics(whole), strict=True):
+        assert ours.keys() == expected.keys()
+        for name in ("reward/mean", "rollout/length", "eval/accuracy"):
+            assert ours.get(name) == expected.get(name), name
+        for name in {"loss/kl", "loss/grad_norm", "conflict/all_before"} & ours.keys():
+            assert ours[name] == pytest.approx(expected[name], rel=1e-3, abs=1e-6), name
+    expected = adapter(whole)
+    for name, value in adapter(tmp_path / "run").items():
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-4)
+
+
 def test_samples_do_not_depend_on_the_number_of_ranks(undisturbed, tmp_path):
     whole, _ = undisturbed
     launch(1, TRAIN, *arguments(tmp_path / "one", **{"train.steps": 1}), launcher="python")

@@ -112,7 +112,7 @@ def test_reference_names_every_key():
 @pytest.mark.parametrize(
     ("text", "fragment"),
     [
-        ('{"zero_optimization": {"stage": 3}}', "stage 3"),
+        ('{"zero_optimization": {"stage": 4}}', "stage 4"),
         ('{"optimizer": {}}', "'optimizer'"),
         ('{"bf16": {"enabled": true}}', "model.dtype"),
         ("{", "not a readable JSON file"),

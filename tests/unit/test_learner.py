@@ -48,7 +48,7 @@ def gradient(folder, log_ratio: float, **rollout) -> tuple[torch.Tensor, dict[st
         truncated=~mask[:, 0],
     )
     means = Means()
-    learner = Learner(config, engine, means, PhaseTimer())
+    learner = Learner(config, engine, "device", means, PhaseTimer())
     advantages = torch.tensor([1.0, -1.0, 0.5, -0.5])
     learner.update(learner.prepare(rollout, advantages), number=0)
     return applied[0], Means.merge([means])

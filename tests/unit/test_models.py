@@ -110,3 +110,37 @@ def test_models_that_change_their_logits_are_refused(tmp_path):
     Gemma2ForCausalLM(config).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="gemma2"):
         load_policy(policy_config(str(tmp_path)), seed=0)
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_linear_log_probs_and_their_gradient(biased, monkeypatch):
+    monkeypatch.setattr(models, "LOGIT_CHUNK_TOKENS", 4)
+    torch.manual_seed(0)
+    hidden = torch.randn(10, 6, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(20, 6, dtype=torch.float64)
+    bias = torch.randn(20, dtype=torch.float64) if biased else None
+    targets = torch.randint(0, 20, (10,))
+
+    def ours(hidden):
+        return models.linear_log_probs(hidden, weight, bias, targets, 0.7)
+
+    logits = torch.nn.functional.linear(hidden, weight, bias) / 0.7
+    expected = logits.log_softmax(1).gather(1, targets[:, None]).squeeze(1)
+    torch.testing.assert_close(ours(hidden), expected, rtol=1e-12, atol=1e-12)
+    assert torch.autograd.gradcheck(ours, hidden)
+
+
+def test_logits_of_a_whole_batch_are_never_held():
+    """Peak memory of the head's forward and backward pass, against the size of all its logits."""
+    tokens, vocabulary = 4 * models.LOGIT_CHUNK_TOKENS, 8192
+    hidden = torch.randn(tokens, 8, requires_grad=True)
+    weight, targets = torch.randn(vocabulary, 8), torch.zeros(tokens, dtype=torch.long)
+    with torch.profiler.profile(profile_memory=True) as profiler:
+        models.linear_log_probs(hidden, weight, None, targets, 1.0).sum().backward()
+    held = peak = 0
+    for event in profiler.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    assert peak > 0.9 * 4 * models.LOGIT_CHUNK_TOKENS * vocabulary  # the measurement works
+    assert peak < 0.9 * 4 * tokens * vocabulary

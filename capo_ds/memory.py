@@ -1,0 +1,156 @@
+"""What a run needs of each rank's memory, and which store of gradients fits into it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import psutil
+import torch
+from peft import PeftModel
+
+from capo_ds.config import Config, ConfigError
+from capo_ds.models import LOGIT_CHUNK_TOKENS
+
+GIB = 2**30
+USABLE = 0.9  # of the memory: the rest goes to fragments, and to what is not estimated
+SAMPLING_BYTES = 3 * 4 + 2 * 8  # a vocabulary entry: logits, log-probs, probs; two in float64
+TRAINED_BYTES = 4 * 4  # a LoRA factor, its gradient and AdamW's two moments, in float32
+# Bytes of activations per token, layer and unit of width, at two bytes a number and without
+# attention scores, which fused attention does not keep (Korthikanti et al. 2022, section 4.1).
+ACTIVATION_BYTES = 34
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """Bytes of one rank. shared: device and host are one memory (CPU)."""
+
+    device: int
+    host: int
+    shared: bool = False
+
+    @staticmethod
+    def least(capacities: list[Capacity]) -> Capacity:
+        """What every rank has."""
+        return Capacity(
+            min(capacity.device for capacity in capacities),
+            min(capacity.host for capacity in capacities),
+            capacities[0].shared,
+        )
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Estimated bytes on one rank by purpose; in brackets, the key that lowers it.
+
+    needs: on the device, whatever the store. stores: on the device and on the host, for each store
+    that these settings allow, the fastest first.
+    """
+
+    needs: dict[str, int]
+    stores: dict[str, Capacity]
+    capacity: Capacity
+
+    @property
+    def needed(self) -> int:
+        return sum(self.needs.values())
+
+    def fits(self, store: str) -> bool:
+        """Whether the run fits with this store."""
+        used, there = self.stores[store], self.capacity
+        if there.shared:
+            return self.needed + used.device + used.host <= USABLE * there.device
+        return (
+            self.needed + used.device <= USABLE * there.device and used.host <= USABLE * there.host
+        )
+
+    def choose(self, wanted: str) -> str:
+        """The wanted store, or for `auto` the fastest that fits (else the smallest, recompute).
+
+        Raises:
+            ConfigError: for `auto`, if none fits and there are no sketches to recompute from.
+        """
+        if wanted != "auto" or not self.stores:
+            return wanted
+        for store in self.stores:
+            if store == "recompute" or self.fits(store):
+                return store
+        raise ConfigError(
+            f"gradients.store: auto finds no store that fits: {self.describe_stores()}; set "
+            "gradients.sketch to sparse (recompute then keeps sketches alone), or raise "
+            "objective.minibatches"
+        )
+
+    def describe_stores(self) -> str:
+        return ", ".join(
+            f"{name} {size(used.device)}"
+            + (f" + {size(used.host)} on the host" if used.host else "")
+            + ("" if self.fits(name) else " (does not fit)")
+            for name, used in self.stores.items()
+        )
+
+
+def plan_memory(config: Config, policy: PeftModel, ranks: int, capacity: Capacity) -> MemoryPlan:
+    """The plan for the run's shapes, if all responses are as long as they may be."""
+    trainable = sum(parameter_count(p) for p in policy.parameters() if p.requires_grad)
+    rollout, architecture = config.rollout, policy.get_base_model().config
+    samples = -(-rollout.prompts_per_step // ranks) * rollout.group_size
+    vocabulary = architecture.vocab_size
+    heads = getattr(architecture, "num_key_value_heads", architecture.num_attention_heads)
+    head_size = getattr(architecture, "head_dim", None) or (
+        architecture.hidden_size // architecture.num_attention_heads
+    )
+    tokens = rollout.max_prompt_tokens + rollout.max_new_tokens
+    layers, number = architecture.num_hidden_layers, getattr(torch, config.model.dtype).itemsize
+    sampled = min(samples, rollout.batch_size)
+    cache = sampled * tokens * layers * 2 * heads * head_size * number
+    trained = min(samples, config.train.micro_batch_size) * tokens * architecture.hidden_size
+    kept = trained * number // 2 * ACTIVATION_BYTES  # of one layer
+    if config.model.gradient_checkpointing:
+        activations = kept + trained * number * layers
+    else:
+        activations = kept * layers
+    weights = sum(parameter_count(p) * p.element_size() for p in policy.parameters())
+    vllm = (weights - 4 * trainable) // rollout.tensor_parallel + int(rollout.vllm_cache_gib * GIB)
+    sampling = {
+        "hf": cache + sampled * vocabulary * SAMPLING_BYTES,
+        "vllm": 0 if capacity.shared else vllm,  # on CPU it cannot sleep, see below
+        "server": 0,
+    }
+    needs = {
+        "weights": weights - 4 * trainable,
+        "LoRA and optimizer (model.lora_rank)": trainable * TRAINED_BYTES,
+        "the larger of training and sampling": max(
+            activations + 2 * 4 * LOGIT_CHUNK_TOKENS * vocabulary, sampling[rollout.sampler]
+        ),
+    }
+    if rollout.sampler == "vllm" and capacity.shared:
+        needs["vLLM (rollout.vllm_cache_gib)"] = vllm
+    stores = {}
+    if config.uses_per_sample_gradients:
+        per_update = -(-samples // config.objective.minibatches)
+        gradients = per_update * trainable * getattr(torch, config.gradients.dtype).itemsize
+        sketched = config.gradients.sketch != "none"
+        sketches = per_update * config.gradients.sketch_dim * 4 if sketched else 0
+        stores["device"] = Capacity(gradients + sketches, 0)
+        stores["host"] = Capacity(sketches, gradients)
+        if sketched:
+            stores["recompute"] = Capacity(sketches + 4 * trainable, 0)
+    return MemoryPlan(needs, stores, capacity)
+
+
+def measure_capacity(device: torch.device, ranks_here: int) -> Capacity:
+    """What this rank may use, free or its own already; `ranks_here` share the host's memory."""
+    host = psutil.virtual_memory().available // ranks_here + psutil.Process().memory_info().rss
+    if device.type == "cpu":
+        return Capacity(host, host, shared=True)
+    return Capacity(torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved(), host)
+
+
+def parameter_count(parameter: torch.nn.Parameter) -> int:
+    """Its entries, also where ZeRO 3 has taken them apart."""
+    return getattr(parameter, "ds_numel", parameter.numel())
+
+
+def size(count: int) -> str:
+    """A number of bytes for people."""
+    return f"{count / GIB:.2f} GiB" if count >= GIB else f"{count / 2**20:.1f} MiB"

@@ -1,0 +1,29 @@
+"""A failure of one rank ends all of them, soon, with its own words."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY, launch
+
+SCRIPT = Path(__file__).with_name("failures.py")
+RECIPE = REPOSITORY / "launchers" / "recipes" / "quickstart.yaml"
+TRAIN = REPOSITORY / "launchers" / "train.py"
+
+
+@pytest.mark.parametrize(
+    ("way", "words"),
+    [
+        ("collective", "Gram matrix failed on rank {last}: OutOfMemoryError: tried to allocate"),
+        ("unnamed", "rank {last}: ZeroDivisionError: a bug"),
+    ],
+)
+@pytest.mark.parametrize(("launcher", "ranks"), [("deepspeed", 2), ("torchrun", 4)])
+def test_no_rank_waits_for_one_that_has_failed(way, words, launcher, ranks):
+    start = time.monotonic()
+    arguments = ["--config", str(RECIPE), "--set", f"train.output_dir={way}"]
+    result = launch(ranks, SCRIPT, *arguments, launcher=launcher, status=1)
+    assert time.monotonic() - start < 60  # the collective itself would wait for 30 minutes
+    told = "error: " + words.format(last=ranks - 1)
+    assert told in result.stderr, result.stderr
