@@ -8,8 +8,9 @@
 - `generate` as TRL calls it: each prompt G times, left-padded, one call on the whole batch.
 
 All sample from the same model with the same LoRA adapter active, at temperature 1, G responses to
-each prompt, and end where the model ends. They take turns; the table gives medians, and the load
-of the machine says how far to trust them: compare ratios. Writes benchmarks/results/rollout.json.
+each prompt, and end where the model ends. They take turns; the table gives medians of tokens per
+CPU second on CPU (of wall seconds on a GPU), and the load of the machine says how far to trust them:
+compare ratios. Writes benchmarks/results/rollout.json.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ from capo_ds.rollout.hf import HuggingFaceSampler
 from capo_ds.tasks import arithmetic
 
 RESULTS = Path(__file__).resolve().parent / "results" / "rollout.json"
-PROMPTS, GROUP, NEW_TOKENS = 8, 8, 48
+PROMPTS, GROUP, NEW_TOKENS = 4, 8, 32
 # name: worked examples before each problem
-CASES = {"short prompts": 0, "prompts with 2 worked examples": 2}
+CASES = {"short prompts": 0, "prompts with 3 worked examples": 3}
 
 
 def small_model(folder: Path) -> Path:
@@ -102,17 +103,22 @@ def as_trl(policy: PeftModel, ends: tuple[int, ...], pad: int, prompts: list[lis
     return int((ended.cumsum(1) - ended == 0).sum())  # up to the first end token and with it
 
 
+def clock() -> float:
+    if comm.device().type == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def in_turns(variants: dict[str, Callable[[], int]], repeats: int) -> dict[str, float]:
     """Median tokens per second of each variant, after one uncounted turn."""
     speeds: dict[str, list[float]] = {name: [] for name in variants}
     for turn in range(repeats + 1):
         for name, run in variants.items():
-            start = time.perf_counter()
+            start = clock()
             tokens = run()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
             if turn:
-                speeds[name].append(tokens / (time.perf_counter() - start))
+                speeds[name].append(tokens / (clock() - start))
     return {name: statistics.median(values) for name, values in speeds.items()}
 
 

@@ -58,7 +58,9 @@ def test_resumed_equals_undisturbed(undisturbed, tmp_path):
 
 
 def test_one_engine_over_two_ranks_samples_the_same(undisturbed, tmp_path):
+    """At ZeRO 3, and with unequal shares of the prompts."""
     changes = {"rollout.tensor_parallel": 2, "rollout.prompts_per_step": 5, "train.steps": 1}
+    changes |= {"deepspeed": "ds_configs/zero3.json"}
     launch(2, TRAIN, *arguments(tmp_path / "run", **VLLM | changes))
     line, expected = metrics(tmp_path / "run"), metrics(undisturbed)
     assert line[0]["eval/accuracy"] == expected[0]["eval/accuracy"]
