@@ -9,8 +9,8 @@
 
 All sample from the same model with the same LoRA adapter active, at temperature 1, G responses to
 each prompt, and end where the model ends. They take turns; the table gives medians of tokens per
-CPU second on CPU (of wall seconds on a GPU), and the load of the machine says how far to trust them:
-compare ratios. Writes benchmarks/results/rollout.json.
+CPU second on CPU (per wall second on a GPU), and the load of the machine says how far to trust
+them: compare ratios. Writes benchmarks/results/rollout.json.
 """
 
 from __future__ import annotations
