@@ -274,6 +274,34 @@ class RolloutConfig(Section):
     batch_size: StrictInt = Field(
         256, ge=1, description="sequences that one rank generates at a time (memory)"
     )
+    sampler: Literal["hf", "vllm", "server"] = Field(
+        "hf",
+        description="hf: the training model itself; vllm: an engine inside every rank, asleep "
+        "while the trainer works; server: a vLLM server elsewhere (launchers/vllm_server.py)",
+    )
+    vllm_cache_gib: Number = Field(4.0, gt=0, description="KV cache of a vLLM engine, in GiB")
+    tensor_parallel: StrictInt = Field(
+        1, ge=1, description="neighbouring ranks that share one vLLM engine"
+    )
+    server_url: str = Field(
+        "http://127.0.0.1:8000", description="address of the server, if it is the sampler"
+    )
+    timeout: Number = Field(
+        1800.0, gt=0, description="seconds that any wait for vLLM may take before the run ends"
+    )
+    probe_bound: Number | None = Field(
+        None,
+        gt=0,
+        description="largest mean difference between vLLM's and the trainer's log-probabilities "
+        "over a sequence of the probe that follows each weight sync, in nats a token; the run "
+        "ends beyond it; null: 0.001 for model.dtype float32, 0.1 for bfloat16",
+    )
+    importance_correction: Literal["none", "token", "sequence"] = Field(
+        "none",
+        description="weigh the objective by the truncated ratio of the trainer's probabilities to "
+        "the sampler's, of each token or of the whole response",
+    )
+    importance_cap: Number = Field(2.0, gt=0, description="the ratio is truncated above this")
 
 
 class ObjectiveConfig(Section):
@@ -580,6 +608,8 @@ def _is_section(annotation: Any) -> bool:
 
 def _type_name(annotation: Any) -> str:
     origin, inner = get_origin(annotation), get_args(annotation)
+    if origin in (Union, UnionType):
+        return " | ".join("null" if part is NoneType else _type_name(part) for part in inner)
     if origin is Annotated:
         return _type_name(inner[0])
     if origin is Literal:

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from capo_ds.config import Config, ConfigError
 from capo_ds.distributed import comm
 from capo_ds.models import load_base_model, load_tokenizer
-from capo_ds.rollout.base import Rollout, uniforms
+from capo_ds.rollout.base import Draw, Rollout, Sampler, end_tokens
 from capo_ds.rollout.hf import HuggingFaceSampler, stop_at
 from capo_ds.tasks import Judge, Problem, Verdict, load_benchmark, load_problems, score
 from capo_ds.tasks.prompts import cut, encode, fitting, render
@@ -117,11 +117,11 @@ class Evaluator:
         kept = fitting(problems, self.tokenizer, self.config.rollout.max_prompt_tokens)
         return Benchmark(title, kept, left_out=len(problems) - len(kept))
 
-    def evaluate(self, sampler: HuggingFaceSampler) -> list[Evaluation]:
+    def evaluate(self, sampler: Sampler) -> list[Evaluation]:
         """Answer and judge every problem; all ranks take part and get the same result."""
         return [self._answer(sampler, number) for number in range(len(self.benchmarks))]
 
-    def _answer(self, sampler: HuggingFaceSampler, number: int) -> Evaluation:
+    def _answer(self, sampler: Sampler, number: int) -> Evaluation:
         benchmark = self.benchmarks[number]
         with comm.together(f"evaluation on {benchmark.title}"):
             mine = comm.shard(list(enumerate(benchmark.problems)))
@@ -135,21 +135,24 @@ class Evaluator:
                 dynamic_ncols=True,
             )
             answered = []
-            for start in range(0, len(mine), size):
+            # As often on every rank: a tensor-parallel group samples together.
+            for start in range(0, -(-len(benchmark.problems) // comm.world_size()), size):
                 answered += self._answer_some(sampler, number, mine[start : start + size])
                 bar.update(len(answered) - bar.n)
             bar.close()
         return Evaluation(benchmark, comm.unshard(answered))
 
     def _answer_some(
-        self, sampler: HuggingFaceSampler, benchmark: int, problems: list[tuple[int, Problem]]
+        self, sampler: Sampler, benchmark: int, problems: list[tuple[int, Problem]]
     ) -> list[Answered]:
         """Responses to some problems, given with their numbers in the benchmark."""
         settings, k = self.config.evaluation, self.config.evaluation.samples
         posed = [problem for _, problem in problems]
         # By the problem's number: the same responses on any number of ranks.
-        noise = [uniforms(settings.seed, benchmark, n, k, self.limit) for n, _ in problems]
-        rollout = sampler.sample(encode(self.tokenizer, posed), noise, settings.temperature)
+        draws = [Draw(settings.seed, benchmark, number) for number, _ in problems]
+        rollout = sampler.sample(
+            encode(self.tokenizer, posed), draws, k, settings.temperature, self.limit
+        )
         texts = decode(self.tokenizer, rollout, self.config.prompt.stop)
         verdicts = score(texts, [problem for problem in posed for _ in range(k)], self.judge)
         lengths, truncated = rollout.lengths.tolist(), rollout.truncated.tolist()
@@ -250,7 +253,7 @@ def run(config: Config) -> None:
         print(_introduction(config, evaluator), flush=True)
     sampler = HuggingFaceSampler(
         model,
-        eos=tokenizer.eos_token_id,
+        end_tokens(model, tokenizer),
         pad=tokenizer.pad_token_id,
         max_new_tokens=evaluator.limit,
         batch_size=config.rollout.batch_size,

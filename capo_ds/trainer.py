@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,12 @@ from capo_ds.config import Config, ConfigError, EvaluationConfig, WarmupConfig
 from capo_ds.distributed import checkpoint, comm
 from capo_ds.distributed.engine import CapoEngine
 from capo_ds.evaluation import Evaluator, as_metrics, decode, write_completions
-from capo_ds.learner import Batch, Learner
+from capo_ds.learner import SEQUENCE_RATIO_SQUARE, Batch, Learner
 from capo_ds.memory import Capacity, measure_capacity, plan_memory
 from capo_ds.models import load_policy, load_tokenizer
 from capo_ds.objective import group_advantages
-from capo_ds.rollout.base import Rollout, uniforms
-from capo_ds.rollout.hf import HuggingFaceSampler, stop_at
+from capo_ds.rollout.base import Draw, Rollout, check_length, model_context
+from capo_ds.rollout.choose import make_sampler
 from capo_ds.seeding import Stream, generator
 from capo_ds.tasks import Judge, Problem, Scorer, Verdict, load_problems
 from capo_ds.tasks.prompts import encode, fitting, render
@@ -32,12 +34,13 @@ from capo_ds.telemetry.plots import reward_curve
 from capo_ds.telemetry.summary import final_table, startup_summary
 
 EVALUATIONS = "evaluations"  # folder of the completions of each evaluation
+PROBE_PROBLEMS = 8
 
 # What may differ between a run and its continuation: nothing that decides what is learned.
 FREE_ON_RESUME = {
     "train": {"steps", "eval_every", "save_every", "keep_checkpoints", "log_samples"}
     | {"micro_batch_size", "output_dir", "resume"},
-    "rollout": {"batch_size"},
+    "rollout": {"batch_size", "vllm_cache_gib", "server_url", "timeout", "probe_bound"},
     "reward": {"workers"},
     "evaluation": set(EvaluationConfig.model_fields),
     "warmup": set(WarmupConfig.model_fields),
@@ -85,6 +88,7 @@ class Trainer:
             if config.train.eval_every:
                 self.evaluator = Evaluator(config, self.tokenizer, judge)
             policy = load_policy(config.model, config.train.seed).to(comm.device())
+            self._check_lengths(model_context(policy))
         self.updates_per_step = config.objective.epochs * config.objective.minibatches
         self.engine = CapoEngine(
             policy,
@@ -98,20 +102,23 @@ class Trainer:
         self.memory = plan_memory(config, policy, comm.world_size(), capacity)
         store = self.memory.choose(config.gradients.store)
         self.learner = Learner(config, self.engine, store, self.means, self.timer)
-        self.sampler = HuggingFaceSampler(
-            self.engine.module,
-            eos=self.tokenizer.eos_token_id,
-            pad=self.tokenizer.pad_token_id,
-            max_new_tokens=config.rollout.max_new_tokens,
-            batch_size=config.rollout.batch_size,
-            stop=stop_at(self.tokenizer, config.prompt.stop),
-        )
         self.engine.module.eval()
         self.first_step = 0
         self.accuracy: dict[str, float | None] = {"before": None, "latest": None}
         if config.train.resume == "auto" and (state := checkpoint.load(self.folder, self.engine)):
             _check_unchanged(state["config"], config)
             self.first_step, self.accuracy = state["step"], state["accuracy"]
+        self.synced = False  # whether the sampler has the weights as they are now
+        run = comm.broadcast(uuid.uuid4().hex[:8])
+        with comm.together("starting the sampler"):
+            self.sampler, self.probe = make_sampler(
+                config,
+                self.engine.module,
+                self.tokenizer,
+                prompts=encode(self.tokenizer, self.train_problems[:PROBE_PROBLEMS]),
+                run=run,
+                loads=comm.is_main(),
+            )
 
     # ---------------------------------------------------------------- the loop
 
@@ -153,7 +160,7 @@ class Trainer:
 
     def _step(self, step: int, recorder: Recorder | None) -> dict[str, float]:
         """Sample and judge responses to one step's prompts, and learn from them; the metrics."""
-        with self.timer("rollout"), self.engine.gathered(), comm.together("rollout"):
+        with self._current_sampler(), self.timer("rollout"), comm.together("rollout"):
             problems, rollout = self._sample(step)
         with self.timer("score"), comm.together("scoring"):
             scored = self._score(problems, rollout)
@@ -163,12 +170,31 @@ class Trainer:
         first = step * self.updates_per_step
         for number, part in enumerate(self._minibatches(batch, step), start=first):
             self.learner.update(part, number)
+        self.synced = False
         with comm.together("logging"):
             if recorder:
                 recorder.samples(step + 1, self._samples(scored))
-        return Means.merge(comm.gather(self.means.take()))
+        return _with_sample_size(Means.merge(comm.gather(self.means.take())))
 
     # ---------------------------------------------------------------- one step's data
+
+    @contextmanager
+    def _current_sampler(self) -> Iterator[None]:
+        """Inside, the sampler is awake and has the current weights, verified by the probe."""
+        with self.engine.gathered(), self.sampler.awake():
+            if not self.synced:
+                with self.timer("sync"), comm.together("weight sync"):
+                    self.sampler.sync()
+                with self.timer("probe"), comm.together("probe"):
+                    self._verify()
+                self.synced = True
+            yield
+
+    def _verify(self) -> None:
+        if self.probe:
+            differences = self.probe.check()
+            self.means.add("rollout/probe_difference", differences)
+            self.means.add_max("rollout/probe_difference_max", differences)
 
     def _sample(self, step: int) -> tuple[list[Problem], Rollout]:
         """This rank's prompts of the step, and G responses to each."""
@@ -176,11 +202,10 @@ class Trainer:
         order = prompt_order(len(self.train_problems), rollout.prompts_per_step, step, seed)
         numbers = comm.shard(list(range(rollout.prompts_per_step)))
         problems = [self.train_problems[order[number]] for number in numbers]
-        shape = (rollout.group_size, rollout.max_new_tokens)
-        noise = [uniforms(seed, step, number, *shape) for number in numbers]
         responses = self.sampler.sample(
             encode(self.tokenizer, problems),
-            np.array(noise).reshape(-1, *shape),
+            [Draw(seed, step, number) for number in numbers],
+            rollout.group_size,
             rollout.temperature,
         )
         return problems, responses
@@ -247,11 +272,22 @@ class Trainer:
             for problem, text, reward in list(rows)[::group][:count]
         ]
 
+    def _check_lengths(self, context: int) -> None:
+        """Raises `ConfigError` if a prompt leaves no room for the longest response."""
+        limit = self.config.rollout.max_new_tokens
+        problems = {"rollout.max_new_tokens": (self.train_problems, limit)}
+        if self.evaluator:
+            tested = [p for b in self.evaluator.benchmarks for p in b.problems]
+            problems["evaluation.max_new_tokens"] = (tested, self.evaluator.limit)
+        for key, (posed, longest) in problems.items():
+            prompts = encode(self.tokenizer, posed)
+            check_length(max(map(len, prompts)), longest, context, key)
+
     # ---------------------------------------------------------------- outputs
 
     def _evaluate(self, done: int) -> dict[str, float]:
         """Evaluate after `done` steps; the metrics. Rank 0 writes all completions."""
-        with self.timer("evaluation"), self.engine.gathered():
+        with self._current_sampler(), self.timer("evaluation"):
             evaluations = self.evaluator.evaluate(self.sampler)
         path = self.folder / EVALUATIONS / f"step{done:06d}.jsonl"
         comm.on_main("writing completions", lambda: write_completions(evaluations, path))
@@ -377,6 +413,14 @@ def _deciding_settings(settings: dict[str, Any]) -> dict[str, Any]:
             if key not in FREE_ON_RESUME.get(section, ()):
                 flat[f"{section}.{key}" if key else section] = value
     return flat
+
+
+def _with_sample_size(metrics: dict[str, float]) -> dict[str, float]:
+    """Kish's effective sample size, as a share of the responses, in place of the mean square."""
+    if SEQUENCE_RATIO_SQUARE in metrics:
+        square = metrics.pop(SEQUENCE_RATIO_SQUARE)
+        metrics["rollout/effective_sample_size"] = metrics["rollout/sequence_ratio"] ** 2 / square
+    return metrics
 
 
 def _progress(metrics: dict[str, float], accuracy: float | None) -> str:

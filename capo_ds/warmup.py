@@ -29,6 +29,7 @@ from capo_ds.distributed import comm
 from capo_ds.distributed.supervised import SupervisedEngine
 from capo_ds.evaluation import Evaluator
 from capo_ds.models import load_base_model, load_tokenizer
+from capo_ds.rollout.base import end_tokens
 from capo_ds.rollout.hf import HuggingFaceSampler, stop_at
 from capo_ds.tasks import Judge, load_problems
 from capo_ds.tasks.demonstrations import demonstrate
@@ -82,7 +83,7 @@ def run(config: Config) -> Outcome:
     )
     sampler = HuggingFaceSampler(
         engine.module,
-        tokenizer.eos_token_id,
+        end_tokens(engine.module, tokenizer),
         tokenizer.pad_token_id,
         config.rollout.max_new_tokens,
         config.rollout.batch_size,

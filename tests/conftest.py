@@ -3,10 +3,13 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+from capo_ds.distributed import comm
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 torch.set_num_threads(1)  # tests run beside the ranks that they launch
@@ -44,6 +47,17 @@ def launch(
             f"{result.stdout[-4000:]}\n{result.stderr[-6000:]}"
         )
     return result
+
+
+@pytest.fixture(scope="module")
+def process_group() -> Iterator[None]:
+    """A group of this process alone."""
+    environment = dict(os.environ)
+    comm.init()
+    yield
+    comm.finish()
+    os.environ.clear()
+    os.environ.update(environment)
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ def tokenizer():
 def greedy(tokenizer, stop):
     sampler = HuggingFaceSampler(
         AutoModelForCausalLM.from_pretrained(TINY),
-        eos=tokenizer.eos_token_id,
+        ends=[tokenizer.eos_token_id],
         pad=tokenizer.pad_token_id,
         max_new_tokens=16,
         batch_size=4,
