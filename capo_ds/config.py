@@ -413,7 +413,9 @@ class TrainConfig(Section):
     save_every: StrictInt = Field(
         50, ge=0, description="steps between checkpoints; 0 = only at the end"
     )
-    keep_checkpoints: StrictInt = Field(2, ge=1, description="newest checkpoints kept")
+    keep_checkpoints: StrictInt = Field(
+        2, ge=1, description="newest checkpoints kept, beside the best evaluated one"
+    )
     log_samples: StrictInt = Field(4, ge=0, description="completions shown in TensorBoard per step")
     output_dir: str = Field("runs/default", description="folder of everything the run writes")
     resume: Literal["auto", "never"] = Field(

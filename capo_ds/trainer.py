@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -104,10 +105,12 @@ class Trainer:
         self.learner = Learner(config, self.engine, store, self.means, self.timer)
         self.engine.module.eval()
         self.first_step = 0
-        self.accuracy: dict[str, float | None] = {"before": None, "latest": None}
+        self.accuracy: dict[str, float | None] = {"before": None, "latest": None, "best": None}
+        self.best_step = 0  # where that was measured
         if config.train.resume == "auto" and (state := checkpoint.load(self.folder, self.engine)):
             _check_unchanged(state["config"], config)
             self.first_step, self.accuracy = state["step"], state["accuracy"]
+            self.best_step = state["best_step"]
         self.synced = False  # whether the sampler has the weights as they are now
         run = comm.broadcast(uuid.uuid4().hex[:8])
         with comm.together("starting the sampler"):
@@ -144,6 +147,7 @@ class Trainer:
             unit="step",
             dynamic_ncols=True,
         )
+        terminated = _Termination()
         for step in range(self.first_step, train.steps):
             done, last = step + 1, step + 1 == train.steps
             metrics = self._step(step, recorder)
@@ -152,8 +156,15 @@ class Trainer:
             self._record(recorder, done, metrics)
             bar.set_postfix_str(_progress(metrics, self.accuracy["latest"]))
             bar.update()
-            if last or (train.save_every and done % train.save_every == 0):
+            stopping = bool(comm.max_over_ranks(terminated.asked))
+            on_time = train.save_every and done % train.save_every == 0
+            if last or stopping or on_time or self.best_step == done:
                 self._save(done)
+            if stopping and not last:
+                bar.close()
+                if comm.is_main():
+                    print(f"terminated after step {done}; train.resume=auto goes on from there")
+                return
         bar.close()
         self.engine.save_adapter(self.folder / "adapter")
         comm.on_main("the run's summary", self._finish)
@@ -292,6 +303,8 @@ class Trainer:
         path = self.folder / EVALUATIONS / f"step{done:06d}.jsonl"
         comm.on_main("writing completions", lambda: write_completions(evaluations, path))
         self.accuracy["latest"] = evaluations[0].accuracy
+        if done and evaluations[0].accuracy > (self.accuracy["best"] or 0.0):
+            self.accuracy["best"], self.best_step = evaluations[0].accuracy, done
         return as_metrics(evaluations)
 
     def _start_logs(self) -> Recorder | None:
@@ -346,12 +359,13 @@ class Trainer:
             state = {
                 "step": done,
                 "accuracy": self.accuracy,
+                "best_step": self.best_step,
                 "config": self.config.model_dump(mode="json"),
             }
-            checkpoint.save(self.folder, f"step{done:06d}", self.engine, state)
-            keep = self.config.train.keep_checkpoints
+            checkpoint.save(self.folder, checkpoint_name(done), self.engine, state)
+            keep, best = self.config.train.keep_checkpoints, checkpoint_name(self.best_step)
             comm.on_main(
-                "removing old checkpoints", lambda: checkpoint.rotate(self.folder, keep, set())
+                "removing old checkpoints", lambda: checkpoint.rotate(self.folder, keep, {best})
             )
 
     def _finish(self) -> None:
@@ -366,6 +380,21 @@ class Trainer:
         print(f"adapter      {self.folder / 'adapter'}")
         print(f"metrics      {self.folder / METRICS_FILE} and TensorBoard beside it")
         print(f"reward curve {reward_curve(self.folder)}", flush=True)
+
+
+class _Termination:
+    """Notes a SIGTERM (as schedulers send it) instead of dying of it; `asked` is 0 or 1."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        signal.signal(signal.SIGTERM, self._note)
+
+    def _note(self, *_: Any) -> None:
+        self.asked = 1
+
+
+def checkpoint_name(step: int) -> str:
+    return f"step{step:06d}"
 
 
 def prompt_order(problems: int, prompts_per_step: int, step: int, seed: int) -> list[int]:

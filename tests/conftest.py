@@ -19,21 +19,25 @@ def launch(
     ranks: int, script: str | Path, *arguments: str, launcher: str = "deepspeed", status: int = 0
 ) -> subprocess.CompletedProcess:
     """Run a script on some ranks of this machine; its exit status must be as told."""
-    commands = {
-        "deepspeed": ["-m", "deepspeed.launcher.runner", "--num_accelerators", str(ranks)],
-        "torchrun": ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks)],
-        "python": [],
-    }
     port = str(20000 + os.getpid() % 20000)
-    if launcher == "deepspeed":
-        commands["deepspeed"] += ["--master_port", port]
-    if launcher == "torchrun":
-        commands["torchrun"] += ["--master_port", port]
+    python, count = sys.executable, str(ranks)
+    deepspeed = [python, "-m", "deepspeed.launcher.runner", "--num_accelerators", count]
+    torchrun = [python, "-m", "torch.distributed.run", "--nproc_per_node", count]
+    mpirun = [str(Path(python).with_name("mpirun")), "--oversubscribe", "-np", count, python]
+    commands = {
+        "deepspeed": [*deepspeed, "--master_port", port],
+        "torchrun": [*torchrun, "--master_port", port],
+        "mpirun": mpirun,
+        "python": [python],
+    }
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         environment.pop(name, None)  # of a process group that this test process may have
+    if launcher == "mpirun":
+        environment |= {"MASTER_PORT": port, "OMPI_ALLOW_RUN_AS_ROOT": "1"}
+        environment["OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"] = "1"
     result = subprocess.run(
-        [sys.executable, *commands[launcher], str(script), *map(str, arguments)],
+        [*commands[launcher], str(script), *map(str, arguments)],
         cwd=REPOSITORY,
         env=environment,
         capture_output=True,
