@@ -24,7 +24,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from capo_ds.telemetry.metrics import read_metrics
-from capo_ds.telemetry.plots import series
+from capo_ds.telemetry.runs import series
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RECIPE = REPOSITORY / "launchers" / "recipes" / "quickstart.yaml"

@@ -30,6 +30,7 @@ from capo_ds.telemetry.metrics import Means, PhaseTimer
 MAX_LOG_RATIO = 20.0  # so that one response far off does not make its metric infinite
 SEQUENCE_RATIO_SQUARE = "rollout/sequence_ratio_square"
 SEED_STRIDE = 1_000_003  # so that the updates of runs with neighbouring seeds do not meet
+SKETCHED_NORMS = ("sketch/vanilla_norm", "sketch/direction_norm")  # as the Gram matrix has them
 
 
 @dataclass
@@ -162,7 +163,10 @@ class Learner:
                 return combine(result.coefficients)
             direction, mean = combine(result.xi), combine(vanilla)
         with self.timer("reconstruct"), comm.collective("norms"):
-            scale = result.direction_scale(*norms_of_sums(mean, direction))
+            norms = norms_of_sums(mean, direction)
+            scale = result.direction_scale(*norms)
+        for name, norm in zip(SKETCHED_NORMS, norms, strict=True):
+            self.means.add(f"{name}_ratio", report[name] / norm)
         if not result.base.any():  # the norm ball is centred on 0
             return torch._foreach_mul(direction, scale)
         return torch._foreach_add(mean, direction, alpha=scale)
@@ -229,6 +233,9 @@ class Learner:
         group = self.config.aggregator.replace(":", "_")
         report = {f"{group}/{key}": value for key, value in result.report.items()}
         report |= diagnose(problem, result.coefficients, result.xi)
+        if result.on_boundary and self.config.gradients.sketch != "none":
+            norms = problem.vanilla_norm, np.sqrt(result.xi @ problem.gram @ result.xi)
+            report |= dict(zip(SKETCHED_NORMS, map(float, norms), strict=True))
         return result, problem.vanilla, report
 
     def _options(self, number: int) -> dict[str, Any]:

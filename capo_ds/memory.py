@@ -146,6 +146,16 @@ def measure_capacity(device: torch.device, ranks_here: int) -> Capacity:
     return Capacity(torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved(), host)
 
 
+def used_memory(device: torch.device) -> tuple[str, int]:
+    """Metric and bytes on this rank: of a GPU the most that torch held since the last call, on CPU
+    the process's resident set now (its peak cannot be measured anew)."""
+    if device.type == "cpu":
+        return "memory/resident_bytes", psutil.Process().memory_info().rss
+    peak = torch.cuda.max_memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    return "memory/peak_bytes", peak
+
+
 def parameter_count(parameter: torch.nn.Parameter) -> int:
     """Its entries, also where ZeRO 3 has taken them apart."""
     return getattr(parameter, "ds_numel", parameter.numel())

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor
 from tqdm import tqdm
 
@@ -21,7 +20,7 @@ from capo_ds.distributed import checkpoint, comm
 from capo_ds.distributed.engine import CapoEngine
 from capo_ds.evaluation import Evaluator, as_metrics, decode, write_completions
 from capo_ds.learner import SEQUENCE_RATIO_SQUARE, Batch, Learner
-from capo_ds.memory import Capacity, measure_capacity, plan_memory
+from capo_ds.memory import Capacity, measure_capacity, plan_memory, used_memory
 from capo_ds.models import load_policy, load_tokenizer
 from capo_ds.objective import group_advantages
 from capo_ds.rollout.base import Draw, Rollout, check_length, model_context
@@ -333,10 +332,11 @@ class Trainer:
         )
         print(summary, flush=True)
         self.folder.mkdir(parents=True, exist_ok=True)
-        resolved = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
-        (self.folder / "config.yaml").write_text(resolved)
         # A resumed run keeps the line of its last whole step; a fresh one keeps none.
-        return Recorder(self.folder, self.engine.monitor, self.first_step and self.first_step + 1)
+        first_line = self.first_step and self.first_step + 1
+        recorder = Recorder(self.folder, self.engine.monitor, first_line)
+        recorder.settings(self.config.model_dump(mode="json"))
+        return recorder
 
     def _evaluation_row(self) -> str:
         if self.evaluator is None:
@@ -349,9 +349,11 @@ class Trainer:
 
     def _record(self, recorder: Recorder | None, step: int, metrics: dict[str, float]) -> None:
         seconds = self.timer.take()
+        name, count = used_memory(comm.device())
+        memory = {name: comm.max_over_ranks(count)}
         with comm.together("logging"):
             if recorder:
-                recorder.scalars(step, metrics | seconds)
+                recorder.scalars(step, metrics | seconds | memory)
 
     def _save(self, done: int) -> None:
         """A checkpoint after `done` steps; all else that a run needs follows from that number."""

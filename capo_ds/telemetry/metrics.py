@@ -8,14 +8,43 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+from capo_ds.telemetry.provenance import provenance
 
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"
+CONFIG_FILE = "config.yaml"
+STARTS_FILE = "starts.jsonl"
+
+# TensorBoard's custom scalars: what to look at first. Tags are regular expressions.
+LAYOUT = {
+    "Conflict: before with g_0, after with the applied gradient": {
+        f"{samples} samples": [
+            "Multiline",
+            [f"conflict/{samples}_before", f"conflict/{samples}_after"],
+        ]
+        for samples in ("all", "positive", "negative")
+    },
+    "Learning": {
+        "reward": ["Multiline", ["reward/mean"]],
+        "accuracy in training and test": ["Multiline", ["reward/accuracy", "eval/.*accuracy"]],
+    },
+    "Cost": {
+        "seconds by phase": ["Multiline", ["time/.*"]],
+        "bytes of memory": ["Multiline", ["memory/.*"]],
+    },
+}
+COMPARED = ("eval/accuracy", "reward/mean", "conflict/all_after")  # by TensorBoard's HPARAMS
 
 
 class Means:
@@ -85,13 +114,26 @@ class Recorder:
     """Writes scalars to TensorBoard (through DeepSpeed's monitor) and JSONL; rank 0 only.
 
     first_line: lines of this step and later are dropped from the logs of an earlier run that is
-    being resumed: they belong to work that its checkpoint does not hold.
+    being resumed, and hidden in TensorBoard: they belong to work that its checkpoint does not hold.
     """
 
     def __init__(self, folder: Path, monitor: Any, first_line: int):
-        self.folder, self.monitor = folder, monitor
+        self.folder, self.monitor, self.first_line = folder, monitor, first_line
         for name in (METRICS_FILE, SAMPLES_FILE):
             _keep_before(folder / name, first_line)
+        if writer := self._tensorboard:
+            _hide_from(writer, first_line)
+
+    def settings(self, config: dict[str, Any]) -> None:
+        """What the run is: its config, every start with the code's version, both also in
+        TensorBoard as hyperparameters, and there the layout of the custom scalars."""
+        (self.folder / CONFIG_FILE).write_text(yaml.safe_dump(config, sort_keys=False))
+        made_by = provenance()
+        start = {"first_line": self.first_line, "time": datetime.now(UTC).isoformat()}
+        self._append(STARTS_FILE, start | made_by)
+        if writer := self._tensorboard:
+            writer.add_custom_scalars(LAYOUT)
+            _add_hyperparameters(writer, flat_settings(config) | made_by)
 
     def scalars(self, step: int, metrics: dict[str, float]) -> None:
         self.monitor.write_events([(name, value, step) for name, value in metrics.items()])
@@ -101,13 +143,17 @@ class Recorder:
         """Completions with their prompts and verdicts, as text."""
         for sample in samples:
             self._append(SAMPLES_FILE, {"step": step, **sample})
-        # DeepSpeed's monitor has no text; its TensorBoard writer has.
-        if writer := self.monitor.tb_monitor.summary_writer:
+        if writer := self._tensorboard:
             blocks = [
                 f"reward {sample['reward']:+.1f}\n\n> {sample['prompt']}\n\n{sample['completion']}"
                 for sample in samples
             ]
             writer.add_text("rollout/samples", "\n\n---\n\n".join(blocks), step)
+
+    @property
+    def _tensorboard(self) -> SummaryWriter | None:
+        """The monitor's writer, for what is no scalar."""
+        return self.monitor.tb_monitor and self.monitor.tb_monitor.summary_writer
 
     def _append(self, name: str, record: dict[str, Any]) -> None:
         with open(self.folder / name, "a") as file:
@@ -118,6 +164,34 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
     """The lines of a run's metrics log, in order of steps."""
     with open(folder / METRICS_FILE) as file:
         return [json.loads(line) for line in file]
+
+
+def flat_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """`section.key` to value."""
+    flat: dict[str, Any] = {}
+    for section, values in config.items():
+        if isinstance(values, dict):
+            flat |= {f"{section}.{key}": value for key, value in values.items()}
+        else:
+            flat[section] = values
+    return flat
+
+
+def _hide_from(writer: SummaryWriter, step: int) -> None:
+    """Make TensorBoard forget this step and later ones of earlier event files in the folder."""
+    start = SessionLog(status=SessionLog.START)
+    writer.file_writer.add_event(Event(step=step, session_log=start))
+
+
+def _add_hyperparameters(writer: SummaryWriter, values: dict[str, Any]) -> None:
+    """For the HPARAMS tab, in the run's own event file: `add_hparams` would start another run."""
+    plain = {
+        name: value if isinstance(value, bool | int | float | str) else str(value)
+        for name, value in values.items()
+    }
+    experiment, start, _ = hparams(plain, dict.fromkeys(COMPARED, 0.0))
+    for summary in (experiment, start):  # without the end, which is to come
+        writer.file_writer.add_summary(summary)
 
 
 def _keep_before(path: Path, step: int) -> None:

@@ -1,19 +1,149 @@
-"""Pictures drawn from a run's metrics log."""
+"""The paper's figures, drawn from the logs of runs.
+
+Where a group of runs differs in the seed alone, a line is the mean over its seeds and the band
+their range.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")  # no display
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from capo_ds.telemetry.metrics import read_metrics
+from capo_ds.telemetry.runs import Group, series
+
+SMOOTHING = 5  # steps
+# Okabe and Ito's colours, which the colour-blind tell apart; dashes tell them apart in grey too.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+DASHES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)))
+HATCHES = ("", "///", "...", "\\\\\\", "xxx")
+SAMPLES = {"all": "all samples", "positive": "positive advantage", "negative": "negative advantage"}
+STYLE = {
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "svg.hashsalt": "capo_ds",  # the same picture is the same file
+}
+
+
+class NothingToDrawError(ValueError):
+    """The runs have not logged the metric that a figure shows; the text names it."""
+
+
+def draw(groups: list[Group], name: str, folder: Path) -> list[Path]:
+    """Draw one of the `FIGURES` into the folder, as PNG and SVG; their paths.
+
+    Raises:
+        NothingToDrawError: if no group has logged what the figure shows.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{name}.png", folder / f"{name}.svg"]
+    with plt.rc_context(STYLE):
+        figure = FIGURES[name](groups)
+        figure.savefig(paths[0], dpi=120)
+        figure.savefig(paths[1], metadata={"Date": None})
+    plt.close(figure)
+    return paths
+
+
+def conflict(groups: list[Group]) -> Figure:
+    """Figure 1: shares of samples whose gradient conflicts with g_0, and with what is applied."""
+    groups = _with_metric(groups, "conflict/all_before")
+    figure, rows = _panels(len(groups), len(SAMPLES), height=2.6 if len(groups) > 1 else 3.4)
+    for row, group in zip(rows, groups, strict=True):
+        for axes, samples in zip(row, SAMPLES, strict=True):
+            for index, (when, label) in enumerate(
+                [("before", "with the average $g_0$"), ("after", r"with the applied $\tilde g$")]
+            ):
+                # The average in vermilion, as a warning: this is what averaging hides.
+                curve = group.curve(f"conflict/{samples}_{when}", SMOOTHING)
+                _line(axes, curve, 1 - index, label)
+            axes.yaxis.set_major_formatter("{x:.0%}")
+        row[0].set_ylabel(group.label.replace(", ", "\n") if len(groups) > 1 else "share")
+    for top, bottom, title in zip(rows[0], rows[-1], SAMPLES.values(), strict=True):
+        top.set_title(title)
+        bottom.set_xlabel("step")
+    top.set_ylim(bottom=0)
+    handles, labels = rows[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2)
+    _caption(figure, "Share of samples whose gradient conflicts", groups)
+    return figure
+
+
+def evaluation(groups: list[Group]) -> Figure:
+    """Figure 3: greedy accuracy on the test problems over steps, a panel per benchmark."""
+    logged = {name for group in groups for line in group.runs[0].metrics for name in line}
+    several = sorted(n for n in logged if n.startswith("eval/") and n.count("/") == 2)
+    names = [name for name in several if name.endswith("/accuracy")] or ["eval/accuracy"]
+    figure, (row,) = _panels(1, len(names))
+    for axes, name in zip(row, names, strict=True):
+        for index, group in enumerate(_with_metric(groups, name)):
+            _line(axes, group.curve(name), index, group.label, marker="o", markersize=4)
+        axes.yaxis.set_major_formatter("{x:.0%}")
+        axes.set(xlabel="step", title=name.split("/")[1] if several else "")
+    row[0].set_ylabel("test accuracy")
+    _legend(figure, row[0], groups)
+    _caption(figure, "Greedy test accuracy", groups, smoothing=1)
+    return figure
+
+
+def reward(groups: list[Group]) -> Figure:
+    """Figure 4: mean training reward over steps, for the values of what differs."""
+    figure, ((axes,),) = _panels(1, 1)
+    for index, group in enumerate(_with_metric(groups, "reward/mean")):
+        _line(axes, group.curve("reward/mean", SMOOTHING), index, group.label)
+    axes.set(xlabel="step", ylabel="training reward")
+    _legend(figure, axes, groups)
+    _caption(figure, "Mean reward of the step's responses", groups)
+    return figure
+
+
+def phases(groups: list[Group]) -> Figure:
+    """Seconds per step by phase, over the whole run (evaluations and checkpoints included)."""
+    spent = [_seconds_per_step(group) for group in _with_metric(groups, "time/rollout")]
+    names = sorted(set().union(*spent), key=lambda n: -max(s.get(n, 0.0) for s in spent))
+    figure, ((axes,),) = _panels(1, 1, height=1.6 + 0.45 * len(groups))
+    left = np.zeros(len(groups))
+    for index, name in enumerate(names):
+        width = np.array([seconds.get(name, 0.0) for seconds in spent])
+        axes.barh(
+            [group.label for group in groups],
+            width,
+            left=left,
+            color=COLOURS[index % len(COLOURS)],
+            hatch=HATCHES[index // len(COLOURS) % len(HATCHES)],
+            edgecolor="white",
+            label=name.removeprefix("time/").replace("_", " "),
+        )
+        left += width
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    axes.set(xlabel="seconds per step", title="Where the time goes")
+    figure.legend(loc="outside lower center", ncols=4)
+    return figure
+
+
+FIGURES: dict[str, Callable[[list[Group]], Figure]] = {
+    "conflict": conflict,
+    "evaluation": evaluation,
+    "reward": reward,
+    "phases": phases,
+}
 
 
 def reward_curve(folder: Path) -> Path:
     """Draw training reward and test accuracy over steps, and conflict; returns the PNG's path."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     metrics = read_metrics(folder)
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     for name, axes, style, label in [
@@ -36,7 +166,61 @@ def reward_curve(folder: Path) -> Path:
     return path
 
 
-def series(metrics: list[dict[str, float]], name: str) -> tuple[list[float], list[float]]:
-    """Steps and values of one metric, where it was logged."""
-    points = [(line["step"], line[name]) for line in metrics if name in line]
-    return [step for step, _ in points], [value for _, value in points]
+def _with_metric(groups: list[Group], name: str) -> list[Group]:
+    """Those groups of which every run has logged the metric; `NothingToDrawError` if none has."""
+    kept = [group for group in groups if len(group.curve(name)[0])]
+    if not kept:
+        raise NothingToDrawError(f"none of the runs has logged {name}")
+    return kept
+
+
+def _seconds_per_step(group: Group) -> dict[str, float]:
+    """Mean seconds per training step of each phase, over the group's runs."""
+    totals: dict[str, float] = {}
+    steps = sum(len(series(run.metrics, "reward/mean")[0]) for run in group.runs)
+    for line in (line for run in group.runs for line in run.metrics):
+        for name, seconds in line.items():
+            if name.startswith("time/"):
+                totals[name] = totals.get(name, 0.0) + seconds
+    return {name: seconds / steps for name, seconds in totals.items()}
+
+
+def _panels(rows: int, columns: int, height: float = 3.4) -> tuple[Figure, np.ndarray]:
+    """A figure, and its axes (rows, columns), which share their scales."""
+    width = max(7.0, 3.6 * columns)
+    return plt.subplots(
+        rows,
+        columns,
+        figsize=(width, height * rows + 0.6),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+
+
+def _line(
+    axes: Axes, curve: tuple[np.ndarray, np.ndarray], index: int, label: str, **style: Any
+) -> None:
+    """The mean over runs of a curve, and their range as a band."""
+    steps, values = curve
+    colour = COLOURS[index % len(COLOURS)]
+    dash = DASHES[index % len(DASHES)]
+    axes.plot(steps, values.mean(0), color=colour, linestyle=dash, label=label, **style)
+    if len(values) > 1:
+        axes.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.15, lw=0)
+
+
+def _legend(figure: Figure, axes: Axes, groups: list[Group]) -> None:
+    if len(groups) > 1:
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside right center")
+
+
+def _caption(figure: Figure, title: str, groups: list[Group], smoothing: int = SMOOTHING) -> None:
+    """The title, and below it what a line and its band are."""
+    notes = [f"running mean over {smoothing} steps"] if smoothing > 1 else []
+    seeds = sorted({len(group.runs) for group in groups})
+    if seeds[-1] > 1:
+        count = " or ".join(map(str, seeds))
+        notes.append(f"line: mean of {count} seeds, band: their range")
+    figure.suptitle("\n".join([title, "; ".join(notes)]).rstrip(), fontsize="medium")

@@ -40,12 +40,22 @@ def arguments(output: Path, **changes) -> list[str]:
 
 
 def metrics(folder: Path) -> list[dict]:
-    """The metrics log without what a clock decides."""
+    """The metrics log without what a clock, or the machine's memory, decides."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [
-        {key: value for key, value in line.items() if "time/" not in key and "seconds" not in key}
+        {
+            key: value
+            for key, value in line.items()
+            if not key.startswith(("time/", "memory/")) and "seconds" not in key
+        }
         for line in lines
     ]
+
+
+def tensorboard(folder: Path) -> EventAccumulator:
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    return events
 
 
 def adapter(folder: Path) -> dict[str, torch.Tensor]:
@@ -77,11 +87,13 @@ def test_what_a_run_says_and_leaves_behind(undisturbed):
     samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     assert {sample["step"] for sample in samples} == {1, 2, 3, 4}
     assert {"prompt", "completion", "answer", "reward"} <= set(samples[0])
-    events = EventAccumulator(str(folder / "tensorboard"))
-    events.Reload()
+    events = tensorboard(folder)
     rewards = [event.value for event in events.Scalars("reward/mean")]
     assert rewards == pytest.approx([line["reward/mean"] for line in lines[1:]])
-    assert "rollout/samples/text_summary" in events.Tags()["tensors"]
+    tags = events.Tags()
+    assert {"memory/resident_bytes", "time/rollout", "comm/reduce_bytes"} <= set(tags["scalars"])
+    assert {"rollout/samples/text_summary", "custom_scalars__config__"} <= set(tags["tensors"])
+    assert (folder / "starts.jsonl").exists()
 
 
 def test_the_adapter_loads_with_peft_and_changes_the_model(undisturbed):
@@ -121,6 +133,8 @@ def wait_for_lines(process: subprocess.Popen, folder: Path, count: int) -> None:
 
 def check_equal(folder: Path, whole: Path) -> None:
     assert metrics(folder) == metrics(whole)
+    shown = [event.step for event in tensorboard(folder).Scalars("reward/mean")]
+    assert shown == [1, 2, 3, 4]
     expected = adapter(whole)
     for name, value in adapter(folder).items():
         assert torch.equal(value, expected[name]), name

@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# The paper's experiments on the embedded model: C = 0.1, 0.5 and 1, the norm ball, and GRPO.
+#   launchers/experiments.sh                       (40 steps, seeds 0 and 1, into runs/experiments)
+#   SEEDS="0 1 2" STEPS=60 launchers/experiments.sh
+# About 20 minutes on two cores. Finished runs are kept, interrupted ones go on. The figures are
+# then drawn by the commands in README.md.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source launchers/environment.sh
+
+train() { # NAME KEY=VALUE...: the run runs/experiments/NAME-seedN, unless it is finished
+  local folder="runs/experiments/$1-seed$seed" settings=()
+  [ ! -e "$folder/adapter" ] || return 0
+  for setting in "${@:2}" "train.seed=$seed" "train.steps=${STEPS:-40}"; do
+    settings+=(--set "$setting")
+  done
+  deepspeed --quiet --num_accelerators "$RANKS" launchers/train.py \
+    --config launchers/recipes/quickstart.yaml --set "train.output_dir=$folder" "${settings[@]}"
+}
+
+for seed in ${SEEDS:-0 1}; do
+  train capo-C0.5 capo.radius=0.5
+  train grpo aggregator=mean
+  train capo-C0.1 capo.radius=0.1
+  train capo-C1 capo.radius=1.0
+  train norm-ball capo.region=norm
+done
