@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from capo_ds.config import Config, ConfigError, EvaluationConfig, WarmupConfig
-from capo_ds.distributed import checkpoint, comm
+from capo_ds.distributed import checkpoint, comm, launch
 from capo_ds.distributed.engine import CapoEngine
 from capo_ds.evaluation import Evaluator, as_metrics, decode, write_completions
 from capo_ds.learner import SEQUENCE_RATIO_SQUARE, Batch, Learner
@@ -44,6 +44,7 @@ FREE_ON_RESUME = {
     "reward": {"workers"},
     "evaluation": set(EvaluationConfig.model_fields),
     "warmup": set(WarmupConfig.model_fields),
+    "deepspeed": {None},  # a checkpoint is of no ZeRO stage
 }
 # Answers that count as wrong because they could not be compared.
 JUDGED = {
@@ -97,7 +98,7 @@ class Trainer:
             monitor_dir=self.folder,
         )
         self.timer, self.means = PhaseTimer(), Means()
-        capacity = measure_capacity(comm.device(), comm.ranks_here())
+        capacity = measure_capacity(comm.device(), launch.ranks_here())
         capacity = Capacity.least(comm.gather(capacity))
         self.memory = plan_memory(config, policy, comm.world_size(), capacity)
         store = self.memory.choose(config.gradients.store)

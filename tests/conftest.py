@@ -1,6 +1,7 @@
 """Helpers shared by the tests: launching real ranks, and a small random model."""
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,11 +16,24 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 torch.set_num_threads(1)  # tests run beside the ranks that they launch
 
 
+def clean_environment() -> dict[str, str]:
+    """For ranks: without the variables of a process group that this test process may have."""
+    group = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    kept = {name: value for name, value in os.environ.items() if name not in group}
+    return kept | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 def launch(
     ranks: int, script: str | Path, *arguments: str, launcher: str = "deepspeed", status: int = 0
 ) -> subprocess.CompletedProcess:
     """Run a script on some ranks of this machine; its exit status must be as told."""
-    port = str(20000 + os.getpid() % 20000)
+    port = str(free_port())
     python, count = sys.executable, str(ranks)
     deepspeed = [python, "-m", "deepspeed.launcher.runner", "--num_accelerators", count]
     torchrun = [python, "-m", "torch.distributed.run", "--nproc_per_node", count]
@@ -30,9 +44,7 @@ def launch(
         "mpirun": mpirun,
         "python": [python],
     }
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
-        environment.pop(name, None)  # of a process group that this test process may have
+    environment = clean_environment()
     if launcher == "mpirun":
         environment |= {"MASTER_PORT": port, "OMPI_ALLOW_RUN_AS_ROOT": "1"}
         environment["OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"] = "1"

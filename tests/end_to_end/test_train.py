@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from capo_ds.config import BUILTIN_MODELS
-from tests.conftest import REPOSITORY, launch
+from tests.conftest import REPOSITORY, clean_environment, free_port, launch
 
 TRAIN = REPOSITORY / "launchers" / "train.py"
 RECIPE = REPOSITORY / "launchers" / "recipes" / "quickstart.yaml"
@@ -110,13 +110,12 @@ def test_the_adapter_loads_with_peft_and_changes_the_model(undisturbed):
 
 def start(folder: Path) -> subprocess.Popen:
     """The same run in the background."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    port = str(21000 + os.getpid() % 20000)
+    port = str(free_port())
     runner = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", "2"]
     return subprocess.Popen(
         [*runner, "--master_port", port, str(TRAIN), *arguments(folder)],
         cwd=REPOSITORY,
-        env=environment,
+        env=clean_environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
