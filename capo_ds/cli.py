@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 
 from capo_ds.config import Config, ConfigError, config_reference, load_config
-from capo_ds.distributed import comm
+from capo_ds.distributed import comm, launch
 
 BAD_CONFIG, INTERRUPTED = 2, 130
 
@@ -35,10 +35,10 @@ def main(
     try:
         config = load_config(args.config, args.set)
         check_files(config)
+        _hush_libraries()
+        comm.init()
     except ConfigError as error:
         _exit(BAD_CONFIG, f"config error\n{error}")
-    _hush_libraries()
-    comm.init()
     try:
         (dry_run if dry_run and args.dry_run else run)(config)
     except ConfigError as error:  # found on all ranks alike
@@ -81,7 +81,7 @@ def check_files(config: Config) -> None:
 
 
 def _exit(status: int, message: str) -> None:
-    comm.tell(message)
+    launch.tell(message)
     sys.exit(status)
 
 

@@ -10,7 +10,8 @@ import difflib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -48,6 +49,8 @@ def _known_aggregator(name: str) -> str:
         raise ValueError(f"choose among {', '.join(AGGREGATORS)}, torchjd:NAME; GRPO's is mean")
     return name
 
+
+PROMPT_TEMPLATES = ("plain", "base", "chat")
 
 # Not strict: YAML reads 1e-5 as a string.
 Number = Annotated[float, BeforeValidator(_no_flag)]
@@ -88,16 +91,174 @@ class ModelConfig(Section):
     )
 
 
-class TaskConfig(Section):
-    """The problems that are trained on and evaluated."""
+class DatasetConfig(Section):
+    """A set of problems: generated, of the hub, or of the user's own files."""
 
-    name: Literal["arithmetic"] = Field("arithmetic", description="the task")
-    train_problems: StrictInt = Field(4096, ge=1, description="number of training problems")
-    test_problems: StrictInt = Field(256, ge=1, description="number of test problems")
+    name: Literal["arithmetic", "gsm8k", "math", "amc23", "aime24", "custom"] = Field(
+        "arithmetic",
+        description="the data set: arithmetic is generated; custom is your own file (give its path "
+        "and columns)",
+    )
+    path: str | None = Field(
+        None,
+        description="hub name, or local file (.jsonl, .json, .csv, .parquet, .arrow) or folder "
+        "(of such files, or of save_to_disk); null: the data set's own place on the hub",
+    )
+    subset: str | None = Field(None, description="configuration on the hub; null: its own")
+    prompt_column: str | None = Field(
+        None, description="column of the problem's text; null: the data set's own"
+    )
+    answer_column: str | None = Field(
+        None, description="column of the reference answer; null: the data set's own"
+    )
+    solution_column: str | None = Field(
+        None, description="column of a worked solution, for the warm-up; null: the data set's own"
+    )
     levels: list[Level] = Field(
         [1, 2, 3], min_length=1, description="levels of difficulty of the arithmetic task, 1 to 5"
     )
-    seed: StrictInt = Field(0, ge=0, description="seed that generates the problems")
+    seed: StrictInt = Field(0, ge=0, description="seed that generates or shuffles the problems")
+    shuffle: StrictBool = Field(
+        False, description="shuffle a data set's rows, so that a limit draws them at random"
+    )
+
+    @model_validator(mode="after")
+    def _custom_is_described(self) -> DatasetConfig:
+        if self.name == "custom":
+            for key in ("path", "prompt_column", "answer_column"):
+                if getattr(self, key) is None:
+                    raise ValueError(
+                        f"data set 'custom' needs {key}: set task.{key}, or {key} of the entry in "
+                        "evaluation.benchmarks"
+                    )
+        return self
+
+
+class TaskConfig(DatasetConfig):
+    """The problems that are trained on, and the test problems that go with them."""
+
+    train_split: str | None = Field(None, description="split to train on; null: the data set's own")
+    test_path: str | None = Field(
+        None, description="where the test problems are; null: where the training problems are"
+    )
+    test_split: str | None = Field(None, description="split to test on; null: the data set's own")
+    train_problems: StrictInt | None = Field(
+        None, ge=1, description="training problems at most; null: all (arithmetic: 4096)"
+    )
+    test_problems: StrictInt | None = Field(
+        None, ge=1, description="test problems at most; null: all (arithmetic: 256)"
+    )
+
+
+class BenchmarkConfig(DatasetConfig):
+    """One entry of evaluation.benchmarks."""
+
+    split: str | None = Field(None, description="split; null: the data set's own for testing")
+    label: str | None = Field(
+        None, description="name in tables and metrics; null: that of the data set"
+    )
+
+    @property
+    def title(self) -> str:
+        return self.label or self.name
+
+
+class PromptConfig(Section):
+    """How a problem becomes the text that the model reads."""
+
+    template: str = Field(
+        "plain",
+        description="plain ({problem} {instruction} and a line break: the embedded model's), base "
+        "(Question: ... Answer:, for base models), chat (the tokenizer's chat template), or your "
+        "own text with {problem} and, if you like, {instruction} in it",
+    )
+    instruction: str | None = Field(
+        None, description="what is asked of the answer; null: the template's own words"
+    )
+    stop: list[str] = Field(
+        [], description="texts that end a response; they are cut off before it is judged"
+    )
+
+    @model_validator(mode="after")
+    def _template_is_known(self) -> PromptConfig:
+        if self.template not in PROMPT_TEMPLATES and "{problem}" not in self.template:
+            raise ValueError(
+                f"prompt.template: {self.template!r} is none of {', '.join(PROMPT_TEMPLATES)} and "
+                "has no {problem} in it"
+            )
+        return self
+
+
+class RewardFunctionConfig(Section):
+    """One entry of reward.functions."""
+
+    function: str = Field(
+        description="rule (1, -0.5, -1: right, wrong, not in the format), or your own as "
+        "file.py:function, called with lists prompts, completions, references and the data set's "
+        "columns by keyword; it returns a list of numbers"
+    )
+    weight: Number = Field(1.0, description="its weight in the sum that is the reward")
+
+
+class RewardConfig(Section):
+    """What a response is paid for, and how its answer is compared with the reference."""
+
+    functions: list[RewardFunctionConfig] = Field(
+        [RewardFunctionConfig(function="rule")],
+        min_length=1,
+        description="the reward is their weighted sum; accuracy is always the rule's",
+    )
+    time_limit: Number = Field(
+        5.0, gt=0, description="seconds for one symbolic comparison; then it counts as wrong"
+    )
+    workers: StrictInt = Field(
+        2, ge=1, description="processes of a rank that compare answers by math-verify"
+    )
+
+    @model_validator(mode="after")
+    def _functions_differ(self) -> RewardConfig:
+        _refuse_doubles("reward.functions", [entry.function for entry in self.functions])
+        return self
+
+
+class EvaluationConfig(Section):
+    """Accuracy on benchmarks, in training and by launchers/evaluate.py."""
+
+    benchmarks: list[BenchmarkConfig] = Field(
+        [], description="what is evaluated, the headline first; empty: the task's test problems"
+    )
+    limit: StrictInt | None = Field(
+        None, ge=1, description="problems of each benchmark at most; null: all"
+    )
+    samples: StrictInt = Field(
+        1, ge=1, description="responses to each problem (k of avg@k, pass@k)"
+    )
+    temperature: Number = Field(0.0, ge=0, description="sampling temperature; 0 = greedy")
+    max_new_tokens: StrictInt | None = Field(
+        None, ge=1, description="longest response, in tokens; null: rollout.max_new_tokens"
+    )
+    seed: StrictInt = Field(0, ge=0, description="seed of the sampling")
+    adapter: str | None = Field(
+        None, description="folder of a PEFT adapter that launchers/evaluate.py puts on the model"
+    )
+    output_dir: str = Field(
+        "runs/evaluation", description="where launchers/evaluate.py writes results and completions"
+    )
+
+    @model_validator(mode="after")
+    def _samples_differ(self) -> EvaluationConfig:
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError(
+                f"evaluation.samples: {self.samples} greedy responses are all the same; set "
+                "evaluation.temperature"
+            )
+        _refuse_doubles("evaluation.benchmarks", [entry.title for entry in self.benchmarks])
+        return self
+
+
+def _refuse_doubles(key: str, names: list[str]) -> None:
+    if doubles := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{key}: {', '.join(doubles)} is there twice; remove or relabel one")
 
 
 class RolloutConfig(Section):
@@ -113,6 +274,34 @@ class RolloutConfig(Section):
     batch_size: StrictInt = Field(
         256, ge=1, description="sequences that one rank generates at a time (memory)"
     )
+    sampler: Literal["hf", "vllm", "server"] = Field(
+        "hf",
+        description="hf: the training model itself; vllm: an engine inside every rank, asleep "
+        "while the trainer works; server: a vLLM server elsewhere (launchers/vllm_server.py)",
+    )
+    vllm_cache_gib: Number = Field(4.0, gt=0, description="KV cache of a vLLM engine, in GiB")
+    tensor_parallel: StrictInt = Field(
+        1, ge=1, description="neighbouring ranks that share one vLLM engine"
+    )
+    server_url: str = Field(
+        "http://127.0.0.1:8000", description="address of the server, if it is the sampler"
+    )
+    timeout: Number = Field(
+        1800.0, gt=0, description="seconds that any wait for vLLM may take before the run ends"
+    )
+    probe_bound: Number | None = Field(
+        None,
+        gt=0,
+        description="largest mean difference between vLLM's and the trainer's log-probabilities "
+        "over a sequence of the probe that follows each weight sync, in nats a token; the run "
+        "ends beyond it; null: 0.001 for model.dtype float32, 0.1 for bfloat16",
+    )
+    importance_correction: Literal["none", "token", "sequence"] = Field(
+        "none",
+        description="weigh the objective by the truncated ratio of the trainer's probabilities to "
+        "the sampler's, of each token or of the whole response",
+    )
+    importance_cap: Number = Field(2.0, gt=0, description="the ratio is truncated above this")
 
 
 class ObjectiveConfig(Section):
@@ -220,13 +409,13 @@ class TrainConfig(Section):
         16, ge=1, description="sequences per forward/backward on a rank"
     )
     seed: StrictInt = Field(0, ge=0, description="seed of sampling and of the LoRA initialisation")
-    eval_every: StrictInt = Field(
-        20, ge=0, description="steps between greedy evaluations; 0 = never"
-    )
+    eval_every: StrictInt = Field(20, ge=0, description="steps between evaluations; 0 = never")
     save_every: StrictInt = Field(
         50, ge=0, description="steps between checkpoints; 0 = only at the end"
     )
-    keep_checkpoints: StrictInt = Field(2, ge=1, description="newest checkpoints kept")
+    keep_checkpoints: StrictInt = Field(
+        2, ge=1, description="newest checkpoints kept, beside the best evaluated one"
+    )
     log_samples: StrictInt = Field(4, ge=0, description="completions shown in TensorBoard per step")
     output_dir: str = Field("runs/default", description="folder of everything the run writes")
     resume: Literal["auto", "never"] = Field(
@@ -260,6 +449,8 @@ class Config(Section):
 
     model: ModelConfig = ModelConfig()
     task: TaskConfig = TaskConfig()
+    prompt: PromptConfig = PromptConfig()
+    reward: RewardConfig = RewardConfig()
     rollout: RolloutConfig = RolloutConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     aggregator: Annotated[str, AfterValidator(_known_aggregator)] = Field(
@@ -278,6 +469,7 @@ class Config(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     deepspeed: str = Field("ds_configs/zero2.json", description="DeepSpeed JSON (ZeRO stage)")
     train: TrainConfig = TrainConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     warmup: WarmupConfig = WarmupConfig()
 
     @model_validator(mode="after")
@@ -334,8 +526,12 @@ def config_reference() -> str:
     """One line per key: name, type, default and meaning, for `--help` and the docs."""
     lines = []
     for key, field in _fields(Config):
-        default = json.dumps(field.default)
-        lines.append(f"{key} ({_type_name(field.annotation)}, default {default})")
+        default = (
+            "required"
+            if field.is_required()
+            else f"default {json.dumps(field.default, default=Section.model_dump)}"
+        )
+        lines.append(f"{key} ({_type_name(field.annotation)}, {default})")
         lines.append(f"    {field.description}")
     return "\n".join(lines)
 
@@ -400,19 +596,30 @@ def _did_you_mean(location: list[str]) -> str:
 
 
 def _fields(section: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every key with its field; a list of sections is followed by the keys of its entries."""
     for name, field in section.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            yield from _fields(field.annotation, f"{prefix}{name}.")
-        else:
+        if not _is_section(field.annotation):
             yield f"{prefix}{name}", field
+        for inner in filter(_is_section, (field.annotation, *get_args(field.annotation))):
+            yield from _fields(inner, f"{prefix}{name}.")
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, Section)
 
 
 def _type_name(annotation: Any) -> str:
     origin, inner = get_origin(annotation), get_args(annotation)
+    if origin in (Union, UnionType):
+        return " | ".join("null" if part is NoneType else _type_name(part) for part in inner)
     if origin is Annotated:
         return _type_name(inner[0])
     if origin is Literal:
         return " | ".join(str(value) for value in inner)
+    if origin in (Union, UnionType):
+        return " | ".join(_type_name(part) for part in inner)
+    if annotation is NoneType:
+        return "null"
     if inner:
         return f"{origin.__name__}[{', '.join(_type_name(part) for part in inner)}]"
     return annotation.__name__

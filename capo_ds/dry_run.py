@@ -10,7 +10,7 @@ import yaml
 from peft import PeftModel
 
 from capo_ds.config import Config
-from capo_ds.distributed import comm
+from capo_ds.distributed import comm, launch
 from capo_ds.memory import Capacity, measure_capacity, parameter_count, plan_memory, size
 from capo_ds.models import load_policy
 
@@ -23,7 +23,7 @@ def dry_run(config: Config) -> None:
     """
     with comm.together("loading the model"):
         policy = load_policy(config.model, config.train.seed)
-    capacity = measure_capacity(comm.device(), comm.ranks_here())
+    capacity = measure_capacity(comm.device(), launch.ranks_here())
     plan = plan_memory(config, policy, comm.world_size(), Capacity.least(comm.gather(capacity)))
     store = plan.choose(config.gradients.store)
     ranks = comm.gather(_this_rank(config))

@@ -1,52 +1,312 @@
-"""Greedy accuracy on a set of problems, shared out over the ranks."""
+"""Accuracy on benchmarks, shared out over the ranks: greedy pass@1, or avg@k and pass@k."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from peft import PeftModel
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from capo_ds.config import Config, ConfigError
 from capo_ds.distributed import comm
-from capo_ds.rollout.base import Rollout
-from capo_ds.rollout.hf import HuggingFaceSampler
-from capo_ds.tasks import Problem, Verdict, score
+from capo_ds.models import load_base_model, load_tokenizer
+from capo_ds.rollout.base import Draw, Rollout, Sampler, end_tokens
+from capo_ds.rollout.hf import HuggingFaceSampler, stop_at
+from capo_ds.tasks import Judge, Problem, Verdict, load_benchmark, load_problems, score
+from capo_ds.tasks.prompts import cut, encode, fitting, render
+from capo_ds.tasks.worker import Comparison
+
+RESULTS_FILE = "results.json"
+COMPLETIONS_FILE = "completions.jsonl"
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Problems with their prompts as the model reads them; `left_out` had too long ones."""
+
+    title: str
+    problems: list[Problem]
+    left_out: int
+
+
+@dataclass(frozen=True)
+class Answered:
+    """The k responses to one problem, and what became of them."""
+
+    completions: list[str]
+    verdicts: list[Verdict]
+    lengths: list[int]  # tokens
+    truncated: list[bool]  # cut at the limit
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Greedy completions of all problems, in their order, and what became of them."""
+    """Responses to all problems of a benchmark, in their order."""
 
-    completions: list[str]
-    verdicts: list[Verdict]
+    benchmark: Benchmark
+    answered: list[Answered]
 
     @property
     def accuracy(self) -> float:
-        """Share of problems answered correctly in the required format."""
-        return sum(verdict.correct for verdict in self.verdicts) / len(self.verdicts)
+        """Share of responses that are right, in the required format: pass@1, avg@k."""
+        return statistics.fmean(self._right())
+
+    @property
+    def standard_error(self) -> float:
+        """Of the accuracy, for problems drawn at random: deviation over problems / sqrt(n)."""
+        right = self._right()
+        return statistics.stdev(right) / math.sqrt(len(right)) if len(right) > 1 else 0.0
+
+    @property
+    def solved(self) -> float:
+        """pass@k: share of problems with a right one among their k responses."""
+        return statistics.fmean(share > 0 for share in self._right())
 
     @property
     def formatted(self) -> float:
-        """Share of completions in the required format."""
-        return sum(verdict.formatted for verdict in self.verdicts) / len(self.verdicts)
+        """Share of responses in the required format."""
+        return self._mean(lambda answered: [v.formatted for v in answered.verdicts])
+
+    @property
+    def truncated(self) -> float:
+        return self._mean(lambda answered: answered.truncated)
+
+    @property
+    def length(self) -> float:
+        """Mean length of a response in tokens."""
+        return self._mean(lambda answered: answered.lengths)
+
+    def count(self, comparison: Comparison) -> int:
+        """Boxed answers of which this became."""
+        verdicts = (verdict for answered in self.answered for verdict in answered.verdicts)
+        return sum(verdict.comparison is comparison for verdict in verdicts)
+
+    def _right(self) -> list[float]:
+        """Share of each problem's responses that are right."""
+        return [statistics.fmean(v.correct for v in a.verdicts) for a in self.answered]
+
+    def _mean(self, values: Callable[[Answered], Iterable[float]]) -> float:
+        return statistics.fmean(value for answered in self.answered for value in values(answered))
 
 
-def evaluate(
-    sampler: HuggingFaceSampler, tokenizer: PreTrainedTokenizerBase, problems: list[Problem]
-) -> Evaluation:
-    """Decode every problem greedily and judge it; all ranks take part and get the same result."""
-    with comm.together("evaluation"):
-        mine = comm.shard(problems)
-        texts = decode(tokenizer, sampler.greedy(encode(tokenizer, mine)))
-        verdicts = score(texts, mine)
-    return Evaluation(comm.unshard(texts), comm.unshard(verdicts))
+class Evaluator:
+    """The benchmarks of a config, ready to be answered. No method but `evaluate` is collective."""
+
+    def __init__(self, config: Config, tokenizer: PreTrainedTokenizerBase, judge: Judge):
+        """Raises `ConfigError` where a benchmark's data or prompts cannot be used."""
+        self.config, self.tokenizer, self.judge = config, tokenizer, judge
+        self.limit = config.evaluation.max_new_tokens or config.rollout.max_new_tokens
+        settings = config.evaluation
+        if settings.benchmarks:
+            loaded = {b.title: load_benchmark(b, settings.limit) for b in settings.benchmarks}
+        else:
+            problems = load_problems(config.task, "test")
+            loaded = {config.task.name: problems[: settings.limit]}
+        self.benchmarks = [self._prepare(title, problems) for title, problems in loaded.items()]
+
+    def _prepare(self, title: str, problems: list[Problem]) -> Benchmark:
+        problems = render(problems, self.config.prompt, self.tokenizer)
+        kept = fitting(problems, self.tokenizer, self.config.rollout.max_prompt_tokens)
+        return Benchmark(title, kept, left_out=len(problems) - len(kept))
+
+    def evaluate(self, sampler: Sampler) -> list[Evaluation]:
+        """Answer and judge every problem; all ranks take part and get the same result."""
+        return [self._answer(sampler, number) for number in range(len(self.benchmarks))]
+
+    def _answer(self, sampler: Sampler, number: int) -> Evaluation:
+        benchmark = self.benchmarks[number]
+        with comm.together(f"evaluation on {benchmark.title}"):
+            mine = comm.shard(list(enumerate(benchmark.problems)))
+            size = max(1, self.config.rollout.batch_size // self.config.evaluation.samples)
+            bar = tqdm(
+                total=len(mine),
+                desc=f"{benchmark.title} on each of {comm.world_size()} ranks",
+                unit="problem",
+                disable=not comm.is_main(),
+                leave=False,
+                dynamic_ncols=True,
+            )
+            answered = []
+            # As often on every rank: a tensor-parallel group samples together.
+            for start in range(0, -(-len(benchmark.problems) // comm.world_size()), size):
+                answered += self._answer_some(sampler, number, mine[start : start + size])
+                bar.update(len(answered) - bar.n)
+            bar.close()
+        return Evaluation(benchmark, comm.unshard(answered))
+
+    def _answer_some(
+        self, sampler: Sampler, benchmark: int, problems: list[tuple[int, Problem]]
+    ) -> list[Answered]:
+        """Responses to some problems, given with their numbers in the benchmark."""
+        settings, k = self.config.evaluation, self.config.evaluation.samples
+        posed = [problem for _, problem in problems]
+        # By the problem's number: the same responses on any number of ranks.
+        draws = [Draw(settings.seed, benchmark, number) for number, _ in problems]
+        rollout = sampler.sample(
+            encode(self.tokenizer, posed), draws, k, settings.temperature, self.limit
+        )
+        texts = decode(self.tokenizer, rollout, self.config.prompt.stop)
+        verdicts = score(texts, [problem for problem in posed for _ in range(k)], self.judge)
+        lengths, truncated = rollout.lengths.tolist(), rollout.truncated.tolist()
+        groups = [slice(start, start + k) for start in range(0, len(texts), k)]
+        return [Answered(texts[own], verdicts[own], lengths[own], truncated[own]) for own in groups]
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, problems: list[Problem]) -> list[list[int]]:
-    """Prompts as token ids."""
-    return [tokenizer.encode(problem.prompt) for problem in problems]
-
-
-def decode(tokenizer: PreTrainedTokenizerBase, rollout: Rollout) -> list[str]:
-    """Completions as text, without padding and special tokens."""
+def decode(
+    tokenizer: PreTrainedTokenizerBase, rollout: Rollout, stop: Iterable[str] = ()
+) -> list[str]:
+    """Completions as text, without padding, special tokens, and what ended them."""
     rows = zip(rollout.completion_ids, rollout.completion_mask, strict=True)
-    return [tokenizer.decode(ids[mask], skip_special_tokens=True) for ids, mask in rows]
+    texts = [tokenizer.decode(ids[mask], skip_special_tokens=True) for ids, mask in rows]
+    return [cut(text, stop) for text in texts]
+
+
+def as_metrics(evaluations: list[Evaluation]) -> dict[str, float]:
+    """Scalars for the logs: the first benchmark's as eval/*, each of several as eval/NAME/*."""
+    named = [("eval", evaluations[0])]
+    if len(evaluations) > 1:
+        named += [(f"eval/{e.benchmark.title}", e) for e in evaluations]
+    scalars = {}
+    for name, evaluation in named:
+        scalars[f"{name}/accuracy"] = evaluation.accuracy
+        scalars[f"{name}/formatted"] = evaluation.formatted
+        if len(evaluation.answered[0].verdicts) > 1:
+            scalars[f"{name}/pass_at_k"] = evaluation.solved
+    return scalars
+
+
+def summarise(evaluation: Evaluation) -> dict[str, Any]:
+    """One benchmark's results for JSON and the table; shares are in [0, 1]."""
+    return {
+        "benchmark": evaluation.benchmark.title,
+        "problems": len(evaluation.answered),
+        "left_out": evaluation.benchmark.left_out,
+        "samples": len(evaluation.answered[0].verdicts),
+        "accuracy": evaluation.accuracy,
+        "standard_error": evaluation.standard_error,
+        "pass_at_k": evaluation.solved,
+        "formatted": evaluation.formatted,
+        "truncated": evaluation.truncated,
+        "length": evaluation.length,
+        "unparsed": evaluation.count(Comparison.UNPARSED),
+        "timed_out": evaluation.count(Comparison.TIMED_OUT),
+    }
+
+
+def table(evaluations: list[Evaluation]) -> str:
+    """One line per benchmark."""
+    k = len(evaluations[0].answered[0].verdicts)
+    rows = [["benchmark", "problems", "pass@1" if k == 1 else f"avg@{k}", "± s.e."]]
+    rows[0] += [f"pass@{k}"] if k > 1 else []
+    rows[0] += ["formatted", "cut off", "tokens", "unparsed", "timed out", "left out"]
+    for line in map(summarise, evaluations):
+        shares = ["accuracy", "standard_error", *(["pass_at_k"] if k > 1 else [])]
+        rows.append([line["benchmark"], str(line["problems"])])
+        rows[-1] += [f"{line[name]:.2%}" for name in (*shares, "formatted", "truncated")]
+        rows[-1].append(f"{line['length']:.0f}")
+        rows[-1] += [str(line[name]) for name in ("unparsed", "timed_out", "left_out")]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        for row in rows
+    )
+
+
+def write_completions(evaluations: list[Evaluation], path: Path) -> None:
+    """One line of JSON per response: benchmark, problem, prompt, completion, verdict."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as file:
+        for evaluation in evaluations:
+            pairs = zip(evaluation.benchmark.problems, evaluation.answered, strict=True)
+            for number, (problem, answered) in enumerate(pairs):
+                for record in _records(answered):
+                    head = {"benchmark": evaluation.benchmark.title, "problem": number}
+                    texts = {"prompt": problem.prompt, "answer": problem.answer}
+                    file.write(json.dumps(head | texts | record) + "\n")
+
+
+def _records(answered: Answered) -> Iterable[dict[str, Any]]:
+    rows = zip(*vars(answered).values(), strict=True)
+    for completion, verdict, length, truncated in rows:
+        yield {"completion": completion, "tokens": length, "truncated": truncated} | asdict(verdict)
+
+
+def run(config: Config) -> None:
+    """launchers/evaluate.py: a model, with its adapter if there is one, on all benchmarks.
+
+    Rank 0 prints the table and writes results and completions.
+    """
+    with comm.together("start-up"):
+        tokenizer = load_tokenizer(config.model.path)
+        judge = Judge(config.reward.time_limit, config.reward.workers)
+        evaluator = Evaluator(config, tokenizer, judge)
+        model = load_model(config).to(comm.device()).eval()
+    if comm.is_main():
+        print(_introduction(config, evaluator), flush=True)
+    sampler = HuggingFaceSampler(
+        model,
+        end_tokens(model, tokenizer),
+        pad=tokenizer.pad_token_id,
+        max_new_tokens=evaluator.limit,
+        batch_size=config.rollout.batch_size,
+        stop=stop_at(tokenizer, config.prompt.stop),
+    )
+    start = time.perf_counter()
+    evaluations = evaluator.evaluate(sampler)
+    seconds = time.perf_counter() - start
+    comm.on_main("writing the results", lambda: _report(config, evaluations, seconds))
+
+
+def load_model(config: Config) -> PreTrainedModel | PeftModel:
+    """The causal LM with the adapter of `evaluation.adapter`. Raises `ConfigError`."""
+    model, adapter = load_base_model(config.model), config.evaluation.adapter
+    if adapter is None:
+        return model
+    try:
+        return PeftModel.from_pretrained(model, adapter)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"evaluation.adapter: {adapter!r} is no adapter of {config.model.path}: {error}"
+        ) from error
+
+
+def _introduction(config: Config, evaluator: Evaluator) -> str:
+    settings = config.evaluation
+    how = "greedy"
+    if settings.temperature:
+        how = f"{settings.samples} responses at temperature {settings.temperature:g}"
+    rows = {
+        "model": f"{config.model.path} ({config.model.dtype})",
+        "adapter": settings.adapter or "none",
+        "decoding": f"{how}, up to {evaluator.limit} tokens, stop at {config.prompt.stop or 'end'}",
+        "benchmarks": ", ".join(f"{b.title} ({len(b.problems)})" for b in evaluator.benchmarks),
+        "prompt": evaluator.benchmarks[0].problems[0].prompt,
+    }
+    width = max(map(len, rows))
+    return "\n".join(
+        f"{name:>{width}}  {value}".replace("\n", "\n" + " " * (width + 2))
+        for name, value in rows.items()
+    )
+
+
+def _report(config: Config, evaluations: list[Evaluation], seconds: float) -> None:
+    folder = Path(config.evaluation.output_dir)
+    write_completions(evaluations, folder / COMPLETIONS_FILE)
+    results = {
+        "model": config.model.path,
+        "adapter": config.evaluation.adapter,
+        "seconds": seconds,
+        "benchmarks": [summarise(evaluation) for evaluation in evaluations],
+        "config": config.model_dump(mode="json"),
+    }
+    (folder / RESULTS_FILE).write_text(json.dumps(results, indent=2) + "\n")
+    print(table(evaluations))
+    print(f"{seconds:.1f} s; {folder / RESULTS_FILE}, {folder / COMPLETIONS_FILE}", flush=True)

@@ -110,14 +110,21 @@ def plan_memory(config: Config, policy: PeftModel, ranks: int, capacity: Capacit
     else:
         activations = kept * layers
     weights = sum(parameter_count(p) * p.element_size() for p in policy.parameters())
+    vllm = (weights - 4 * trainable) // rollout.tensor_parallel + int(rollout.vllm_cache_gib * GIB)
+    sampling = {
+        "hf": cache + sampled * vocabulary * SAMPLING_BYTES,
+        "vllm": 0 if capacity.shared else vllm,  # on CPU it cannot sleep, see below
+        "server": 0,
+    }
     needs = {
         "weights": weights - 4 * trainable,
         "LoRA and optimizer (model.lora_rank)": trainable * TRAINED_BYTES,
         "the larger of training and sampling": max(
-            activations + 2 * 4 * LOGIT_CHUNK_TOKENS * vocabulary,
-            cache + sampled * vocabulary * SAMPLING_BYTES,
+            activations + 2 * 4 * LOGIT_CHUNK_TOKENS * vocabulary, sampling[rollout.sampler]
         ),
     }
+    if rollout.sampler == "vllm" and capacity.shared:
+        needs["vLLM (rollout.vllm_cache_gib)"] = vllm
     stores = {}
     if config.uses_per_sample_gradients:
         per_update = -(-samples // config.objective.minibatches)

@@ -50,6 +50,23 @@ def token_weights(
     raise ValueError(f"unknown loss aggregation {aggregation!r}")
 
 
+def importance_weights(
+    log_ratio: Tensor,  # (B, T): trainer's log-probabilities minus the sampler's; 0 at padding
+    correction: str,
+    cap: float,
+) -> Tensor | None:  # (B, T) or (B, 1)
+    """Truncated importance sampling: min(cap, pi_trainer / pi_sampler), of each token or of the
+    whole response; None for the correction "none". Both policies have the same weights, but are
+    computed by different programs. Yao et al. 2025, "Your efficient RL framework secretly brings
+    you off-policy RL training"; Espeholt et al. 2018 for the truncation.
+    """
+    if correction == "none":
+        return None
+    if correction == "sequence":
+        log_ratio = log_ratio.sum(1, keepdim=True)
+    return log_ratio.exp().clamp(max=cap)
+
+
 class ObjectiveTerms(NamedTuple):
     """What `token_objective` returns; all (B, T)."""
 
@@ -64,18 +81,21 @@ def token_objective(
     reference_log_probs: Tensor | None,  # (B, T), or None when kl_weight is 0
     advantages: Tensor,  # (B,)
     config: ObjectiveConfig,
+    importance: Tensor | None = None,  # (B, T) or (B, 1), without gradient: see above
 ) -> ObjectiveTerms:
     """Clipped surrogate minus beta times the k3 KL estimate, token by token.
 
-    min(r A, clip(r, 1 - eps_low, 1 + eps_high) A) - beta (exp(l_ref - l) - (l_ref - l) - 1),
-    with r = exp(l - l_behaviour). Schulman et al. 2017 eq. 7; DAPO eq. 10 for two clips;
-    Schulman's note on approximating KL for k3.
+    w min(r A, clip(r, 1 - eps_low, 1 + eps_high) A) - beta (exp(l_ref - l) - (l_ref - l) - 1),
+    with r = exp(l - l_behaviour) and w the importance weights, or 1. Schulman et al. 2017 eq. 7;
+    DAPO eq. 10 for two clips; Schulman's note on approximating KL for k3.
     """
     ratio = torch.exp(log_probs - behaviour_log_probs)
     limited = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
     advantage = advantages[:, None]
     value = torch.minimum(ratio * advantage, limited * advantage)
     clipped = (ratio * advantage > limited * advantage).detach()
+    if importance is not None:
+        value = value * importance
     if reference_log_probs is None:
         return ObjectiveTerms(value, torch.zeros_like(value), clipped)
     difference = reference_log_probs - log_probs

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
+import signal
+import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,28 +15,41 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from capo_ds.config import Config, ConfigError, WarmupConfig
-from capo_ds.distributed import comm
-from capo_ds.distributed.engine import CHECKPOINTS, CapoEngine
-from capo_ds.evaluation import decode, encode, evaluate
-from capo_ds.learner import Batch, Learner
+from capo_ds.config import Config, ConfigError, EvaluationConfig, WarmupConfig
+from capo_ds.distributed import checkpoint, comm, launch
+from capo_ds.distributed.engine import CapoEngine
+from capo_ds.evaluation import Evaluator, as_metrics, decode, write_completions
+from capo_ds.learner import SEQUENCE_RATIO_SQUARE, Batch, Learner
 from capo_ds.memory import Capacity, measure_capacity, plan_memory, used_memory
 from capo_ds.models import load_policy, load_tokenizer
 from capo_ds.objective import group_advantages
-from capo_ds.rollout.base import Rollout, uniforms
-from capo_ds.rollout.hf import HuggingFaceSampler
+from capo_ds.rollout.base import Draw, Rollout, check_length, model_context
+from capo_ds.rollout.choose import make_sampler
 from capo_ds.seeding import Stream, generator
-from capo_ds.tasks import Problem, Verdict, load_problems, score
+from capo_ds.tasks import Judge, Problem, Scorer, Verdict, load_problems
+from capo_ds.tasks.prompts import encode, fitting, render
+from capo_ds.tasks.worker import Comparison
 from capo_ds.telemetry.metrics import METRICS_FILE, Means, PhaseTimer, Recorder, read_metrics
 from capo_ds.telemetry.plots import reward_curve
 from capo_ds.telemetry.summary import final_table, startup_summary
+
+EVALUATIONS = "evaluations"  # folder of the completions of each evaluation
+PROBE_PROBLEMS = 8
 
 # What may differ between a run and its continuation: nothing that decides what is learned.
 FREE_ON_RESUME = {
     "train": {"steps", "eval_every", "save_every", "keep_checkpoints", "log_samples"}
     | {"micro_batch_size", "output_dir", "resume"},
-    "rollout": {"batch_size"},
+    "rollout": {"batch_size", "vllm_cache_gib", "server_url", "timeout", "probe_bound"},
+    "reward": {"workers"},
+    "evaluation": set(EvaluationConfig.model_fields),
     "warmup": set(WarmupConfig.model_fields),
+    "deepspeed": {None},  # a checkpoint is of no ZeRO stage
+}
+# Answers that count as wrong because they could not be compared.
+JUDGED = {
+    "reward/unparsed": Comparison.UNPARSED,
+    "reward/timed_out": Comparison.TIMED_OUT,
 }
 
 
@@ -46,6 +61,7 @@ class Scored:
     texts: list[str]
     verdicts: list[Verdict]
     rewards: Tensor  # (prompts, G)
+    parts: dict[str, list[float | None]]  # of the rewards, by function
     advantages: Tensor  # (prompts * G,)
 
 
@@ -62,9 +78,18 @@ class Trainer:
         with comm.together("start-up"):
             _check_output(self.folder, config.train.resume)
             self.tokenizer = load_tokenizer(config.model.path)
-            self.train_problems = self._fitting_problems("train")
-            self.test_problems = self._fitting_problems("test")
+            judge = Judge(config.reward.time_limit, config.reward.workers)
+            self.scorer = Scorer(config.reward, judge)
+            problems = render(load_problems(config.task, "train"), config.prompt, self.tokenizer)
+            self.train_problems = fitting(
+                problems, self.tokenizer, config.rollout.max_prompt_tokens
+            )
+            self.left_out = len(problems) - len(self.train_problems)
+            self.evaluator = None
+            if config.train.eval_every:
+                self.evaluator = Evaluator(config, self.tokenizer, judge)
             policy = load_policy(config.model, config.train.seed).to(comm.device())
+            self._check_lengths(model_context(policy))
         self.updates_per_step = config.objective.epochs * config.objective.minibatches
         self.engine = CapoEngine(
             policy,
@@ -73,24 +98,30 @@ class Trainer:
             monitor_dir=self.folder,
         )
         self.timer, self.means = PhaseTimer(), Means()
-        capacity = measure_capacity(comm.device(), comm.ranks_here())
+        capacity = measure_capacity(comm.device(), launch.ranks_here())
         capacity = Capacity.least(comm.gather(capacity))
         self.memory = plan_memory(config, policy, comm.world_size(), capacity)
         store = self.memory.choose(config.gradients.store)
         self.learner = Learner(config, self.engine, store, self.means, self.timer)
-        self.sampler = HuggingFaceSampler(
-            self.engine.module,
-            eos=self.tokenizer.eos_token_id,
-            pad=self.tokenizer.pad_token_id,
-            max_new_tokens=config.rollout.max_new_tokens,
-            batch_size=config.rollout.batch_size,
-        )
         self.engine.module.eval()
         self.first_step = 0
-        self.accuracy: dict[str, float | None] = {"before": None, "latest": None}
-        if config.train.resume == "auto" and (state := self.engine.load(self.folder)):
+        self.accuracy: dict[str, float | None] = {"before": None, "latest": None, "best": None}
+        self.best_step = 0  # where that was measured
+        if config.train.resume == "auto" and (state := checkpoint.load(self.folder, self.engine)):
             _check_unchanged(state["config"], config)
             self.first_step, self.accuracy = state["step"], state["accuracy"]
+            self.best_step = state["best_step"]
+        self.synced = False  # whether the sampler has the weights as they are now
+        run = comm.broadcast(uuid.uuid4().hex[:8])
+        with comm.together("starting the sampler"):
+            self.sampler, self.probe = make_sampler(
+                config,
+                self.engine.module,
+                self.tokenizer,
+                prompts=encode(self.tokenizer, self.train_problems[:PROBE_PROBLEMS]),
+                run=run,
+                loads=comm.is_main(),
+            )
 
     # ---------------------------------------------------------------- the loop
 
@@ -106,7 +137,7 @@ class Trainer:
             return
         recorder = self._start_logs()
         if self.accuracy["before"] is None and train.eval_every:
-            metrics = self._evaluate()
+            metrics = self._evaluate(0)
             self.accuracy["before"] = metrics["eval/accuracy"]
             self._record(recorder, 0, metrics)
         bar = tqdm(
@@ -116,23 +147,31 @@ class Trainer:
             unit="step",
             dynamic_ncols=True,
         )
+        terminated = _Termination()
         for step in range(self.first_step, train.steps):
             done, last = step + 1, step + 1 == train.steps
             metrics = self._step(step, recorder)
             if train.eval_every and (last or done % train.eval_every == 0):
-                metrics |= self._evaluate()
+                metrics |= self._evaluate(done)
             self._record(recorder, done, metrics)
             bar.set_postfix_str(_progress(metrics, self.accuracy["latest"]))
             bar.update()
-            if last or (train.save_every and done % train.save_every == 0):
+            stopping = bool(comm.max_over_ranks(terminated.asked))
+            on_time = train.save_every and done % train.save_every == 0
+            if last or stopping or on_time or self.best_step == done:
                 self._save(done)
+            if stopping and not last:
+                bar.close()
+                if comm.is_main():
+                    print(f"terminated after step {done}; train.resume=auto goes on from there")
+                return
         bar.close()
         self.engine.save_adapter(self.folder / "adapter")
         comm.on_main("the run's summary", self._finish)
 
     def _step(self, step: int, recorder: Recorder | None) -> dict[str, float]:
         """Sample and judge responses to one step's prompts, and learn from them; the metrics."""
-        with self.timer("rollout"), self.engine.gathered(), comm.together("rollout"):
+        with self._current_sampler(), self.timer("rollout"), comm.together("rollout"):
             problems, rollout = self._sample(step)
         with self.timer("score"), comm.together("scoring"):
             scored = self._score(problems, rollout)
@@ -142,12 +181,31 @@ class Trainer:
         first = step * self.updates_per_step
         for number, part in enumerate(self._minibatches(batch, step), start=first):
             self.learner.update(part, number)
+        self.synced = False
         with comm.together("logging"):
             if recorder:
                 recorder.samples(step + 1, self._samples(scored))
-        return Means.merge(comm.gather(self.means.take()))
+        return _with_sample_size(Means.merge(comm.gather(self.means.take())))
 
     # ---------------------------------------------------------------- one step's data
+
+    @contextmanager
+    def _current_sampler(self) -> Iterator[None]:
+        """Inside, the sampler is awake and has the current weights, verified by the probe."""
+        with self.engine.gathered(), self.sampler.awake():
+            if not self.synced:
+                with self.timer("sync"), comm.together("weight sync"):
+                    self.sampler.sync()
+                with self.timer("probe"), comm.together("probe"):
+                    self._verify()
+                self.synced = True
+            yield
+
+    def _verify(self) -> None:
+        if self.probe:
+            differences = self.probe.check()
+            self.means.add("rollout/probe_difference", differences)
+            self.means.add_max("rollout/probe_difference_max", differences)
 
     def _sample(self, step: int) -> tuple[list[Problem], Rollout]:
         """This rank's prompts of the step, and G responses to each."""
@@ -155,11 +213,10 @@ class Trainer:
         order = prompt_order(len(self.train_problems), rollout.prompts_per_step, step, seed)
         numbers = comm.shard(list(range(rollout.prompts_per_step)))
         problems = [self.train_problems[order[number]] for number in numbers]
-        shape = (rollout.group_size, rollout.max_new_tokens)
-        noise = [uniforms(seed, step, number, *shape) for number in numbers]
         responses = self.sampler.sample(
             encode(self.tokenizer, problems),
-            np.array(noise).reshape(-1, *shape),
+            [Draw(seed, step, number) for number in numbers],
+            rollout.group_size,
             rollout.temperature,
         )
         return problems, responses
@@ -167,12 +224,11 @@ class Trainer:
     def _score(self, problems: list[Problem], rollout: Rollout) -> Scored:
         group = self.config.rollout.group_size
         repeated = [problem for problem in problems for _ in range(group)]
-        texts = decode(self.tokenizer, rollout)
-        verdicts = score(texts, repeated)
-        rewards = torch.tensor([verdict.reward for verdict in verdicts], device=comm.device())
-        rewards = rewards.view(-1, group)
+        texts = decode(self.tokenizer, rollout, self.config.prompt.stop)
+        scores = self.scorer(texts, repeated)
+        rewards = torch.tensor(scores.rewards, device=comm.device()).view(-1, group)
         advantages = group_advantages(rewards, self.config.objective.scale_advantages)
-        return Scored(repeated, texts, verdicts, rewards, advantages.flatten())
+        return Scored(repeated, texts, scores.verdicts, rewards, scores.parts, advantages.flatten())
 
     def _count(self, rollout: Rollout, scored: Scored) -> None:
         """Add the metrics of a step's responses."""
@@ -188,6 +244,12 @@ class Trainer:
         add("reward/groups_all_right", right == 1)
         add("reward/groups_all_wrong", right == 0)
         add("reward/zero_advantage", scored.advantages == 0)
+        for name, outcome in JUDGED.items():
+            add(name, torch.tensor([v.comparison is outcome for v in scored.verdicts]))
+        if len(scored.parts) > 1:
+            for name, given in scored.parts.items():
+                known = [reward for reward in given if reward is not None]
+                add(f"reward/{name.rpartition(':')[2]}", torch.tensor(known))
         add("rollout/length", rollout.lengths)
         add("rollout/truncated", rollout.truncated)
         add("rollout/entropy", rollout.entropy[rollout.completion_mask])
@@ -210,39 +272,40 @@ class Trainer:
     def _samples(self, scored: Scored) -> list[dict]:
         """The first response to each of this rank's first prompts, for the logs."""
         group, count = self.config.rollout.group_size, self.config.train.log_samples
-        rows = zip(scored.problems, scored.texts, scored.verdicts, strict=True)
+        rows = zip(scored.problems, scored.texts, scored.rewards.flatten().tolist(), strict=True)
         return [
             {
                 "prompt": problem.prompt,
                 "completion": text,
                 "answer": problem.answer,
-                "reward": verdict.reward,
+                "reward": reward,
             }
-            for problem, text, verdict in list(rows)[::group][:count]
+            for problem, text, reward in list(rows)[::group][:count]
         ]
 
-    def _fitting_problems(self, split: str) -> list[Problem]:
-        """The problems of a split whose prompts are short enough."""
-        limit = self.config.rollout.max_prompt_tokens
-        problems = load_problems(self.config.task, split)
-        lengths = map(len, encode(self.tokenizer, problems))
-        kept = [p for p, length in zip(problems, lengths, strict=True) if length <= limit]
-        if not kept:
-            raise ConfigError(
-                f"rollout.max_prompt_tokens: {limit} leaves none of {len(problems)} {split} "
-                "problems; raise it"
-            )
-        if len(kept) < len(problems) and comm.is_main():
-            print(f"left out {len(problems) - len(kept)} {split} problems: prompt over {limit}")
-        return kept
+    def _check_lengths(self, context: int) -> None:
+        """Raises `ConfigError` if a prompt leaves no room for the longest response."""
+        limit = self.config.rollout.max_new_tokens
+        problems = {"rollout.max_new_tokens": (self.train_problems, limit)}
+        if self.evaluator:
+            tested = [p for b in self.evaluator.benchmarks for p in b.problems]
+            problems["evaluation.max_new_tokens"] = (tested, self.evaluator.limit)
+        for key, (posed, longest) in problems.items():
+            prompts = encode(self.tokenizer, posed)
+            check_length(max(map(len, prompts)), longest, context, key)
 
     # ---------------------------------------------------------------- outputs
 
-    def _evaluate(self) -> dict[str, float]:
-        with self.timer("evaluation"), self.engine.gathered():
-            result = evaluate(self.sampler, self.tokenizer, self.test_problems)
-        self.accuracy["latest"] = result.accuracy
-        return {"eval/accuracy": result.accuracy, "eval/formatted": result.formatted}
+    def _evaluate(self, done: int) -> dict[str, float]:
+        """Evaluate after `done` steps; the metrics. Rank 0 writes all completions."""
+        with self._current_sampler(), self.timer("evaluation"):
+            evaluations = self.evaluator.evaluate(self.sampler)
+        path = self.folder / EVALUATIONS / f"step{done:06d}.jsonl"
+        comm.on_main("writing completions", lambda: write_completions(evaluations, path))
+        self.accuracy["latest"] = evaluations[0].accuracy
+        if done and evaluations[0].accuracy > (self.accuracy["best"] or 0.0):
+            self.accuracy["best"], self.best_step = evaluations[0].accuracy, done
+        return as_metrics(evaluations)
 
     def _start_logs(self) -> Recorder | None:
         """Print what is about to happen and open the logs; a recorder on rank 0, None elsewhere."""
@@ -254,8 +317,13 @@ class Trainer:
             "ranks": comm.world_size(),
             "device": f"{comm.device()}, {torch.get_num_threads()} threads a rank",
             "deepspeed": self.config.deepspeed,
-            "task": f"{self.config.task.name}: {len(self.train_problems)} training and "
-            f"{len(self.test_problems)} test problems",
+            "task": f"{self.config.task.name}: {len(self.train_problems)} training problems"
+            + (f" ({self.left_out} left out, too long)" if self.left_out else ""),
+            "evaluation": self._evaluation_row(),
+            "prompt": self.train_problems[0].prompt,
+            "reward": " + ".join(
+                f"{entry.weight:g} * {entry.function}" for entry in self.config.reward.functions
+            ),
             "steps": f"{self.first_step + 1} to {self.config.train.steps}, seed "
             f"{self.config.train.seed}, {self.config.train.micro_batch_size} sequences a "
             "micro-batch",
@@ -271,6 +339,15 @@ class Trainer:
         recorder.settings(self.config.model_dump(mode="json"))
         return recorder
 
+    def _evaluation_row(self) -> str:
+        if self.evaluator is None:
+            return "never"
+        return ", ".join(
+            f"{benchmark.title}: {len(benchmark.problems)} problems"
+            + (f" ({benchmark.left_out} left out, too long)" if benchmark.left_out else "")
+            for benchmark in self.evaluator.benchmarks
+        )
+
     def _record(self, recorder: Recorder | None, step: int, metrics: dict[str, float]) -> None:
         seconds = self.timer.take()
         name, count = used_memory(comm.device())
@@ -285,15 +362,14 @@ class Trainer:
             state = {
                 "step": done,
                 "accuracy": self.accuracy,
+                "best_step": self.best_step,
                 "config": self.config.model_dump(mode="json"),
             }
-            self.engine.save(self.folder, f"step{done:06d}", state)
-            comm.on_main("removing old checkpoints", self._rotate)
-
-    def _rotate(self) -> None:
-        saved = sorted((self.folder / CHECKPOINTS).glob("step*"))
-        for old in saved[: -self.config.train.keep_checkpoints]:
-            shutil.rmtree(old)
+            checkpoint.save(self.folder, checkpoint_name(done), self.engine, state)
+            keep, best = self.config.train.keep_checkpoints, checkpoint_name(self.best_step)
+            comm.on_main(
+                "removing old checkpoints", lambda: checkpoint.rotate(self.folder, keep, {best})
+            )
 
     def _finish(self) -> None:
         """Print and draw the run's summary, and complete the adapter's folder."""
@@ -307,6 +383,21 @@ class Trainer:
         print(f"adapter      {self.folder / 'adapter'}")
         print(f"metrics      {self.folder / METRICS_FILE} and TensorBoard beside it")
         print(f"reward curve {reward_curve(self.folder)}", flush=True)
+
+
+class _Termination:
+    """Notes a SIGTERM (as schedulers send it) instead of dying of it; `asked` is 0 or 1."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        signal.signal(signal.SIGTERM, self._note)
+
+    def _note(self, *_: Any) -> None:
+        self.asked = 1
+
+
+def checkpoint_name(step: int) -> str:
+    return f"step{step:06d}"
 
 
 def prompt_order(problems: int, prompts_per_step: int, step: int, seed: int) -> list[int]:
@@ -354,6 +445,14 @@ def _deciding_settings(settings: dict[str, Any]) -> dict[str, Any]:
             if key not in FREE_ON_RESUME.get(section, ()):
                 flat[f"{section}.{key}" if key else section] = value
     return flat
+
+
+def _with_sample_size(metrics: dict[str, float]) -> dict[str, float]:
+    """Kish's effective sample size, as a share of the responses, in place of the mean square."""
+    if SEQUENCE_RATIO_SQUARE in metrics:
+        square = metrics.pop(SEQUENCE_RATIO_SQUARE)
+        metrics["rollout/effective_sample_size"] = metrics["rollout/sequence_ratio"] ** 2 / square
+    return metrics
 
 
 def _progress(metrics: dict[str, float], accuracy: float | None) -> str:

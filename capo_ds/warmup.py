@@ -27,11 +27,14 @@ from transformers.utils import logging as transformers_logging
 from capo_ds.config import Config, ConfigError, ModelConfig, WarmupConfig
 from capo_ds.distributed import comm
 from capo_ds.distributed.supervised import SupervisedEngine
-from capo_ds.evaluation import evaluate
+from capo_ds.evaluation import Evaluator
 from capo_ds.models import load_base_model, load_tokenizer
-from capo_ds.rollout.hf import HuggingFaceSampler
-from capo_ds.tasks import load_problems
+from capo_ds.rollout.base import end_tokens
+from capo_ds.rollout.hf import HuggingFaceSampler, stop_at
+from capo_ds.tasks import Judge, load_problems
 from capo_ds.tasks.demonstrations import demonstrate
+from capo_ds.tasks.prompts import encode as encode_prompts
+from capo_ds.tasks.prompts import render
 
 RISE = 0.05  # share of max_steps in which the learning rate rises linearly
 FINAL_RATE = 0.1  # the cosine ends at this share of the peak learning rate
@@ -72,22 +75,24 @@ def run(config: Config) -> Outcome:
         check_batch_size(config)
         tokenizer = load_tokenizer(config.model.path)
         demonstrations = encode(config, tokenizer)
-        test_problems = load_problems(config.task, "test")
+        judge = Judge(config.reward.time_limit, config.reward.workers)
+        evaluator = Evaluator(config, tokenizer, judge)
         model = load_model(config.model, settings.seed)
     engine = SupervisedEngine(
         model, config.deepspeed, config.train.micro_batch_size, micro_batches_per_step(config)
     )
     sampler = HuggingFaceSampler(
         engine.module,
-        tokenizer.eos_token_id,
+        end_tokens(engine.module, tokenizer),
         tokenizer.pad_token_id,
         config.rollout.max_new_tokens,
         config.rollout.batch_size,
+        stop_at(tokenizer, config.prompt.stop),
     )
     batches = shuffled_batches(demonstrations, settings.batch_size, settings.seed)
 
     def test_accuracy() -> float:
-        return evaluate(sampler, tokenizer, test_problems).accuracy
+        return evaluator.evaluate(sampler)[0].accuracy
 
     outcome = train(engine, batches, tokenizer.pad_token_id, settings, test_accuracy)
     if comm.is_main():
@@ -157,7 +162,7 @@ def encode(config: Config, tokenizer: PreTrainedTokenizerBase) -> list[Demonstra
         ValueError: the task cannot give the problems.
     """
     settings, limits = config.warmup, config.rollout
-    problems = load_problems(config.task, "train")
+    problems = render(load_problems(config.task, "train"), config.prompt, tokenizer)
     try:
         told = demonstrate(problems, settings.styles, settings.seed)
     except ValueError as error:
@@ -165,7 +170,7 @@ def encode(config: Config, tokenizer: PreTrainedTokenizerBase) -> list[Demonstra
     if not told:
         raise ConfigError(f"task.name: {config.task.name!r} has no worked solutions to imitate")
     # In one call each: many times faster than text by text.
-    prompts = tokenizer([problem.prompt for problem, _ in told]).input_ids
+    prompts = encode_prompts(tokenizer, [problem for problem, _ in told])
     completions = tokenizer([text for _, text in told], add_special_tokens=False).input_ids
     demonstrations = [
         Demonstration(prompt, [*completion, tokenizer.eos_token_id])

@@ -33,7 +33,8 @@ def page() -> str:
 
 
 def _section(entry: re.Match) -> str:
-    return entry["key"].rpartition(".")[0]
+    section, dot, _ = entry["key"].partition(".")
+    return section if dot else ""
 
 
 def _row(entry: re.Match) -> str:

@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 
 from capo_ds.config import REPOSITORY, ConfigError, load_config
-from capo_ds.distributed import comm
+from capo_ds.distributed import comm, launch
 from capo_ds.memory import GIB, size
 from capo_ds.telemetry.metrics import read_metrics
 from capo_ds.telemetry.provenance import PACKAGES
@@ -59,7 +59,7 @@ def versions() -> str:
 
 def devices() -> str:
     """A GPU for each rank of the machine, or none at all."""
-    ranks, gpus = comm.ranks_here(), torch.cuda.device_count()
+    ranks, gpus = launch.ranks_here(), torch.cuda.device_count()
     if not gpus:
         return f"no GPU: {ranks} CPU ranks of {torch.get_num_threads()} threads here"
     if ranks > gpus:

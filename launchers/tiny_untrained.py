@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config
 
 from capo_ds.tasks import arithmetic
 from capo_ds.tasks.demonstrations import STYLES
+from capo_ds.tasks.prompts import TEMPLATES
 
 VOCABULARY = 512
 CONTEXT = 256  # tokens
@@ -42,7 +43,12 @@ def train_tokenizer(problems: int = 20_000, seed: int = 0) -> PreTrainedTokenize
         show_progress=False,
     )
     corpus = arithmetic.generate("train", problems, sorted(arithmetic.LEVELS), seed)
-    texts = [p.prompt + tell(p) for p in corpus for tell in STYLES.values()]
+    prompt = TEMPLATES["plain"].text.replace("{instruction}", TEMPLATES["plain"].instruction)
+    texts = [
+        prompt.replace("{problem}", problem.prompt) + tell(problem)
+        for problem in corpus
+        for tell in STYLES.values()
+    ]
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

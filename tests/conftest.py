@@ -1,36 +1,55 @@
 """Helpers shared by the tests: launching real ranks, and a small random model."""
 
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from capo_ds.distributed import comm
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 torch.set_num_threads(1)  # tests run beside the ranks that they launch
+
+
+def clean_environment() -> dict[str, str]:
+    """For ranks: without the variables of a process group that this test process may have."""
+    group = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    kept = {name: value for name, value in os.environ.items() if name not in group}
+    return kept | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def launch(
     ranks: int, script: str | Path, *arguments: str, launcher: str = "deepspeed", status: int = 0
 ) -> subprocess.CompletedProcess:
     """Run a script on some ranks of this machine; its exit status must be as told."""
+    port = str(free_port())
+    python, count = sys.executable, str(ranks)
+    deepspeed = [python, "-m", "deepspeed.launcher.runner", "--num_accelerators", count]
+    torchrun = [python, "-m", "torch.distributed.run", "--nproc_per_node", count]
+    mpirun = [str(Path(python).with_name("mpirun")), "--oversubscribe", "-np", count, python]
     commands = {
-        "deepspeed": ["-m", "deepspeed.launcher.runner", "--num_accelerators", str(ranks)],
-        "torchrun": ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks)],
-        "python": [],
+        "deepspeed": [*deepspeed, "--master_port", port],
+        "torchrun": [*torchrun, "--master_port", port],
+        "mpirun": mpirun,
+        "python": [python],
     }
-    port = str(20000 + os.getpid() % 20000)
-    if launcher == "deepspeed":
-        commands["deepspeed"] += ["--master_port", port]
-    if launcher == "torchrun":
-        commands["torchrun"] += ["--master_port", port]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
-        environment.pop(name, None)  # of a process group that this test process may have
+    environment = clean_environment()
+    if launcher == "mpirun":
+        environment |= {"MASTER_PORT": port, "OMPI_ALLOW_RUN_AS_ROOT": "1"}
+        environment["OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"] = "1"
     result = subprocess.run(
-        [sys.executable, *commands[launcher], str(script), *map(str, arguments)],
+        [*commands[launcher], str(script), *map(str, arguments)],
         cwd=REPOSITORY,
         env=environment,
         capture_output=True,
@@ -44,6 +63,17 @@ def launch(
             f"{result.stdout[-4000:]}\n{result.stderr[-6000:]}"
         )
     return result
+
+
+@pytest.fixture(scope="session")
+def process_group() -> Iterator[None]:
+    """A group of this process alone; one for all tests, since DeepSpeed keeps the first it sees."""
+    environment = dict(os.environ)
+    comm.init()
+    yield
+    comm.finish()
+    os.environ.clear()
+    os.environ.update(environment)
 
 
 @pytest.fixture(scope="session")

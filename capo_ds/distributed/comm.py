@@ -7,8 +7,6 @@ One process with no launcher is a group of one, so that the same code runs under
 from __future__ import annotations
 
 import os
-import socket
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,13 +19,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from capo_ds.config import ConfigError
+from capo_ds.distributed.launch import discover_ranks, ranks_here, tell
 from capo_ds.distributed.watchdog import Watchdog
 
 T = TypeVar("T")
 GLOO_SETTLES = 0.2  # seconds
-RANK_VARIABLES = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID")
-
-
 FAILED = 1  # exit status
 
 _watchdog: Watchdog | None = None
@@ -38,14 +34,6 @@ class PeerError(RuntimeError):
     """Some rank failed in a phase; raised on every rank with the same text."""
 
 
-def launched_rank() -> int:
-    """The rank that the launcher gave this process, known before any process group exists."""
-    for variable in RANK_VARIABLES:
-        if variable in os.environ:
-            return int(os.environ[variable])
-    return 0
-
-
 def init(timeout: timedelta = timedelta(minutes=30)) -> torch.device:
     """Join the process group of whatever launcher started this process; return its device.
 
@@ -54,7 +42,7 @@ def init(timeout: timedelta = timedelta(minutes=30)) -> torch.device:
     """
     if dist.is_initialized():
         return device()
-    _discover_ranks()
+    discover_ranks()
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     elif "OMP_NUM_THREADS" not in os.environ:
@@ -75,38 +63,6 @@ def _end_with_peer(error: str) -> None:
     os._exit(FAILED)
 
 
-def tell(message: str) -> None:
-    """A last word on stderr, once per machine: only one of several may lack a file."""
-    first = launched_rank() == 0
-    if first or os.environ.get("LOCAL_RANK") == "0":
-        where = "" if first else f" on {socket.gethostname()}"
-        print(f"{message}{where}", file=sys.stderr, flush=True)
-
-
-def _discover_ranks() -> None:
-    """Set RANK, LOCAL_RANK, WORLD_SIZE and MASTER_* where the launcher did not."""
-    if "RANK" not in os.environ and launched_by_mpi():
-        from deepspeed.comm.comm import mpi_discovery
-
-        mpi_discovery(distributed_port=int(os.environ.get("MASTER_PORT", 29500)), verbose=False)
-    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
-        os.environ.setdefault(name, value)
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    if "MASTER_PORT" not in os.environ:
-        os.environ["MASTER_PORT"] = str(_free_port())
-
-
-def launched_by_mpi() -> bool:
-    """True under mpirun (OpenMPI or MPICH) and under srun with PMI."""
-    return any(name in os.environ for name in RANK_VARIABLES[1:4])
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def finish() -> None:
     """Leave the process group."""
     if dist.is_initialized():
@@ -124,14 +80,6 @@ def rank() -> int:
 
 def world_size() -> int:
     return dist.get_world_size()
-
-
-def ranks_here() -> int:
-    """Number of ranks on this machine, as the launcher tells it; all of them if it does not."""
-    for variable in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE"):
-        if variable in os.environ:
-            return int(os.environ[variable])
-    return int(os.environ["WORLD_SIZE"])
 
 
 def is_main() -> bool:
@@ -199,6 +147,11 @@ def broadcast(value: Any) -> Any:
     values = [value]
     dist.broadcast_object_list(values, src=0)
     return values[0]
+
+
+def broadcast_tensor(tensor: Tensor) -> None:
+    """Make it rank 0's on every rank, in place."""
+    dist.broadcast(tensor, src=0)
 
 
 def sum_over_ranks(*values: float) -> list[float]:

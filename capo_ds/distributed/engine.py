@@ -20,8 +20,7 @@ from capo_ds.config import Config, ConfigError, OptimizerConfig, resolve_path
 from capo_ds.distributed import comm
 
 STAGES = (0, 1, 2, 3)
-CHECKPOINTS = "checkpoints"
-RANKS = "ranks"  # in a checkpoint: how many ranks saved it
+MOMENTS = ("exp_avg", "exp_avg_sq")
 DECIDED_ELSEWHERE = (
     "optimizer",
     "scheduler",
@@ -53,7 +52,7 @@ class CapoEngine:
             model=policy,
             model_parameters=self.parameters,
             config=settings,
-            lr_scheduler=_schedule(config.optimizer, optimizer_steps),
+            lr_scheduler=_make_schedule(config.optimizer, optimizer_steps),
             dist_init_required=False,
         )
         self.module = self._engine.module
@@ -115,9 +114,16 @@ class CapoEngine:
             self._engine.step()
         return float(self._engine.get_global_grad_norm() if norm is None else norm)
 
-    def _whole(self, parameters: list[nn.Parameter]) -> AbstractContextManager:
-        """Inside, these parameters are whole; does nothing below ZeRO 3."""
-        return import_deepspeed().zero.GatheredParameters(parameters, enabled=self.lockstep)
+    def _whole(
+        self, parameters: list[nn.Parameter], modifier_rank: int | None = None
+    ) -> AbstractContextManager:
+        """Inside, these parameters are whole; does nothing below ZeRO 3.
+
+        modifier_rank: whose changes to them are kept.
+        """
+        return import_deepspeed().zero.GatheredParameters(
+            parameters, modifier_rank, enabled=self.lockstep
+        )
 
     @contextmanager
     def _without_zero_hooks(self) -> Iterator[None]:
@@ -145,47 +151,96 @@ class CapoEngine:
         """Of the next optimizer step."""
         return self._engine.get_lr()[0]
 
-    def save(self, folder: Path, tag: str, state: dict[str, Any]) -> None:
-        """Adapter, optimizer, schedule and `state`, under folder/checkpoints/tag (all ranks)."""
-        self._engine.save_checkpoint(
-            str(folder / CHECKPOINTS),
-            tag,
-            client_state=state,
-            save_latest=False,
-            exclude_frozen_parameters=True,
-        )
-        self.save_adapter(folder / CHECKPOINTS / tag / "adapter")
-        comm.on_main("saving", lambda: self._complete(folder / CHECKPOINTS / tag))
-
     def save_adapter(self, folder: Path) -> None:
         """The LoRA factors in PEFT format (all ranks)."""
         with self._whole(self.parameters):
             comm.on_main("saving the adapter", lambda: self.module.save_pretrained(folder))
 
-    def _complete(self, checkpoint: Path) -> None:
-        """Name the checkpoint as the newest whole one."""
-        (checkpoint / RANKS).write_text(str(comm.world_size()))
-        (checkpoint.parent / "latest").write_text(checkpoint.name)
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Factors and moments by name, whole and on the CPU, and the optimizer's place in the run
+        (JSON); the same at any ZeRO stage, on every rank (all ranks)."""
+        factors = {}
+        with self._whole(self.parameters):
+            for name, parameter in self._named():
+                factors[name] = parameter.detach().cpu().clone()
+        for name, parameter in self._named():
+            for moment in MOMENTS:
+                factors[f"{name}.{moment}"] = self._moment(parameter, moment).cpu().clone()
+        steps = next(iter(self._adam.state.values()))["step"]
+        return factors, {"steps": int(steps), "schedule": self._schedule.state_dict()["last_epoch"]}
 
-    def load(self, folder: Path) -> dict[str, Any] | None:
-        """Restore the newest checkpoint under the folder; its state, or None if there is none.
+    def restore(self, factors: dict[str, Tensor], place: dict[str, Any]) -> None:
+        """Take up what `state` gave, from rank 0 (all ranks); other ranks' `factors` are not read.
 
         Raises:
-            ConfigError: on another number of ranks than saved it.
+            ConfigError: on all ranks, if the factors are of another adapter.
         """
-        latest = folder / CHECKPOINTS / "latest"
-        # Rank 0 decides: it alone is sure to see the file that it wrote.
-        tag = comm.on_main("resume", lambda: latest.read_text() if latest.exists() else None)
-        if tag is None:
-            return None
-        ranks = comm.on_main("resume", lambda: int((latest.parent / tag / RANKS).read_text()))
-        if ranks != comm.world_size():
-            raise ConfigError(
-                f"train.resume: {latest.parent / tag} was saved by {ranks} ranks, not "
-                f"{comm.world_size()}; start as many, or choose another train.output_dir"
+        with comm.together("resume"):
+            if comm.is_main():
+                self._check_factors(factors)
+        self.apply(self.zeros())  # makes every stage set up its optimizer's state
+        for (name, parameter), shape in zip(self._named(), self.shapes, strict=True):
+            value = self._from_main(factors.get(name), shape)
+            with self._whole([parameter], modifier_rank=0):
+                parameter.data.copy_(value)
+            self._set_optimizers_own(parameter, value, None)
+            for moment in MOMENTS:
+                value = self._from_main(factors.get(f"{name}.{moment}"), shape)
+                self._set_optimizers_own(parameter, value, moment)
+        for state in self._adam.state.values():
+            state["step"] = torch.full_like(torch.as_tensor(state["step"]), place["steps"])
+        self._schedule.last_epoch = place["schedule"] - 1
+        self._schedule.step()
+        self._engine.global_steps = place["steps"]
+
+    def _check_factors(self, factors: dict[str, Tensor]) -> None:
+        for (name, _), shape in zip(self._named(), self.shapes, strict=True):
+            if name not in factors or factors[name].shape != shape:
+                raise ConfigError(
+                    f"train.resume: the checkpoint holds no factor {name} of shape {shape}; choose "
+                    "another train.output_dir"
+                )
+
+    def _from_main(self, value: Tensor | None, shape: tuple[int, int]) -> Tensor:
+        if not comm.is_main():
+            value = torch.empty(shape)
+        value = value.to(comm.device())
+        comm.broadcast_tensor(value)
+        return value
+
+    def _named(self) -> list[tuple[str, nn.Parameter]]:
+        return [(n, p) for n, p in self.module.named_parameters() if p.requires_grad]
+
+    @property
+    def _adam(self) -> Optimizer:
+        return self._engine.basic_optimizer
+
+    @property
+    def _schedule(self) -> LambdaLR:
+        return self._engine.lr_scheduler
+
+    def _moment(self, parameter: nn.Parameter, moment: str) -> Tensor:
+        if self._stage == 0:
+            return self._adam.state[parameter][moment]
+        return import_deepspeed().utils.safe_get_full_optimizer_state(parameter, moment)
+
+    @torch.no_grad()
+    def _set_optimizers_own(
+        self, parameter: nn.Parameter, value: Tensor, moment: str | None
+    ) -> None:
+        """The optimizer's moment of a factor, or (None) its own copy of the factor."""
+        if self._stage == 0:
+            if moment:
+                self._adam.state[parameter][moment].copy_(value)
+        elif self._stage < 3:
+            parameter.set_full_hp_param(value, moment)
+        else:  # not by its set_full_hp_param, which fails where ranks do not divide the size
+            own, _ = self._engine.optimizer._get_fp32_opt_state_partition(
+                parameter, release_swap_buffers=False, optim_state_key=moment
             )
-        _, state = self._engine.load_checkpoint(str(latest.parent), tag, load_module_strict=False)
-        return state
+            padding = own.numel() * comm.world_size() - value.numel()
+            shards = nn.functional.pad(value.flatten(), (0, padding)).split(own.numel())
+            own.copy_(shards[comm.rank()])
 
 
 def _check_finite(gradient: list[Tensor]) -> None:
@@ -279,5 +334,5 @@ def learning_rate_factor(step: int, config: OptimizerConfig, steps: int) -> floa
     return left if config.schedule == "linear" else 0.5 * (1 - math.cos(math.pi * left))
 
 
-def _schedule(config: OptimizerConfig, steps: int) -> Callable[[Optimizer], LambdaLR]:
+def _make_schedule(config: OptimizerConfig, steps: int) -> Callable[[Optimizer], LambdaLR]:
     return partial(LambdaLR, lr_lambda=partial(learning_rate_factor, config=config, steps=steps))

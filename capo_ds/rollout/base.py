@@ -1,18 +1,60 @@
-"""What a sampler returns."""
+"""What a sampler is, and what it returns."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
-from typing import TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
+from capo_ds.config import ConfigError
 from capo_ds.seeding import Stream, generator
 
 Rows = TypeVar("Rows", bound="Rollout")
+
+
+class Draw(NamedTuple):
+    """Where in a run a prompt is sampled: all that its responses' random numbers depend on."""
+
+    seed: int  # of the run
+    step: int
+    prompt: int  # number of the prompt within the step
+
+
+class Sampler(Protocol):
+    """Samples responses from the policy. All methods are called on all ranks together.
+
+    Prompts are token ids. An empty one, or one that leaves no room for a response within the
+    model's context, raises `ValueError`; an empty list of prompts gives an empty rollout.
+    """
+
+    def awake(self) -> AbstractContextManager[None]:
+        """Inside, the sampler may hold the device's memory; the other methods are called there."""
+
+    def sync(self) -> None:
+        """Take over the policy's weights as they are now."""
+
+    def sample(
+        self,
+        prompts: list[list[int]],
+        draws: list[Draw],
+        samples: int,
+        temperature: float,
+        max_new_tokens: int | None = None,
+    ) -> Rollout:
+        """`samples` responses to each prompt, neighbours in the rollout; `draws` one a prompt.
+
+        max_new_tokens: in place of the sampler's own limit.
+        """
+
+    def greedy(self, prompts: list[list[int]]) -> Rollout:
+        """The most likely response to each prompt."""
 
 
 PROMPT = {"layout": "prompt"}  # a field (n, P), left-padded
@@ -65,6 +107,36 @@ class Rollout:
         return type(self)(**taken)
 
 
+def model_context(model: nn.Module) -> int:
+    """The longest sequence, in tokens, that the model's positions are made for."""
+    return getattr(model.config, "max_position_embeddings", sys.maxsize)
+
+
+def check_length(
+    prompt: int, max_new_tokens: int, context: int, key: str = "rollout.max_new_tokens"
+) -> None:
+    """Raises `ConfigError` if prompt and response together may exceed the context (tokens).
+
+    key: the setting that max_new_tokens comes from.
+    """
+    if prompt + max_new_tokens > context:
+        raise ConfigError(
+            f"{key}: {max_new_tokens} after a prompt of {prompt} tokens exceed a "
+            f"context of {context}; lower it, or rollout.max_prompt_tokens to leave out the prompt"
+        )
+
+
+def check_prompts(prompts: list[list[int]], max_new_tokens: int, context: int) -> None:
+    """Refuse prompts that no response can be sampled to.
+
+    Raises:
+        ValueError: if a prompt is empty, or with max_new_tokens longer than the context.
+    """
+    check_length(max(map(len, prompts), default=0), max_new_tokens, context)
+    if [] in prompts:
+        raise ValueError(f"prompt {prompts.index([])} is empty: there is nothing to continue")
+
+
 def left_pad(prompts: list[list[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Token ids (n, P) and their mask (n, P) of bool."""
     width = max((len(prompt) for prompt in prompts), default=0)
@@ -92,6 +164,51 @@ def concatenate(parts: list[Rollout], pad: int) -> Rollout:
 def _widen(values: Tensor, width: int, left: bool, fill: int) -> Tensor:
     missing = width - values.shape[1]
     return torch.nn.functional.pad(values, (missing, 0) if left else (0, missing), value=fill)
+
+
+def end_tokens(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The tokens that end a response: the tokenizer's own, and those of the generation config
+    (chat models end a turn and a text with different ones)."""
+    configured = model.generation_config.eos_token_id
+    configured = configured if isinstance(configured, list) else [configured]
+    return tuple(sorted({tokenizer.eos_token_id, *configured} - {None}))
+
+
+def assemble(
+    prompts: list[list[int]],  # one a response
+    completions: list[list[int]],  # end token included
+    log_probs: list[list[float]],
+    truncated: list[bool],
+    pad: int,
+    device: torch.device,
+) -> Rollout:
+    """A rollout from an engine's lists.
+
+    An engine tells no distributions: the entropy is estimated from the one token drawn, as
+    -log p, whose mean is the entropy.
+    """
+    prompt_ids, prompt_mask = left_pad(prompts, pad, device)
+    width = max(map(len, completions), default=0)
+    values = torch.zeros(len(prompts), width)
+    ids, mask = torch.full(values.shape, pad), torch.zeros(values.shape, dtype=torch.bool)
+    for row, (completion, numbers) in enumerate(zip(completions, log_probs, strict=True)):
+        ids[row, : len(completion)] = torch.tensor(completion, dtype=torch.long)
+        values[row, : len(completion)] = torch.tensor(numbers)
+        mask[row, : len(completion)] = True
+    return Rollout(
+        prompt_ids=prompt_ids,
+        prompt_mask=prompt_mask,
+        completion_ids=ids.to(device),
+        completion_mask=mask.to(device),
+        log_probs=values.to(device),
+        entropy=-values.to(device),
+        truncated=torch.tensor(truncated, dtype=torch.bool, device=device),
+    )
+
+
+def request_seed(draw: Draw) -> int:
+    """A seed for an engine that draws its own numbers; a prompt's samples take those after it."""
+    return int(generator(draw.seed, Stream.SAMPLING, draw.step, draw.prompt).integers(2**62))
 
 
 def uniforms(seed: int, step: int, prompt: int, samples: int, tokens: int) -> np.ndarray:

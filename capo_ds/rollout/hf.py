@@ -6,36 +6,76 @@ drawn by inverting the distribution at given uniform numbers (see `uniforms`).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedTokenizerBase, StopStringCriteria
 
 from capo_ds.models import position_ids
-from capo_ds.rollout.base import Rollout, concatenate, left_pad
+from capo_ds.rollout.base import (
+    Draw,
+    Rollout,
+    check_prompts,
+    concatenate,
+    left_pad,
+    model_context,
+    uniforms,
+)
 
 COMPACT_BELOW = 0.8  # drop ended rows once fewer than this share of the batch is alive
 
 
 class HuggingFaceSampler:
-    """Responses from a causal LM on this rank. `temperature` 0 decodes greedily."""
+    """A `Sampler` on this rank's training model, whose weights are always in step.
 
-    def __init__(self, model: nn.Module, eos: int, pad: int, max_new_tokens: int, batch_size: int):
-        self.model, self.eos, self.pad = model, eos, pad
+    ends: the tokens that end a response. stop: from token ids (rows, tokens so far), the rows that
+    have ended otherwise; see `stop_at`. `temperature` 0 decodes greedily.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        ends: Sequence[int],
+        pad: int,
+        max_new_tokens: int,
+        batch_size: int,
+        stop: Callable[[Tensor], Tensor] | None = None,
+    ):
+        self.model, self.pad, self.stop = model, pad, stop
         self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
+        self.context = model_context(model)
+        self._ends = torch.tensor(ends)
+
+    def awake(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def sync(self) -> None:
+        pass  # there is but one set of weights
 
     def greedy(self, prompts: list[list[int]]) -> Rollout:
-        """The most likely response to each prompt (token ids)."""
         return self._in_batches(prompts, np.zeros((len(prompts), 1, self.max_new_tokens)), 0.0)
 
-    def sample(self, prompts: list[list[int]], noise: np.ndarray, temperature: float) -> Rollout:
-        """G responses per prompt. noise: (prompts, G, max_new_tokens), uniform in [0, 1)."""
-        return self._in_batches(prompts, noise, temperature)
+    def sample(
+        self,
+        prompts: list[list[int]],
+        draws: list[Draw],
+        samples: int,
+        temperature: float,
+        max_new_tokens: int | None = None,
+    ) -> Rollout:
+        limit = max_new_tokens or self.max_new_tokens
+        noise = [uniforms(*draw, samples, limit) for draw in draws]
+        return self._in_batches(prompts, np.reshape(noise, (-1, samples, limit)), temperature)
 
     @torch.no_grad()
     def _in_batches(
         self, prompts: list[list[int]], noise: np.ndarray, temperature: float
     ) -> Rollout:
+        """G responses per prompt. noise: (prompts, G, tokens), uniform in [0, 1)."""
+        check_prompts(prompts, noise.shape[2], self.context)
         per_batch = max(1, self.batch_size // noise.shape[1])
         by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
         batches = [by_length[i : i + per_batch] for i in range(0, len(prompts), per_batch)]
@@ -52,6 +92,7 @@ class HuggingFaceSampler:
         group, limit = noise.shape[1:]
         prompt_ids, prompt_mask = left_pad(prompts, self.pad, device)
         n = len(prompts) * group
+        ends = self._ends.to(device)
         uniform = torch.as_tensor(noise, device=device).reshape(n, limit)
         result = Rollout(
             prompt_ids=prompt_ids.repeat_interleave(group, 0),
@@ -79,7 +120,9 @@ class HuggingFaceSampler:
             result.completion_mask[writing, step] = True
             result.log_probs[writing, step] = log_probs[alive]
             result.entropy[writing, step] = entropy[alive]
-            ended = alive & (tokens == self.eos)
+            ended = alive & torch.isin(tokens, ends)
+            if self.stop:
+                ended |= alive & self.stop(result.completion_ids[rows, : step + 1])
             result.truncated[rows[ended]] = False
             alive &= ~ended
             left = int(alive.sum())
@@ -110,6 +153,19 @@ class HuggingFaceSampler:
             .logits[:, -1]
             .float()
         )
+
+
+def stop_at(
+    tokenizer: PreTrainedTokenizerBase, strings: Sequence[str]
+) -> Callable[[Tensor], Tensor] | None:
+    """Which rows of token ids (rows, tokens) end in one of the strings; None without strings.
+
+    A string may end inside the last token.
+    """
+    if not strings:
+        return None
+    criterion = StopStringCriteria(tokenizer, list(strings))
+    return lambda ids: criterion(ids, None)
 
 
 def _draw(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:

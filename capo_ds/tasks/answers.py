@@ -1,7 +1,8 @@
 r"""Reading a final answer: `\boxed{...}` extraction and exact comparison of numbers.
 
 Completions are untrusted text: nothing here evaluates them, and long numbers or large exponents
-are refused before any arithmetic is done on them.
+are refused before any arithmetic is done on them. What is decided here needs no worker process;
+`judge` sends the rest to math-verify.
 """
 
 import re
@@ -11,11 +12,32 @@ from fractions import Fraction
 BOX = r"\boxed"
 MAX_NUMBER_LENGTH = 64  # characters; longer text is compared as text
 MAX_EXPONENT = 64  # |exponent| of scientific notation; 1e999999999 must not build that integer
+MAX_ANSWER_LENGTH = 512  # characters; no reference answer of the benchmarks is half as long
+MAX_TOWER = 2  # nested exponents: e^{x^2} is read, 5^{5^{5^5}} is not
+MAX_DEPTH = 32  # nested braces and parentheses; the parser takes seconds for hundreds
 
 # Digits with optional thousands separators, an optional decimal part, an optional exponent.
 _DECIMAL = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+"
 _NUMBER = re.compile(rf"(?P<sign>[+-]?)(?P<decimal>{_DECIMAL})(?:[eE](?P<exponent>[+-]?[0-9]+))?")
 _RATIO = re.compile(r"(?P<sign>[+-]?)(?P<numerator>[0-9]+) ?/ ?(?P<denominator>[0-9]+)")
+# LaTeX that means one of the above; each is replaced before the number is read.
+_SEPARATOR = re.compile(r"(?:\{,\}|,\\!|\\[,!;: ])(?=[0-9]{3})")
+_FRACTION = re.compile(
+    r"(?P<sign>[+-]?) ?\\[dt]?frac ?(?:\{(?P<n>[+-]?[0-9]+)\}|(?P<n1>[0-9])) ?"
+    r"(?:\{(?P<d>[0-9]+)\}|(?P<d1>[0-9]))"
+)
+_SCIENTIFIC = re.compile(
+    r"(?P<factor>[+-]?[0-9.]+) ?(?:\\times|\\cdot|\u00d7) ?10\^"
+    r"(?:\{(?P<e>[+-]?[0-9]+)\}|(?P<e1>[0-9]))"
+)
+# More digits than a number may have, an exponent of six digits or more, a tower without braces.
+_COSTLY = re.compile(rf"[0-9]{{{MAX_NUMBER_LENGTH + 1}}}|\^\{{?[+-]?[0-9]{{6}}|\^[0-9]+\^")
+# A sum, a difference or a product that the solver left to the reader; two numbers side by side,
+# unless the second begins a fraction (3 1/2).
+_UNEVALUATED = re.compile(
+    r"[0-9)}] ?(?:[-+*\u00d7\u00b7\u00f7\u2212]|\\times|\\cdot|\\div) ?[0-9({\\]"
+    r"|[0-9]\s+[0-9]+(?![0-9]| ?/)"
+)
 
 
 @dataclass(frozen=True)
@@ -45,14 +67,16 @@ def find_boxes(text: str) -> list[Box]:
 
 
 def parse_number(text: str) -> Fraction | None:
-    """The exact value of an integer, decimal, scientific number or ratio; None for anything else.
+    r"""The exact value of an integer, decimal, scientific number or ratio; None for anything else.
 
     `27`, `27.0`, `+27`, `1,234`, `1.5e3` and `3/4` are numbers; `12,34`, `1/0` and `0x10` are not.
+    So are their usual forms in LaTeX: `1{,}234`, `1,\!234`, `\$27`, `$27$`, `\frac{3}{4}`,
+    `\frac34`, `1.5 \times 10^{3}`.
     Text longer than MAX_NUMBER_LENGTH or an exponent beyond MAX_EXPONENT is not read as a number.
     """
-    text = text.strip().replace("\N{MINUS SIGN}", "-")
     if len(text) > MAX_NUMBER_LENGTH:
         return None
+    text = _as_plain(text)
     if match := _NUMBER.fullmatch(text):
         exponent = int(match["exponent"] or 0)
         if abs(exponent) > MAX_EXPONENT:
@@ -65,12 +89,62 @@ def parse_number(text: str) -> Fraction | None:
     return None
 
 
-def same_answer(given: str, reference: str) -> bool:
-    """Whether two answers are equal: as exact numbers, or as text when neither is a number."""
-    given_value, reference_value = parse_number(given), parse_number(reference)
-    if given_value is None and reference_value is None:
-        return " ".join(given.split()) == " ".join(reference.split())
-    return given_value == reference_value
+def compare_exactly(given: str, reference: str) -> bool | None:
+    """Whether two answers are equal, where text or exact numbers decide it; None where not.
+
+    The same text is the same answer. Two numbers are equal when their values are: 0.5 is 1/2,
+    0.3333333 is not 1/3. Where the reference is a number, an answer that leaves a sum or a product
+    of numbers to the reader (`8+8` for 16) is wrong: it would be paid for not solving the problem.
+    """
+    if " ".join(given.split()) == " ".join(reference.split()):
+        return True
+    reference_value = parse_number(reference)
+    if reference_value is None:
+        return None
+    given_value = parse_number(given)
+    if given_value is not None:
+        return given_value == reference_value
+    value = given[:MAX_ANSWER_LENGTH].rpartition("=")[2]
+    return False if _UNEVALUATED.search(value) else None
+
+
+def too_costly(answer: str) -> bool:
+    """Whether an answer is refused unread: too long, too deep, huge powers, foreign digits."""
+    if len(answer) > MAX_ANSWER_LENGTH or _COSTLY.search(answer):
+        return True
+    depth, tower = _nesting(answer)
+    if depth > MAX_DEPTH or tower > MAX_TOWER:
+        return True
+    return any(character.isdigit() and not character.isascii() for character in answer)
+
+
+def _nesting(text: str) -> tuple[int, int]:
+    """How deep braces and parentheses are nested, and powers in exponents: 2^{3^4} is (1, 2)."""
+    depth, tower, heights, before = 0, 0, [0], ""  # heights: powers around each open brace
+    for character in text.replace(" ", ""):
+        if character == "^":
+            tower = max(tower, heights[-1] + 1)
+        elif character in "{(":
+            heights.append(heights[-1] + (before == "^"))
+            depth = max(depth, len(heights) - 1)
+        elif character in "})" and len(heights) > 1:
+            heights.pop()
+        before = character
+    return depth, tower
+
+
+def _as_plain(text: str) -> str:
+    """A number in LaTeX as plain text; other text comes back much as it was."""
+    text = text.strip().replace("\N{MINUS SIGN}", "-").removesuffix(".")
+    if len(text) > 1 and text[0] == text[-1] == "$":
+        text = text[1:-1].strip()
+    text = text.removeprefix("\\$").removeprefix("$").strip()
+    text = _SEPARATOR.sub(",", text)
+    if match := _FRACTION.fullmatch(text):
+        return f"{match['sign']}{match['n'] or match['n1']}/{match['d'] or match['d1']}"
+    if match := _SCIENTIFIC.fullmatch(text):
+        return f"{match['factor']}e{match['e'] or match['e1']}"
+    return text
 
 
 def _is_escaped(text: str, position: int) -> bool:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 from capo_ds.tasks.base import Problem
 
-INSTRUCTION = r"Put the final answer in \boxed{}."
+SIZES = {"train": 4096, "test": 256}  # problems of a split, where the config names no number
 TEST_SHARE = 8  # one chain of operations in so many is held out for the test split
 MAX_START = 60  # largest number a story starts with
 MAX_OPERAND = 40  # largest number added or taken away
@@ -196,7 +196,7 @@ def _tell(rng: random.Random, chain: Chain, level: int) -> Problem:
     shared = chain.steps[-1][0] == "/"
     sentences.append(rng.choice(SHARE_QUESTIONS if shared else QUESTIONS).format(**words))
     return Problem(
-        prompt=" ".join([*sentences, INSTRUCTION]) + "\n",
+        prompt=" ".join(sentences),
         answer=str(chain.results()[-1]),
         solution=worked_solution(chain),
         columns={"level": level, "expression": chain.expression},

@@ -9,11 +9,13 @@ class Problem:
     """One prompt with a verifiable answer.
 
     Attributes:
-        prompt: full text given to the model; the completion follows it directly.
+        prompt: the problem's own text as the task tells it; after `prompts.render`, the full text
+            given to the model, which the completion follows directly.
         answer: reference answer, as it would stand inside the box.
         solution: worked solution in the required format (it scores 1.0), used as a demonstration
             in the supervised warm-up; None where the task has none.
-        columns: further facts about the problem, such as its level, for reports by group.
+        columns: the data set's row, or further facts such as the level: what a user's reward
+            function gets, and what reports group by.
     """
 
     prompt: str

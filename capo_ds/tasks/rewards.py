@@ -1,4 +1,4 @@
-r"""The rule-based reward.
+r"""The rule-based reward, and rewards that the user supplies.
 
 A completion has the right format when
 1. the text `\boxed` occurs in it exactly once;
@@ -7,29 +7,60 @@ A completion has the right format when
 3. after the box stand only whitespace, full stops and closers of a formula (`$`, `\)`, `\]`).
 Any reasoning may stand before the box. So a completion that boxes two answers, goes on talking
 after its answer, or is cut off inside the box has the wrong format, whatever its number is.
+
+Only the completion is read: a box in the question counts for nothing.
 """
 
+from __future__ import annotations
+
+import importlib.util
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from capo_ds.tasks.answers import BOX, find_boxes, same_answer
+from capo_ds.tasks.answers import BOX, find_boxes
 from capo_ds.tasks.base import Problem
+from capo_ds.tasks.judge import Judge
+from capo_ds.tasks.worker import Comparison
 
+if TYPE_CHECKING:
+    from capo_ds.config import RewardConfig
+
+RULE = "rule"  # the name of the rule of this module among reward functions
 REWARD_CORRECT = 1.0  # right format, right answer
 REWARD_INCORRECT = -0.5  # right format, wrong answer
 REWARD_UNFORMATTED = -1.0  # wrong format
 
 _ENDING = re.compile(r"(?:[\s.$]|\\\)|\\\])*")
 
+RewardFunction = Callable[..., Sequence[float | None]]
+
 
 @dataclass(frozen=True)
 class Verdict:
-    """Judgement of one completion; `correct` implies `formatted`."""
+    """Judgement of one completion by the rule; `correct` implies `formatted`."""
 
     reward: float
     formatted: bool
     correct: bool
+    comparison: Comparison | None = None  # of the boxed answer; None without the format
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Rewards of a list of completions.
+
+    Attributes:
+        verdicts: by the rule, whichever functions give the reward.
+        rewards: the weighted sum over the functions.
+        parts: by function, the rewards that it gave (unweighted; None where it gave none).
+    """
+
+    verdicts: list[Verdict]
+    rewards: list[float]
+    parts: dict[str, list[float | None]]
 
 
 def final_answer(completion: str) -> str | None:
@@ -42,22 +73,119 @@ def final_answer(completion: str) -> str | None:
     return boxes[0].content if _ENDING.fullmatch(completion, boxes[0].end) else None
 
 
-def judge(completion: str, problem: Problem) -> Verdict:
-    """Apply the rule to one completion, given as text without special tokens."""
-    answer = final_answer(completion)
-    if answer is None:
-        return Verdict(REWARD_UNFORMATTED, formatted=False, correct=False)
-    if same_answer(answer, problem.answer):
-        return Verdict(REWARD_CORRECT, formatted=True, correct=True)
-    return Verdict(REWARD_INCORRECT, formatted=True, correct=False)
-
-
-def score(completions: Sequence[str], problems: Sequence[Problem]) -> list[Verdict]:
-    """Judge completions[i] against problems[i].
+def score(completions: Sequence[str], problems: Sequence[Problem], judge: Judge) -> list[Verdict]:
+    """Apply the rule to completions[i], text without special tokens, as an answer to problems[i].
 
     Raises:
         ValueError: the two sequences differ in length.
     """
     if len(completions) != len(problems):
         raise ValueError(f"{len(completions)} completions for {len(problems)} problems")
-    return [judge(*pair) for pair in zip(completions, problems, strict=True)]
+    answers = [final_answer(completion) for completion in completions]
+    pairs = [
+        (answer, problem.answer)
+        for answer, problem in zip(answers, problems, strict=True)
+        if answer is not None
+    ]
+    comparisons = iter(judge.compare(pairs))
+    return [_verdict(None if answer is None else next(comparisons)) for answer in answers]
+
+
+def _verdict(comparison: Comparison | None) -> Verdict:
+    if comparison is None:
+        return Verdict(REWARD_UNFORMATTED, formatted=False, correct=False)
+    correct = comparison is Comparison.EQUAL
+    reward = REWARD_CORRECT if correct else REWARD_INCORRECT
+    return Verdict(reward, formatted=True, correct=correct, comparison=comparison)
+
+
+class Scorer:
+    """The reward that a config asks for: the rule, the user's functions, or a weighted sum."""
+
+    def __init__(self, config: RewardConfig, judge: Judge):
+        """Raises `ConfigError` if a function cannot be loaded."""
+        self._judge = judge
+        self._weights = {entry.function: entry.weight for entry in config.functions}
+        self._functions = {name: load_function(name) for name in self._weights if name != RULE}
+
+    def __call__(self, completions: Sequence[str], problems: Sequence[Problem]) -> Scores:
+        """Rewards of completions[i] as an answer to problems[i].
+
+        Raises:
+            RuntimeError: a user's function failed or returned what is no list of rewards.
+        """
+        verdicts = score(completions, problems, self._judge)
+        parts = {
+            name: _call(name, self._functions[name], completions, problems)
+            if name in self._functions
+            else [verdict.reward for verdict in verdicts]
+            for name in self._weights
+        }
+        rewards = [self._sum(given) for given in zip(*parts.values(), strict=True)]
+        return Scores(verdicts, rewards, parts)
+
+    def _sum(self, given: Sequence[float | None]) -> float:
+        """The weighted sum of what each function gave one completion."""
+        weighted = zip(self._weights.values(), given, strict=True)
+        terms = [weight * reward for weight, reward in weighted if reward is not None]
+        if not terms:
+            raise RuntimeError(f"{', '.join(self._weights)}: no function rewards a completion")
+        return math.fsum(terms)
+
+
+def load_function(name: str) -> RewardFunction:
+    """The function that `file.py:function` names; the file is run once.
+
+    Raises:
+        ConfigError: no such file or function, or the file does not run.
+    """
+    from capo_ds.config import ConfigError, resolve_path
+
+    path, separator, attribute = name.rpartition(":")
+    key = "reward.functions"
+    if not separator or not path.endswith(".py"):
+        raise ConfigError(f"{key}: {name!r} is neither {RULE!r} nor of the form file.py:function")
+    file = resolve_path(key, path)
+    spec = importlib.util.spec_from_file_location(f"capo_ds_user_{file.stem}", file)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ConfigError(f"{key}: {file} does not run: {_told(error)}") from error
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        raise ConfigError(f"{key}: {file} has no function {attribute!r}")
+    return function
+
+
+def _call(
+    name: str, function: RewardFunction, completions: Sequence[str], problems: Sequence[Problem]
+) -> list[float | None]:
+    """Call a user's function as TRL does: lists by keyword, one per column of the data set.
+
+    `references` are the parsed answers; a column cannot take the place of the three that are ours.
+    """
+    if not problems:  # a rank without prompts in this step
+        return []
+    columns = {key: [p.columns.get(key) for p in problems] for key in problems[0].columns}
+    ours = {
+        "prompts": [problem.prompt for problem in problems],
+        "completions": list(completions),
+        "references": [problem.answer for problem in problems],
+    }
+    try:
+        rewards = function(**columns | ours)
+        values = [None if reward is None else float(reward) for reward in rewards]
+    except Exception as error:
+        raise RuntimeError(f"reward function {name}: {_told(error)}") from error
+    if len(values) != len(completions):
+        raise RuntimeError(
+            f"reward function {name}: {len(values)} rewards for {len(completions)} completions"
+        )
+    if bad := [value for value in values if value is not None and not math.isfinite(value)]:
+        raise RuntimeError(f"reward function {name}: {bad[0]} is no reward")
+    return values
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -47,15 +48,22 @@ COMPARED = ("eval/accuracy", "reward/mean", "conflict/all_after")  # by TensorBo
 
 
 class Means:
-    """Running means of named quantities, mergeable over ranks."""
+    """Running means (and maxima) of named quantities, mergeable over ranks."""
 
     def __init__(self) -> None:
         self.sums: dict[str, tuple[float, int]] = {}
+        self.maxima: dict[str, float] = {}
 
     def add(self, name: str, values: Tensor | float) -> None:
         """Take in one number, or every entry of a tensor."""
         values = torch.as_tensor(values, dtype=torch.float64)
         self._add(name, float(values.sum()), values.numel())
+
+    def add_max(self, name: str, values: Tensor | float) -> None:
+        """Take in one number, or every entry of a tensor, of which the largest is told."""
+        values = torch.as_tensor(values, dtype=torch.float64)
+        if values.numel():
+            self.maxima[name] = max(float(values.max()), self.maxima.get(name, -math.inf))
 
     def _add(self, name: str, total: float, count: int) -> None:
         known_total, known_count = self.sums.get(name, (0.0, 0))
@@ -65,16 +73,20 @@ class Means:
         """What has been added since the last `take`; starts afresh."""
         taken = Means()
         taken.sums, self.sums = self.sums, {}
+        taken.maxima, self.maxima = self.maxima, {}
         return taken
 
     @staticmethod
     def merge(parts: list[Means]) -> dict[str, float]:
-        """Means over all parts; a name that no part has values for is left out."""
+        """Means and maxima over all parts; a name that no part has values for is left out."""
         whole = Means()
         for part in parts:
             for name, (total, count) in part.sums.items():
                 whole._add(name, total, count)
-        return {name: total / count for name, (total, count) in whole.sums.items() if count}
+            for name, value in part.maxima.items():
+                whole.add_max(name, value)
+        means = {name: total / count for name, (total, count) in whole.sums.items() if count}
+        return means | whole.maxima
 
 
 class PhaseTimer:

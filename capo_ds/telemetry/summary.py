@@ -25,7 +25,8 @@ def startup_summary(
         **facts,
         "rollout": f"{rollout.prompts_per_step} prompts x {rollout.group_size} responses = "
         f"{samples} samples a step, up to {rollout.max_new_tokens} tokens, "
-        f"temperature {rollout.temperature:g}",
+        f"temperature {rollout.temperature:g}, sampler {rollout.sampler}, importance correction "
+        f"{rollout.importance_correction}",
         "aggregator": config.aggregator
         + (f" {_values(config.capo)}" if config.aggregator == "capo" else ""),
         "gradients": _gradients_row(config, store),

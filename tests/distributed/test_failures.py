@@ -19,7 +19,7 @@ TRAIN = REPOSITORY / "launchers" / "train.py"
         ("unnamed", "rank {last}: ZeroDivisionError: a bug"),
     ],
 )
-@pytest.mark.parametrize(("launcher", "ranks"), [("deepspeed", 2), ("torchrun", 4)])
+@pytest.mark.parametrize(("launcher", "ranks"), [("deepspeed", 2), ("torchrun", 4), ("mpirun", 2)])
 def test_no_rank_waits_for_one_that_has_failed(way, words, launcher, ranks):
     start = time.monotonic()
     arguments = ["--config", str(RECIPE), "--set", f"train.output_dir={way}"]

@@ -35,6 +35,20 @@ RECIPES = sorted((REPOSITORY / "launchers" / "recipes").glob("*.yaml"))
             {"gradients": {"store": "recompute"}},
             ["gradients.store", "recompute", "gradients.sketch"],
         ),
+        ({"task": {"name": "custom", "path": "a.jsonl"}}, ["'custom'", "prompt_column"]),
+        ({"task": {"name": "gsm9k"}}, ["task.name", "'gsm9k'", "gsm8k"]),
+        ({"prompt": {"template": "qwen"}}, ["prompt.template", "'qwen'", "{problem}"]),
+        ({"reward": {"functions": [{"weight": 1}]}}, ["reward.functions.0.function"]),
+        (
+            {"reward": {"functions": [{"function": "rule", "weigth": 1}]}},
+            ["reward.functions.0.weigth", "did you mean reward.functions.weight"],
+        ),
+        (
+            {"reward": {"functions": [{"function": "rule"}] * 2}},
+            ["reward.functions", "rule", "twice"],
+        ),
+        ({"evaluation": {"benchmarks": [{"name": "math"}] * 2}}, ["benchmarks", "math", "relabel"]),
+        ({"evaluation": {"samples": 4}}, ["evaluation.samples", "4", "evaluation.temperature"]),
         ({"zzz": 1}, ["zzz", "unknown key", "rollout"]),
     ],
 )
@@ -86,7 +100,32 @@ def test_the_aggregators_are_those_of_the_aggregation_room():
 
 
 def test_there_are_recipes():
-    assert {"quickstart", "warmup-arithmetic"} <= {path.stem for path in RECIPES}
+    names = {"quickstart", "warmup-arithmetic", "qwen2.5-1.5b-gsm8k", "qwen2.5-3b-math"}
+    assert names | {"smollm2-135m-gsm8k", "smoke"} <= {path.stem for path in RECIPES}
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "task"),
+    [
+        ("qwen2.5-1.5b-gsm8k", "Qwen/Qwen2.5-1.5B", "gsm8k"),
+        ("qwen2.5-3b-math", "Qwen/Qwen2.5-3B", "math"),
+    ],
+)
+def test_the_papers_recipes_hold_its_setting(name, model, task):
+    recipe = load_config(REPOSITORY / "launchers" / "recipes" / f"{name}.yaml")
+    assert (recipe.model.path, recipe.task.name) == (model, task)
+    assert (recipe.model.lora_rank, recipe.model.lora_alpha) == (64, 128)
+    assert recipe.model.lora_targets == ["q_proj", "k_proj", "v_proj", "o_proj"]
+    rollout, objective = recipe.rollout, recipe.objective
+    assert (rollout.prompts_per_step, rollout.group_size, rollout.temperature) == (64, 8, 1.0)
+    assert (objective.clip_low, objective.clip_high, objective.kl_weight) == (0.2, 0.2, 0.001)
+    assert (objective.epochs, objective.minibatches) == (1, 1)
+    assert recipe.optimizer.learning_rate == 1e-6
+    assert (recipe.gradients.sketch, recipe.gradients.sketch_dim) == ("rademacher", 8192)
+    assert recipe.capo.radius in (0.1, 0.5, 1.0) and recipe.capo.region == "difference"
+    benchmarks = [benchmark.name for benchmark in recipe.evaluation.benchmarks]
+    assert benchmarks == [task, "amc23", "aime24"]
+    assert (recipe.evaluation.samples, recipe.evaluation.temperature) == (1, 0)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -105,6 +144,8 @@ def test_resolved_config_reads_back_as_itself(tmp_path):
 def test_reference_names_every_key():
     reference = config_reference()
     assert "task.levels (list[int]," in reference and "Annotated" not in reference
+    assert "evaluation.limit (int | null, default null)" in reference
+    assert "reward.functions.function (str, required)" in reference
     for section, field in Config.model_fields.items():
         keys = getattr(field.annotation, "model_fields", {})
         for key in keys:

@@ -53,3 +53,18 @@ def test_the_plan_counts_the_shapes_of_the_run(random_model):
     assert stores["recompute"] == Capacity(samples * 4 * 100 + 4 * parameters, 0)
     exact = config.model_copy(update={"gradients": type(config.gradients)()})
     assert "recompute" not in plan_memory(exact, policy, 2, Capacity(GIB, GIB)).stores
+
+
+@pytest.mark.parametrize(("shared", "row"), [(True, "vLLM"), (False, "larger of training")])
+def test_vllm_is_in_the_plan_and_asleep_on_gpus(random_model, shared, row):
+    settings = {"model": {"path": random_model}, "rollout": {"vllm_cache_gib": 3.0}}
+    policy = load_policy(parse_config(settings).model, seed=0)
+    capacity = Capacity(GIB, GIB, shared)
+
+    def needs(sampler: str) -> dict[str, int]:
+        settings["rollout"]["sampler"] = sampler
+        return plan_memory(parse_config(settings), policy, 1, capacity).needs
+
+    of_vllm = next(count for name, count in needs("vllm").items() if row in name)
+    assert 3 * GIB < of_vllm < 3.1 * GIB
+    assert max(needs("server").values()) < GIB

@@ -4,7 +4,12 @@ import pytest
 import torch
 
 from capo_ds.config import ObjectiveConfig
-from capo_ds.objective import group_advantages, token_objective, token_weights
+from capo_ds.objective import (
+    group_advantages,
+    importance_weights,
+    token_objective,
+    token_weights,
+)
 
 
 def test_advantages_by_hand():
@@ -58,3 +63,25 @@ def test_kl_is_k3_and_lowers_the_objective():
     expected = math.exp(-0.5) + 0.5 - 1
     torch.testing.assert_close(terms.kl, torch.tensor([[expected, 0.0]]))
     torch.testing.assert_close(terms.value, torch.tensor([[-0.5 * expected, 0.0]]))
+
+
+def test_importance_weights_are_truncated_by_token_or_by_response():
+    ratios = torch.tensor([[0.5, 1.5, 3.0], [1.2, 1.0, 1.0]])
+    assert importance_weights(ratios.log(), "none", 2.0) is None
+    by_token = importance_weights(ratios.log(), "token", 2.0)
+    torch.testing.assert_close(by_token, torch.tensor([[0.5, 1.5, 2.0], [1.2, 1.0, 1.0]]))
+    by_response = importance_weights(ratios.log(), "sequence", 2.0)
+    torch.testing.assert_close(by_response, torch.tensor([[2.0], [1.2]]))  # 0.5 * 1.5 * 3 = 2.25
+
+
+def test_importance_weights_multiply_the_surrogate_and_not_the_kl_term():
+    config = ObjectiveConfig(kl_weight=0.5)
+    log_probs = torch.tensor([[-1.0, -2.0]], requires_grad=True)
+    reference, advantage = torch.tensor([[-1.5, -2.0]]), torch.tensor([3.0])
+    arguments = log_probs, log_probs.detach(), reference, advantage, config
+    plain, weighted = (
+        token_objective(*arguments),
+        token_objective(*arguments, torch.tensor([[2.0]])),
+    )
+    torch.testing.assert_close(weighted.value - plain.value, torch.full((1, 2), 3.0))
+    torch.testing.assert_close(weighted.kl, plain.kl)

@@ -37,15 +37,18 @@ def test_uniforms_depend_on_seed_step_and_prompt_only():
         assert not np.any(base == other)
 
 
-def test_means_weigh_by_count_and_merge():
+def test_means_and_maxima_weigh_by_count_and_merge():
     first, second = Means(), Means()
     first.add("a", torch.tensor([1.0, 2.0, 3.0]))
     first.add("empty", torch.tensor([]))
     second.add("a", 10)
     second.add("b", torch.tensor([True, False]))
+    first.add_max("top", torch.tensor([]))
+    first.add_max("top", torch.tensor([-3.0, -2.0]))
+    second.add_max("top", -5)
     taken = first.take()
-    assert first.sums == {}
-    assert Means.merge([taken, second]) == pytest.approx({"a": 4.0, "b": 0.5})
+    assert first.sums == first.maxima == {}
+    assert Means.merge([taken, second]) == pytest.approx({"a": 4.0, "b": 0.5, "top": -2.0})
 
 
 def test_phase_times_add_up_and_restart():

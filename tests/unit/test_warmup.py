@@ -1,5 +1,4 @@
 import math
-import os
 
 import pytest
 import torch
@@ -7,22 +6,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from capo_ds import warmup
 from capo_ds.config import BUILTIN_MODELS, ConfigError, parse_config
-from capo_ds.distributed import comm, supervised
+from capo_ds.distributed import supervised
 from capo_ds.distributed.supervised import BETAS, SupervisedEngine
 from capo_ds.models import load_tokenizer
 from capo_ds.tasks import Problem
 
 TINY = str(BUILTIN_MODELS["builtin:tiny"])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def process_group():
-    environment = dict(os.environ)
-    comm.init()
-    yield
-    comm.finish()
-    os.environ.clear()
-    os.environ.update(environment)
+pytestmark = pytest.mark.usefixtures("process_group")
 
 
 def config(folder, **warm_up):

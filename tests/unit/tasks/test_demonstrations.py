@@ -16,11 +16,11 @@ def test_styles():
     }
 
 
-def test_only_the_plain_style_misses_the_format():
+def test_only_the_plain_style_misses_the_format(judge):
     problems = arithmetic.generate("train", 100, [1, 2, 3], seed=0)
     for style, reward in {"worked": 1.0, "direct": 1.0, "plain": -1.0}.items():
         texts = [text for _, text in demonstrate(problems, {style: 2.0}, seed=0)]
-        assert {verdict.reward for verdict in score(texts, problems)} == {reward}
+        assert {verdict.reward for verdict in score(texts, problems, judge)} == {reward}
 
 
 def test_shares_and_seed():

@@ -7,9 +7,10 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from capo_ds.config import BUILTIN_MODELS
+from capo_ds.config import BUILTIN_MODELS, PromptConfig
 from capo_ds.tasks import arithmetic, score
 from capo_ds.tasks.demonstrations import STYLES
+from capo_ds.tasks.prompts import render
 
 FOLDER = BUILTIN_MODELS["builtin:tiny"]
 
@@ -25,8 +26,9 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def problems():
-    return arithmetic.generate("train", 2000, sorted(arithmetic.LEVELS), seed=11)
+def problems(tokenizer):
+    generated = arithmetic.generate("train", 2000, sorted(arithmetic.LEVELS), seed=11)
+    return render(generated, PromptConfig(), tokenizer)
 
 
 def test_texts_survive_the_tokenizer(tokenizer, problems):
@@ -69,13 +71,14 @@ def test_model_is_small(model):
     assert sum(path.stat().st_size for path in Path(FOLDER).iterdir()) < 6e6
 
 
-def test_model_leaves_room_for_reinforcement_learning(model, tokenizer):
-    problems = arithmetic.generate("test", 128, [1, 2, 3], seed=0)
+def test_model_leaves_room_for_reinforcement_learning(model, tokenizer, judge):
+    generated = arithmetic.generate("test", 128, [1, 2, 3], seed=0)
+    problems = render(generated, PromptConfig(), tokenizer)
     inputs = tokenizer(
         [p.prompt for p in problems], return_tensors="pt", padding=True, padding_side="left"
     )
     with torch.no_grad():
         outputs = model.generate(**inputs, max_new_tokens=48, do_sample=False)
     completions = outputs[:, inputs.input_ids.shape[1] :]
-    verdicts = score(tokenizer.batch_decode(completions, skip_special_tokens=True), problems)
+    verdicts = score(tokenizer.batch_decode(completions, skip_special_tokens=True), problems, judge)
     assert 0.25 < sum(verdict.correct for verdict in verdicts) / len(verdicts) < 0.55

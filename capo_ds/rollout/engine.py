@@ -1,0 +1,69 @@
+"""What a vLLM engine is started with, inside the training process or as a server.
+
+Imports little, so that a server can be started where nothing but vLLM is installed.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+
+from capo_ds.config import BUILTIN_MODELS, Config, ConfigError
+
+# The probe's prompts (see there): shorter than a block of vLLM's prefix cache (16 tokens on GPUs,
+# 32 in ours, 128 by default on CPU), and longer than any; and what is sampled after each.
+PROBE_LENGTHS = (8, 24, 56, 144)
+PROBE_TOKENS = 8
+CACHE_BLOCK = 32  # tokens; small, so that the G responses to a short prompt share its cache too
+MAX_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM's choices of max_lora_rank
+LITTLE = 0.1
+
+
+def context_length(config: Config, architecture: Any) -> int:
+    """Tokens of the longest prompt and response together that an engine is prepared for.
+
+    architecture: the model's Hugging Face config.
+    """
+    longest_probe = max(PROBE_LENGTHS) + PROBE_TOKENS
+    response = max(config.rollout.max_new_tokens, config.evaluation.max_new_tokens or 0)
+    longest = config.rollout.max_prompt_tokens + response
+    limit = getattr(architecture, "max_position_embeddings", sys.maxsize)
+    return min(max(longest, longest_probe), limit)
+
+
+def model_location(config: Config) -> str:
+    """Folder or hub name of the base model."""
+    return str(BUILTIN_MODELS.get(config.model.path, config.model.path))
+
+
+def max_rank(rank: int) -> int:
+    """The least rank to prepare an engine for that holds ours. Raises `ConfigError`."""
+    for allowed in MAX_RANKS:
+        if rank <= allowed:
+            return allowed
+    raise ConfigError(f"model.lora_rank: vLLM takes ranks up to {MAX_RANKS[-1]}, not {rank}")
+
+
+def engine_settings(config: Config, context: int) -> dict[str, Any]:
+    """Arguments of `vllm.LLM`, and with dashes of `vllm serve`."""
+    return {
+        "model": model_location(config),
+        "dtype": config.model.dtype,
+        "max_model_len": context,
+        "max_num_seqs": config.rollout.batch_size,
+        "kv_cache_memory_bytes": int(config.rollout.vllm_cache_gib * 2**30),
+        # Unused once the cache's size is given, but compared with the memory that is free.
+        "gpu_memory_utilization": LITTLE,
+        "block_size": CACHE_BLOCK,
+        "enable_prefix_caching": True,
+        "enable_lora": True,
+        "max_loras": 1,
+        "max_lora_rank": max_rank(config.model.lora_rank),
+        "logprobs_mode": "processed_logprobs",  # at the sampling temperature, as the trainer's
+        "generation_config": "vllm",  # nothing from the model's folder decides how to sample
+        "enforce_eager": not torch.cuda.is_available(),
+        "tensor_parallel_size": config.rollout.tensor_parallel,
+        "seed": config.train.seed,
+    }

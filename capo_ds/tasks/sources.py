@@ -1,0 +1,232 @@
+"""Data sets of problems through the `datasets` library: from the hub, or from local files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from capo_ds.tasks.answers import find_boxes
+from capo_ds.tasks.base import Problem
+from capo_ds.tasks.rewards import final_answer
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from capo_ds.config import DatasetConfig
+
+Split = Literal["train", "test"]
+
+# Builder of the `datasets` library by the ending of a local file's name.
+BUILDERS = {
+    ".jsonl": "json",
+    ".json": "json",
+    ".csv": "csv",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+}
+_CALCULATION = re.compile(r"<<[^<>]*>>")  # GSM8K's notes to a calculator: 48/2 = <<48/2=24>>24
+_LOOSE_BOX = re.compile(r"\\(?:boxed|fbox) ([^$]+?)\s*(?:\$|$)")
+
+
+def after_hashes(text: str) -> str:
+    """GSM8K's answer: what stands after `####`, as it stands there (1,080)."""
+    _, marker, answer = str(text).rpartition("####")
+    if not marker:
+        raise ValueError("no '####' before the answer; data set custom takes a column as it is")
+    return answer.strip()
+
+
+def gsm8k_solution(text: str) -> str:
+    r"""GSM8K's solution in the required format: without calculator notes, the answer boxed."""
+    steps = _CALCULATION.sub("", text.rpartition("####")[0]).strip()
+    return f"{steps}\n\\boxed{{{after_hashes(text)}}}"
+
+
+def last_box(text: str) -> str:
+    r"""MATH's answer: the content of the last `\boxed{...}` (some solutions have `\boxed 5` or
+    `\fbox{5}`)."""
+    text = str(text).replace(r"\fbox{", r"\boxed{")
+    if boxes := find_boxes(text):
+        return boxes[-1].content.strip()
+    if loose := _LOOSE_BOX.findall(text):
+        return loose[-1]
+    raise ValueError(r"no \boxed{...} in it; data set custom takes a column as it is")
+
+
+def as_text(value: Any) -> str:
+    """A value as a box would hold it: 27.0 is 27; text stays as it is (073 too)."""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value).strip()
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a data set is, what its columns are called, and how its answers are read.
+
+    The readers raise `ValueError` for a value that holds no answer.
+    """
+
+    path: str | None
+    subset: str | None
+    splits: Mapping[Split, str]
+    prompt: str | None
+    answer: str | None
+    solution: str | None
+    read_answer: Callable[[Any], str] = as_text
+    read_solution: Callable[[str], str] = str
+
+
+SOURCES: dict[str, Source] = {
+    "gsm8k": Source(
+        path="openai/gsm8k",
+        subset="main",
+        splits={"train": "train", "test": "test"},
+        prompt="question",
+        answer="answer",
+        solution="answer",
+        read_answer=after_hashes,
+        read_solution=gsm8k_solution,
+    ),
+    "math": Source(
+        path="DigitalLearningGmbH/MATH-lighteval",
+        subset=None,
+        splits={"train": "train", "test": "test"},
+        prompt="problem",
+        answer="solution",
+        solution="solution",
+        read_answer=last_box,
+    ),
+    "amc23": Source(
+        path="math-ai/amc23",
+        subset=None,
+        splits={"test": "test"},
+        prompt="question",
+        answer="answer",
+        solution=None,
+    ),
+    "aime24": Source(
+        path="HuggingFaceH4/aime_2024",
+        subset=None,
+        splits={"test": "train"},  # the hub's only split has that name
+        prompt="problem",
+        answer="answer",
+        solution="solution",
+    ),
+    "custom": Source(
+        path=None,
+        subset=None,
+        splits={"train": "train", "test": "test"},
+        prompt=None,
+        answer=None,
+        solution=None,
+    ),
+}
+
+
+def load_source(
+    config: DatasetConfig, split: Split, path: str | None, split_name: str | None, limit: int | None
+) -> list[Problem]:
+    """Problems of a data set, in the order of its rows or shuffled by the config's seed.
+
+    Args:
+        split: what the problems are for.
+        path: hub name, local file or folder; None for the data set's place on the hub.
+        split_name: its name there; None for the data set's own.
+
+    Raises:
+        ConfigError: there is no such data, or a row holds no problem.
+    """
+    from capo_ds.config import ConfigError
+
+    source = SOURCES[config.name]
+    path = path or source.path
+    where = f"data set {config.name} ({path})"
+    if split_name is None and split not in source.splits:
+        raise ConfigError(
+            f"{where}: it has no {split} problems of its own; name another data set, or a split"
+        )
+    rows = load_rows(path, config.subset, split_name, source, split)
+    if config.shuffle:
+        rows = rows.shuffle(seed=config.seed)
+    if limit is not None:
+        rows = rows.select(range(min(limit, len(rows))))
+    columns = {
+        "prompt_column": config.prompt_column or source.prompt,
+        "answer_column": config.answer_column or source.answer,
+        "solution_column": config.solution_column or source.solution,
+    }
+    for key in ("prompt_column", "answer_column"):
+        if columns[key] not in rows.column_names:
+            raise ConfigError(
+                f"{where}: no column {columns[key]!r}; set {key} to one of "
+                f"{', '.join(rows.column_names)}"
+            )
+    problems = []
+    for number, row in enumerate(rows):
+        try:
+            problems.append(_problem(row, source, *columns.values()))
+        except ValueError as error:
+            raise ConfigError(f"{where}: row {number}: {error}") from error
+    if not problems:
+        raise ConfigError(f"{where}: it holds no rows")
+    return problems
+
+
+def _problem(
+    row: dict[str, Any], source: Source, prompt: str, answer: str, solution: str | None
+) -> Problem:
+    for column in (prompt, answer):
+        if row[column] is None or row[column] == "":
+            raise ValueError(f"column {column!r} is empty")
+        if not isinstance(row[column], str | int | float):
+            kind = type(row[column]).__name__
+            raise ValueError(f"column {column!r} holds a {kind}, no text or number")
+    worked = source.read_solution(row[solution]) if solution and row.get(solution) else None
+    if worked is not None and final_answer(worked) is None:
+        worked = None  # not in the required format: nothing to imitate
+    reference = source.read_answer(row[answer])
+    if not reference:
+        raise ValueError(f"column {answer!r} holds no answer")
+    return Problem(str(row[prompt]), reference, worked, dict(row))
+
+
+def load_rows(
+    path: str, subset: str | None, split_name: str | None, source: Source, split: Split
+) -> Dataset:
+    """The rows of one split. A file or folder of that name comes before the hub.
+
+    Raises:
+        ConfigError: with what the `datasets` library says.
+    """
+    import datasets
+
+    from capo_ds.config import ConfigError
+
+    datasets.disable_progress_bars()
+    place, own_split = Path(path).expanduser(), source.splits.get(split)
+    try:
+        if place.is_file():
+            # One file is one split, which `datasets` calls train.
+            builder = BUILDERS[place.suffix]
+            return datasets.load_dataset(
+                builder, data_files=str(place), split=split_name or "train"
+            )
+        if (place / "dataset_dict.json").is_file():
+            return datasets.load_from_disk(str(place))[split_name or own_split]
+        if (place / "state.json").is_file():
+            return datasets.load_from_disk(str(place))
+        if place.is_dir():
+            return datasets.load_dataset(str(place), subset, split=split_name or own_split)
+        if place.suffix in BUILDERS or path.startswith(("/", ".", "~")):
+            raise FileNotFoundError(f"no file or folder {path!r}")
+        return datasets.load_dataset(path, subset or source.subset, split=split_name or own_split)
+    except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
+        kind = f"{type(error).__name__}: " if not isinstance(error, FileNotFoundError) else ""
+        raise ConfigError(
+            f"data set {path!r} cannot be loaded: {kind}{error}; give a hub name, or a local "
+            f"folder or file ({', '.join(BUILDERS)})"
+        ) from error

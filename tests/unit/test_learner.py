@@ -1,0 +1,78 @@
+"""What the learner makes of a sampler whose probabilities are not the trainer's."""
+
+import math
+
+import pytest
+import torch
+
+from capo_ds.config import parse_config
+from capo_ds.distributed.engine import CapoEngine
+from capo_ds.learner import SEQUENCE_RATIO_SQUARE, Learner
+from capo_ds.models import load_policy, token_log_probs
+from capo_ds.rollout.base import Rollout
+from capo_ds.telemetry.metrics import Means, PhaseTimer
+
+pytestmark = pytest.mark.usefixtures("process_group")
+SAMPLES, TOKENS = 4, 3
+
+
+def gradient(folder, log_ratio: float, **rollout) -> tuple[torch.Tensor, dict[str, float]]:
+    """g~ of responses to which the sampler gave exp(-log_ratio) times the trainer's probability
+    at every token; and the metrics."""
+    config = parse_config(
+        {
+            "model": {"path": folder, "lora_rank": 2, "lora_alpha": 4},
+            "rollout": {"prompts_per_step": 1, "group_size": SAMPLES} | rollout,
+            "objective": {"kl_weight": 0.0},
+            "aggregator": "mean",
+            "deepspeed": "ds_configs/zero0.json",
+            "train": {"output_dir": folder},
+        }
+    )
+    policy = load_policy(config.model, seed=0)
+    engine = CapoEngine(policy, config, optimizer_steps=2, monitor_dir=folder)
+    applied = []
+    engine.apply = lambda parts: applied.append(torch.cat([part.flatten() for part in parts])) or 0
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, 200, (SAMPLES, 2 * TOKENS), generator=generator)
+    mask = torch.ones(SAMPLES, TOKENS, dtype=torch.bool)
+    with torch.no_grad():
+        log_probs = token_log_probs(policy, ids, torch.ones_like(ids), mask, temperature=1.0)
+    rollout = Rollout(
+        prompt_ids=ids[:, :TOKENS],
+        prompt_mask=mask,
+        completion_ids=ids[:, TOKENS:],
+        completion_mask=mask,
+        log_probs=log_probs - log_ratio,
+        entropy=torch.zeros_like(log_probs),
+        truncated=~mask[:, 0],
+    )
+    means = Means()
+    learner = Learner(config, engine, "device", means, PhaseTimer())
+    advantages = torch.tensor([1.0, -1.0, 0.5, -0.5])
+    learner.update(learner.prepare(rollout, advantages), number=0)
+    return applied[0], Means.merge([means])
+
+
+@pytest.mark.parametrize(
+    ("correction", "ratio", "weight"),
+    [
+        ("none", 1.1, 1.0),
+        ("token", 1.1, 1.1),
+        ("sequence", 1.1, 1.1**TOKENS),
+        ("token", 0.2, 0.2),
+        ("token", 3.0, 2.0),  # the cap
+        ("sequence", 1.5, 2.0),
+    ],
+)
+def test_the_correction_weighs_the_gradient(random_model, correction, ratio, weight):
+    plain, _ = gradient(random_model, 0.0)
+    weighted, metrics = gradient(random_model, math.log(ratio), importance_correction=correction)
+    assert plain.norm() > 0
+    torch.testing.assert_close(weighted, weight * plain, rtol=1e-3, atol=1e-6)
+    difference = pytest.approx(abs(math.log(ratio)), rel=1e-4)
+    assert metrics["rollout/log_prob_difference"] == difference
+    assert metrics["rollout/log_prob_difference_max"] == difference
+    assert metrics["rollout/importance_ratio"] == pytest.approx(ratio, rel=1e-4)  # raw
+    assert metrics["rollout/sequence_ratio"] == pytest.approx(ratio**TOKENS, rel=1e-3)
+    assert metrics[SEQUENCE_RATIO_SQUARE] == pytest.approx(ratio ** (2 * TOKENS), rel=1e-3)

@@ -1,0 +1,76 @@
+"""What the sampler on a server says when the server is missing, slow, or unwilling."""
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from capo_ds.config import ConfigError, parse_config
+from capo_ds.models import load_policy
+from capo_ds.rollout.server import ServerSampler
+
+
+class Unwilling(BaseHTTPRequestHandler):
+    """Knows its model, loads no adapter, and takes its time over completions."""
+
+    def do_GET(self):
+        self.answer(200, {"data": [{"id": "base", "parent": None, "max_model_len": 100}]})
+
+    def do_POST(self):
+        if self.path == "/v1/completions":
+            time.sleep(1.0)
+        self.answer(400, {"error": {"message": "rank 64 is greater than max_lora_rank 16"}})
+
+    def answer(self, status: int, body: dict):
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(json.dumps(body).encode())
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Unwilling)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+
+
+def sampler(
+    model: str, tmp_path, url: str, context: int = 100, timeout: float = 5
+) -> ServerSampler:
+    config = parse_config(
+        {
+            "model": {"path": model, "lora_rank": 2, "lora_alpha": 4},
+            "rollout": {"server_url": url, "timeout": timeout},
+            "train": {"output_dir": str(tmp_path)},
+        }
+    )
+    policy = load_policy(config.model, seed=0)
+    return ServerSampler(policy, [2], 0, context, config, run="test", loads=True)
+
+
+def test_no_server(random_model, tmp_path):
+    with pytest.raises(ConfigError, match=r"rollout\.server_url: no .*9:.*launchers/vllm_server"):
+        sampler(random_model, tmp_path, "http://127.0.0.1:9")
+
+
+def test_a_short_context(random_model, tmp_path, url):
+    with pytest.raises(ConfigError, match="takes 100 tokens a sequence, and this run needs 101"):
+        sampler(random_model, tmp_path, url, context=101)
+
+
+def test_the_servers_own_words(random_model, tmp_path, url):
+    with pytest.raises(RuntimeError, match=r"load_lora_adapter answers 400: .*max_lora_rank 16"):
+        sampler(random_model, tmp_path, url).sync()
+
+
+def test_a_slow_server(random_model, tmp_path, url):
+    slow = sampler(random_model, tmp_path, url, timeout=0.2)
+    with pytest.raises(TimeoutError, match=r"not answered within rollout\.timeout = 0\.2 s"):
+        slow.greedy([[5, 6]])
