@@ -17,13 +17,21 @@ from capo_ds.distributed import comm, launch
 BAD_CONFIG, INTERRUPTED = 2, 130
 
 
-def main(description: str, run: Callable[[Config], None]) -> None:
+def main(
+    description: str,
+    run: Callable[[Config], None],
+    dry_run: Callable[[Config], None] | None = None,
+) -> None:
     """Read the config named on the command line and run, in the launcher's process group.
 
+    dry_run: what `--dry-run` does instead, for launchers that have it.
     A config that cannot be used ends every rank with exit status 2 and one message, from rank 0;
     an error that all ranks know of ends them with status 1, likewise.
     """
-    args = _parser(description).parse_args()
+    parser = _parser(description)
+    if dry_run:
+        parser.add_argument("--dry-run", action="store_true", help=dry_run.__doc__)
+    args = parser.parse_args()
     try:
         config = load_config(args.config, args.set)
         check_files(config)
@@ -32,7 +40,7 @@ def main(description: str, run: Callable[[Config], None]) -> None:
     except ConfigError as error:
         _exit(BAD_CONFIG, f"config error\n{error}")
     try:
-        run(config)
+        (dry_run if dry_run and args.dry_run else run)(config)
     except ConfigError as error:  # found on all ranks alike
         _exit(BAD_CONFIG, f"config error\n{error}")
     except comm.PeerError as error:

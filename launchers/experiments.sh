@@ -2,8 +2,8 @@
 # The paper's experiments on the embedded model: C = 0.1, 0.5 and 1, the norm ball, and GRPO.
 #   launchers/experiments.sh                       (40 steps, seeds 0 and 1, into runs/experiments)
 #   SEEDS="0 1 2" STEPS=60 launchers/experiments.sh
-# About 20 minutes on two cores. Finished runs are kept, interrupted ones go on. The figures are
-# then drawn by the commands in README.md.
+# Ten runs of one to two minutes on two idle cores. Finished ones are kept, interrupted ones go on.
+# The commands beside the figures in README.md draw them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launchers/environment.sh

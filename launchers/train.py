@@ -10,5 +10,12 @@ def train(config: Config) -> None:
     Trainer(config).run()
 
 
+def dry_run(config: Config) -> None:
+    """print settings, ranks, estimated memory and communication per step, and exit"""
+    from capo_ds.dry_run import dry_run
+
+    dry_run(config)
+
+
 if __name__ == "__main__":
-    cli.main(__doc__, train)
+    cli.main(__doc__, train, dry_run)

@@ -64,17 +64,16 @@ def conflict(groups: list[Group]) -> Figure:
     for row, group in zip(rows, groups, strict=True):
         for axes, samples in zip(row, SAMPLES, strict=True):
             for index, (when, label) in enumerate(
-                [("before", "with the average $g_0$"), ("after", r"with the applied $\tilde g$")]
+                [("after", r"with the applied $\tilde g$"), ("before", "with the average $g_0$")]
             ):
-                # The average in vermilion, as a warning: this is what averaging hides.
                 curve = group.curve(f"conflict/{samples}_{when}", SMOOTHING)
-                _line(axes, curve, 1 - index, label)
+                _line(axes, curve, index, label)
             axes.yaxis.set_major_formatter("{x:.0%}")
         row[0].set_ylabel(group.label.replace(", ", "\n") if len(groups) > 1 else "share")
     for top, bottom, title in zip(rows[0], rows[-1], SAMPLES.values(), strict=True):
         top.set_title(title)
         bottom.set_xlabel("step")
-    top.set_ylim(bottom=0)
+    top.set_ylim(bottom=-0.01)  # so that a line at 0 is seen
     handles, labels = rows[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2)
     _caption(figure, "Share of samples whose gradient conflicts", groups)

@@ -387,6 +387,10 @@ def test_a_sketched_step_is_on_the_true_ball_and_near_the_exact_step(steps, case
     assert distance == pytest.approx(config.capo.radius, rel=1e-4)
     assert 1e-4 < relative_error(applied, reference) < 0.2
     check_what_the_engine_did(config, result, before)
+    metrics = result["metrics"]
+    true_norm = metrics["sketch/vanilla_norm"] / metrics["sketch/vanilla_norm_ratio"]
+    assert true_norm == pytest.approx(np.linalg.norm(vanilla), rel=1e-4)
+    assert 0.5 < metrics["sketch/direction_norm_ratio"] < 1.5
 
 
 def test_store_ranks_and_micro_batches_do_not_change_a_sketched_step(steps):

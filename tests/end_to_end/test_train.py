@@ -16,7 +16,8 @@ from peft import PeftModel
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from capo_ds.config import BUILTIN_MODELS
+from capo_ds.config import BUILTIN_MODELS, load_config
+from capo_ds.dry_run import bytes_per_step
 from tests.conftest import REPOSITORY, clean_environment, free_port, launch
 
 TRAIN = REPOSITORY / "launchers" / "train.py"
@@ -94,6 +95,22 @@ def test_what_a_run_says_and_leaves_behind(undisturbed):
     assert {"memory/resident_bytes", "time/rollout", "comm/reduce_bytes"} <= set(tags["scalars"])
     assert {"rollout/samples/text_summary", "custom_scalars__config__"} <= set(tags["tensors"])
     assert (folder / "starts.jsonl").exists()
+
+
+def test_a_dry_run_foretells_the_communication_and_writes_nothing(undisturbed, tmp_path):
+    result = launch(2, TRAIN, *arguments(tmp_path / "run"), "--dry-run")
+    for words in ("prompts_per_step: 6", "1: ", "local rank 1", "3 prompts = 12 samples"):
+        assert words in result.stdout
+    assert "memory per rank, estimated" in result.stdout
+    assert not (tmp_path / "run").exists()
+    config = load_config(RECIPE, arguments(tmp_path / "run")[3::2])
+    parameters = sum(value.numel() for value in adapter(undisturbed[0]).values())
+    told = list(bytes_per_step(config, parameters, ranks=2).values())
+    for line in metrics(undisturbed[0])[1:]:  # means over 2 ranks and 2 updates
+        assert told[0] == 2 * line["comm/optimizer_bytes"]
+        # Of 3 prompts in an update one rank has 2 at least; the mean is 1.5.
+        assert told[1] == pytest.approx(2 * line["comm/all_to_all_bytes"] * 2 / 1.5)
+        assert told[2] == 2 * 2 * line["comm/reduce_bytes"]  # of which rank 0 sends none
 
 
 def test_the_adapter_loads_with_peft_and_changes_the_model(undisturbed):

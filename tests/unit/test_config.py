@@ -1,3 +1,6 @@
+import re
+import runpy
+
 import pytest
 import yaml
 
@@ -167,3 +170,11 @@ def test_deepspeed_files_that_cannot_be_used(tmp_path, text, fragment):
     with pytest.raises(ConfigError, match="deepspeed") as error:
         read_deepspeed_json(str(path))
     assert fragment in str(error.value)
+
+
+def test_the_page_of_the_docs_is_up_to_date():
+    docs = REPOSITORY / "docs"
+    page = runpy.run_path(str(docs / "configuration.py"))["page"]()
+    assert (docs / "configuration.md").read_text() == page, "run: python docs/configuration.py"
+    for key in re.findall(r"^(\S+) \(", config_reference(), flags=re.MULTILINE):
+        assert page.count(f"| `{key}` |") == 1
