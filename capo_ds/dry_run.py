@@ -44,7 +44,7 @@ def dry_run(config: Config) -> None:
 def bytes_per_step(config: Config, parameters: int, ranks: int) -> dict[str, int]:
     """Bytes that the busiest rank sends in a step, by purpose, if every sample has a gradient.
 
-    ZeRO 3's gathering of weights comes on top.
+    ZeRO 3's gathering of weights and the sampler's new adapter come on top.
     """
     rollout, gradients, minibatches = config.rollout, config.gradients, config.objective.minibatches
     updates = config.objective.epochs * minibatches
