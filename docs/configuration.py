@@ -14,7 +14,9 @@ Every key, its type, default and meaning. Written by `python docs/configuration.
 `capo_ds/config.py`, as `launchers/train.py --help` is; do not edit it here. A YAML file sets what
 differs from the defaults; `--set key=value` overrides it.
 """
-ENTRY = re.compile(r"(?P<key>\S+) \((?P<type>.*), default (?P<default>.*)\)\n    (?P<meaning>.*)")
+ENTRY = re.compile(
+    r"(?P<key>\S+) \((?P<type>.*), (?:default (?P<default>.*)|required)\)\n    (?P<meaning>.*)"
+)
 
 
 def page() -> str:
@@ -33,11 +35,12 @@ def page() -> str:
 
 
 def _section(entry: re.Match) -> str:
-    return entry["key"].rpartition(".")[0]
+    return entry["key"].partition(".")[0] if "." in entry["key"] else ""
 
 
 def _row(entry: re.Match) -> str:
-    cells = [f"`{entry['key']}`", entry["type"], f"`{entry['default']}`", entry["meaning"]]
+    default = f"`{entry['default']}`" if entry["default"] else "(required)"
+    cells = [f"`{entry['key']}`", entry["type"], default, entry["meaning"]]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
 
 
