@@ -49,9 +49,9 @@ def launch(
     return result
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def process_group() -> Iterator[None]:
-    """A group of this process alone."""
+    """A group of this process alone; one for all tests, since DeepSpeed and vLLM keep theirs."""
     environment = dict(os.environ)
     comm.init()
     yield
