@@ -35,12 +35,11 @@ def page() -> str:
 
 
 def _section(entry: re.Match) -> str:
-    section, dot, _ = entry["key"].partition(".")
-    return section if dot else ""
+    return entry["key"].partition(".")[0] if "." in entry["key"] else ""
 
 
 def _row(entry: re.Match) -> str:
-    default = f"`{entry['default']}`" if entry["default"] else "required"
+    default = f"`{entry['default']}`" if entry["default"] else "(required)"
     cells = [f"`{entry['key']}`", entry["type"], default, entry["meaning"]]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
 

@@ -67,7 +67,7 @@ def launch(
 
 @pytest.fixture(scope="session")
 def process_group() -> Iterator[None]:
-    """A group of this process alone; one for all tests, since DeepSpeed keeps the first it sees."""
+    """A group of this process alone; one for all tests, since DeepSpeed and vLLM keep theirs."""
     environment = dict(os.environ)
     comm.init()
     yield

@@ -125,12 +125,12 @@ def test_the_adapter_loads_with_peft_and_changes_the_model(undisturbed):
     assert not torch.allclose(before, after)
 
 
-def start(folder: Path) -> subprocess.Popen:
+def start(folder: Path, **changes) -> subprocess.Popen:
     """The same run in the background."""
     port = str(free_port())
     runner = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", "2"]
     return subprocess.Popen(
-        [*runner, "--master_port", port, str(TRAIN), *arguments(folder)],
+        [*runner, "--master_port", port, str(TRAIN), *arguments(folder, **changes)],
         cwd=REPOSITORY,
         env=clean_environment(),
         stdout=subprocess.PIPE,

@@ -1,5 +1,6 @@
 """Training on two ranks with vLLM, inside them and as a server."""
 
+import json
 import socket
 import subprocess
 import sys
@@ -64,6 +65,22 @@ def test_a_sampler_with_old_weights_ends_the_run(tmp_path):
     assert told.count("error: probe failed on rank 0: SamplerMismatch") == 1
     assert "it answers as before the sync: it still has the old weights" in told
     assert [line["step"] for line in metrics(tmp_path / "run")] == [0, 1]  # none after it
+
+
+def test_stop_strings_end_responses_as_they_do_with_hf(tmp_path):
+    """Greedy responses of the evaluation before training: texts and their lengths in tokens."""
+    changes = VLLM | {"prompt.stop": '["="]', "train.steps": 1, "train.eval_every": 1}
+    answers = {}
+    for sampler in ("hf", "vllm"):
+        folder = tmp_path / sampler
+        own = changes | {"rollout.sampler": sampler}
+        launch(1, TRAIN, *arguments(folder, **own), launcher="python")
+        lines = (folder / "evaluations" / "step000000.jsonl").read_text().splitlines()
+        rows = map(json.loads, lines)
+        answers[sampler] = [(row["completion"], row["tokens"], row["truncated"]) for row in rows]
+    assert answers["hf"] == answers["vllm"]
+    assert any(tokens < 10 and not cut for _, tokens, cut in answers["hf"])
+    assert not any("=" in completion for completion, _, _ in answers["hf"])
 
 
 def test_one_engine_over_two_ranks_samples_the_same(undisturbed, tmp_path):
