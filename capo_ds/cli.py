@@ -8,6 +8,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from datetime import timedelta
 
 import torch
 
@@ -15,6 +16,7 @@ from capo_ds.config import Config, ConfigError, config_reference, load_config
 from capo_ds.distributed import comm, launch
 
 BAD_CONFIG, INTERRUPTED = 2, 130
+PEERS_WAIT = timedelta(minutes=30)
 
 
 def main(
@@ -36,7 +38,8 @@ def main(
         config = load_config(args.config, args.set)
         check_files(config)
         _hush_libraries()
-        comm.init()
+        # Ranks may wait in a collective for one that waits for its sampler.
+        comm.init(PEERS_WAIT + timedelta(seconds=config.rollout.timeout))
     except ConfigError as error:
         _exit(BAD_CONFIG, f"config error\n{error}")
     try:

@@ -616,10 +616,6 @@ def _type_name(annotation: Any) -> str:
         return _type_name(inner[0])
     if origin is Literal:
         return " | ".join(str(value) for value in inner)
-    if origin in (Union, UnionType):
-        return " | ".join(_type_name(part) for part in inner)
-    if annotation is NoneType:
-        return "null"
     if inner:
         return f"{origin.__name__}[{', '.join(_type_name(part) for part in inner)}]"
     return annotation.__name__

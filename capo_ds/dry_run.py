@@ -22,7 +22,7 @@ def dry_run(config: Config) -> None:
         ConfigError: on all ranks, if the model cannot be loaded or nothing fits.
     """
     with comm.together("loading the model"):
-        policy = load_policy(config.model, config.train.seed)
+        policy = load_policy(config.model, config.train.seed, comm.device())
     capacity = measure_capacity(comm.device(), launch.ranks_here())
     plan = plan_memory(config, policy, comm.world_size(), Capacity.least(comm.gather(capacity)))
     store = plan.choose(config.gradients.store)
@@ -50,7 +50,7 @@ def bytes_per_step(config: Config, parameters: int, ranks: int) -> dict[str, int
     updates = config.objective.epochs * minibatches
     prompts = -(-rollout.prompts_per_step // minibatches)
     samples = prompts * rollout.group_size
-    mine = -(-prompts // ranks) * rollout.group_size
+    mine = min(-(-rollout.prompts_per_step // ranks), prompts) * rollout.group_size
     sent = {"optimizer: gradient reduced, factors handed round": 2 * 4 * parameters}
     if config.uses_per_sample_gradients:
         sketched = gradients.sketch != "none"

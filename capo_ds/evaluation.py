@@ -18,7 +18,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from capo_ds.config import Config, ConfigError
 from capo_ds.distributed import comm
 from capo_ds.models import load_base_model, load_tokenizer
-from capo_ds.rollout.base import Draw, Rollout, Sampler, end_tokens
+from capo_ds.rollout.base import (
+    Draw,
+    Rollout,
+    Sampler,
+    check_length,
+    end_tokens,
+    model_context,
+)
 from capo_ds.rollout.hf import HuggingFaceSampler, stop_at
 from capo_ds.tasks import Judge, Problem, Verdict, load_benchmark, load_problems, score
 from capo_ds.tasks.prompts import cut, encode, fitting, render
@@ -117,13 +124,20 @@ class Evaluator:
         kept = fitting(problems, self.tokenizer, self.config.rollout.max_prompt_tokens)
         return Benchmark(title, kept, left_out=len(problems) - len(kept))
 
+    def check_lengths(self, context: int) -> None:
+        """Raises `ConfigError` if a prompt leaves no room for the longest response (tokens)."""
+        for benchmark in self.benchmarks:
+            prompts = encode(self.tokenizer, benchmark.problems)
+            longest = max(map(len, prompts))
+            check_length(longest, self.limit, context, "evaluation.max_new_tokens")
+
     def evaluate(self, sampler: Sampler) -> list[Evaluation]:
         """Answer and judge every problem; all ranks take part and get the same result."""
         return [self._answer(sampler, number) for number in range(len(self.benchmarks))]
 
     def _answer(self, sampler: Sampler, number: int) -> Evaluation:
         benchmark = self.benchmarks[number]
-        with comm.together(f"evaluation on {benchmark.title}"):
+        with comm.phase(f"evaluation on {benchmark.title}", sampler.collective):
             mine = comm.shard(list(enumerate(benchmark.problems)))
             size = max(1, self.config.rollout.batch_size // self.config.evaluation.samples)
             bar = tqdm(
@@ -240,7 +254,8 @@ def _records(answered: Answered) -> Iterable[dict[str, Any]]:
 
 
 def run(config: Config) -> None:
-    """launchers/evaluate.py: a model, with its adapter if there is one, on all benchmarks.
+    """launchers/evaluate.py: a model, with its adapter if there is one, on all benchmarks, by the
+    Hugging Face sampler.
 
     Rank 0 prints the table and writes results and completions.
     """
@@ -249,6 +264,7 @@ def run(config: Config) -> None:
         judge = Judge(config.reward.time_limit, config.reward.workers)
         evaluator = Evaluator(config, tokenizer, judge)
         model = load_model(config).to(comm.device()).eval()
+        evaluator.check_lengths(model_context(model))
     if comm.is_main():
         print(_introduction(config, evaluator), flush=True)
     sampler = HuggingFaceSampler(

@@ -208,8 +208,10 @@ class Learner:
         total = self.engine.zeros()
         weighted = replace(batch, weights=batch.weights * coefficients)
         # Without the samples of coefficient 0, whose gradients may be NaN.
+        # After per-sample gradients this is a second pass, whose metrics are known.
+        counting = self.per_sample is None
         for _, part in self._micro_batches(weighted.take(coefficients.nonzero().squeeze(1))):
-            values, _ = self._objectives(part)
+            values, _ = self._objectives(part, counting)
             parts = torch.autograd.grad(values.sum(), self.engine.parameters)
             torch._foreach_add_(total, parts)
             self.engine.end_of_pass()
@@ -252,15 +254,14 @@ class Learner:
 
     # ---------------------------------------------------------------- forward passes
 
-    def _objectives(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _objectives(self, batch: Batch, counting: bool = True) -> tuple[Tensor, Tensor]:
         """Each sample's own objective J_i (B,), differentiable; and whether the clip leaves any
-        of its counted tokens alone, (B,) of bool."""
+        of its counted tokens alone, (B,) of bool. counting: add the metrics of this pass."""
         log_probs = self._log_probs(batch)
         on_policy, kl_weight = self.config.on_policy, self.config.objective.kl_weight
         behaviour = log_probs.detach() if on_policy else batch.behaviour
         mask = self._counted_tokens(batch)
         mismatch = (behaviour - batch.log_probs) * batch.completion_mask
-        self._count_mismatch(mismatch, mask)
         rollout = self.config.rollout
         terms = token_objective(
             log_probs,
@@ -270,9 +271,11 @@ class Learner:
             self.config.objective,
             importance_weights(mismatch, rollout.importance_correction, rollout.importance_cap),
         )
-        self.means.add("loss/clip_fraction", terms.clipped[mask])
-        self.means.add("loss/ratio", torch.exp(log_probs.detach() - behaviour)[mask])
-        if kl_weight:
+        if counting:
+            self._count_mismatch(mismatch, mask)
+            self.means.add("loss/clip_fraction", terms.clipped[mask])
+            self.means.add("loss/ratio", torch.exp(log_probs.detach() - behaviour)[mask])
+        if counting and kl_weight:
             self.means.add("loss/kl", terms.kl[mask])
         return (terms.value * mask).sum(1) * batch.weights, (mask & ~terms.clipped).any(1)
 
@@ -312,7 +315,7 @@ class Learner:
 
     def _passes(self, phase: str) -> AbstractContextManager:
         """Around forward and backward passes: how their failures reach the other ranks."""
-        return comm.collective(phase) if self.engine.lockstep else comm.together(phase)
+        return comm.phase(phase, self.engine.lockstep)
 
     def _micro_batches(self, batch: Rows) -> Iterator[tuple[Tensor, Rows]]:
         """The batch part by part, each with its rows in the batch.

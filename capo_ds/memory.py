@@ -127,7 +127,9 @@ def plan_memory(config: Config, policy: PeftModel, ranks: int, capacity: Capacit
         needs["vLLM (rollout.vllm_cache_gib)"] = vllm
     stores = {}
     if config.uses_per_sample_gradients:
-        per_update = -(-samples // config.objective.minibatches)
+        # Mini-batches are drawn at random: one rank may hold most of one.
+        in_update = -(-rollout.prompts_per_step // config.objective.minibatches)
+        per_update = min(samples, in_update * rollout.group_size)
         gradients = per_update * trainable * getattr(torch, config.gradients.dtype).itemsize
         sketched = config.gradients.sketch != "none"
         sketches = per_update * config.gradients.sketch_dim * 4 if sketched else 0

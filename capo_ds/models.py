@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from capo_ds.config import BUILTIN_MODELS, ConfigError, ModelConfig
 
 LOGIT_CHUNK_TOKENS = 1024
+CPU = torch.device("cpu")
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
@@ -44,8 +45,8 @@ def load_base_model(config: ModelConfig) -> torch.nn.Module:
         raise ConfigError(f"model.path: cannot load {config.path!r}: {error}") from error
 
 
-def load_policy(config: ModelConfig, seed: int) -> PeftModel:
-    """The LM with a fresh LoRA adapter (B = 0, A from the seed) in float32.
+def load_policy(config: ModelConfig, seed: int, device: torch.device = CPU) -> PeftModel:
+    """The LM with a fresh LoRA adapter (B = 0, A from the seed) in float32, on the device.
 
     Raises:
         ConfigError: if the model cannot be loaded, or has no layer named in `lora_targets`.
@@ -71,24 +72,24 @@ def load_policy(config: ModelConfig, seed: int) -> PeftModel:
     for parameter in policy.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    policy.to(device)
     if config.dtype == "bfloat16":
-        _compute_in(policy, torch.bfloat16)
+        _compute_in(policy, torch.bfloat16, device)
     if config.gradient_checkpointing:
         policy.gradient_checkpointing_enable({"use_reentrant": False})
     if isinstance(policy.get_output_embeddings(), LoraLayer):
         raise ConfigError("model.lora_targets: the output layer cannot have LoRA factors")
-    _check_output_head(policy)
+    _check_output_head(policy, device)
     return policy
 
 
-def _compute_in(policy: PeftModel, dtype: torch.dtype) -> None:
+def _compute_in(policy: PeftModel, dtype: torch.dtype, device: torch.device) -> None:
     """Mixed precision: the float32 LoRA factors are rounded for each forward pass, which then runs
     in the base weights' dtype throughout; PEFT would widen every layer's input to float32."""
     for module in policy.modules():
         if isinstance(module, LoraLayer):
             module.cast_input_dtype_enabled = False
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    policy.forward = torch.autocast(device, dtype)(policy.forward)
+    policy.forward = torch.autocast(device.type, dtype)(policy.forward)
 
 
 @contextmanager
@@ -169,7 +170,7 @@ class _LinearLogProbs(torch.autograd.Function):
             if differentiable:
                 residual = logits.sub_(normaliser).exp_().neg_()  # one-hot target minus p
                 residual.scatter_add_(1, target, residual.new_ones(target.shape))
-                torch.mm(residual.div_(temperature).to(weight), weight, out=slopes[rows])
+                slopes[rows] = residual.div_(temperature).to(weight) @ weight
         ctx.save_for_backward(slopes)
         return values
 
@@ -195,9 +196,9 @@ def position_ids(attention_mask: Tensor) -> Tensor:
     return (attention_mask.cumsum(1) - 1).clamp(min=0)
 
 
-def _check_output_head(policy: PeftModel) -> None:
+def _check_output_head(policy: PeftModel, device: torch.device) -> None:
     """Refuse architectures whose logits are more than `lm_head(hidden)` (soft caps, scales)."""
-    ids = torch.arange(4)[None]
+    ids = torch.arange(4, device=device)[None]
     mask = torch.ones_like(ids)
     name = policy.get_base_model().config.model_type
     with torch.no_grad():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,7 @@ class Trainer:
             self.evaluator = None
             if config.train.eval_every:
                 self.evaluator = Evaluator(config, self.tokenizer, judge)
-            policy = load_policy(config.model, config.train.seed).to(comm.device())
+            policy = load_policy(config.model, config.train.seed, comm.device())
             self._check_lengths(model_context(policy))
         self.updates_per_step = config.objective.epochs * config.objective.minibatches
         self.engine = CapoEngine(
@@ -111,6 +111,8 @@ class Trainer:
             _check_unchanged(state["config"], config)
             self.first_step, self.accuracy = state["step"], state["accuracy"]
             self.best_step = state["best_step"]
+            if config.gradients.store == "auto":  # whatever is free now: stores may round apart
+                self.learner.store = state["store"]
         self.synced = False  # whether the sampler has the weights as they are now
         run = comm.broadcast(uuid.uuid4().hex[:8])
         with comm.together("starting the sampler"):
@@ -129,7 +131,10 @@ class Trainer:
         """Train from the first step (or the checkpoint's) to the last, writing all outputs."""
         train = self.config.train
         if self.first_step >= train.steps:
-            if comm.is_main():
+            whole = self.folder / "adapter" / "tokenizer_config.json"  # what is written last
+            if not comm.on_main("resume", whole.exists):
+                self._end()
+            elif comm.is_main():
                 print(
                     f"{self.folder} is finished: it has made {self.first_step} of train.steps = "
                     f"{train.steps}; raise train.steps or choose another train.output_dir"
@@ -166,12 +171,15 @@ class Trainer:
                     print(f"terminated after step {done}; train.resume=auto goes on from there")
                 return
         bar.close()
+        self._end()
+
+    def _end(self) -> None:
         self.engine.save_adapter(self.folder / "adapter")
         comm.on_main("the run's summary", self._finish)
 
     def _step(self, step: int, recorder: Recorder | None) -> dict[str, float]:
         """Sample and judge responses to one step's prompts, and learn from them; the metrics."""
-        with self._current_sampler(), self.timer("rollout"), comm.together("rollout"):
+        with self._current_sampler(), self.timer("rollout"), self._sampling("rollout"):
             problems, rollout = self._sample(step)
         with self.timer("score"), comm.together("scoring"):
             scored = self._score(problems, rollout)
@@ -196,10 +204,13 @@ class Trainer:
             if not self.synced:
                 with self.timer("sync"), comm.together("weight sync"):
                     self.sampler.sync()
-                with self.timer("probe"), comm.together("probe"):
+                with self.timer("probe"), self._sampling("probe"):
                     self._verify()
                 self.synced = True
             yield
+
+    def _sampling(self, phase: str) -> AbstractContextManager[None]:
+        return comm.phase(phase, self.sampler.collective)
 
     def _verify(self) -> None:
         if self.probe:
@@ -249,7 +260,7 @@ class Trainer:
         if len(scored.parts) > 1:
             for name, given in scored.parts.items():
                 known = [reward for reward in given if reward is not None]
-                add(f"reward/{name.rpartition(':')[2]}", torch.tensor(known))
+                add(f"reward/functions/{name}", torch.tensor(known))
         add("rollout/length", rollout.lengths)
         add("rollout/truncated", rollout.truncated)
         add("rollout/entropy", rollout.entropy[rollout.completion_mask])
@@ -285,14 +296,10 @@ class Trainer:
 
     def _check_lengths(self, context: int) -> None:
         """Raises `ConfigError` if a prompt leaves no room for the longest response."""
-        limit = self.config.rollout.max_new_tokens
-        problems = {"rollout.max_new_tokens": (self.train_problems, limit)}
+        longest = max(map(len, encode(self.tokenizer, self.train_problems)))
+        check_length(longest, self.config.rollout.max_new_tokens, context)
         if self.evaluator:
-            tested = [p for b in self.evaluator.benchmarks for p in b.problems]
-            problems["evaluation.max_new_tokens"] = (tested, self.evaluator.limit)
-        for key, (posed, longest) in problems.items():
-            prompts = encode(self.tokenizer, posed)
-            check_length(max(map(len, prompts)), longest, context, key)
+            self.evaluator.check_lengths(context)
 
     # ---------------------------------------------------------------- outputs
 
@@ -363,6 +370,7 @@ class Trainer:
                 "step": done,
                 "accuracy": self.accuracy,
                 "best_step": self.best_step,
+                "store": self.learner.store,
                 "config": self.config.model_dump(mode="json"),
             }
             checkpoint.save(self.folder, checkpoint_name(done), self.engine, state)
@@ -444,6 +452,8 @@ def _deciding_settings(settings: dict[str, Any]) -> dict[str, Any]:
         for key, value in values.items() if isinstance(values, dict) else [(None, values)]:
             if key not in FREE_ON_RESUME.get(section, ()):
                 flat[f"{section}.{key}" if key else section] = value
+    if settings["optimizer"]["schedule"] != "constant":  # it ends with the last step
+        flat["train.steps"] = settings["train"]["steps"]
     return flat
 
 

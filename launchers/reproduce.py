@@ -61,12 +61,19 @@ def measure(
     """The evaluation of one method's model; trained first, unless it is the model as it was."""
     name = method.lower().replace(", c = ", "-")
     folder = Path(args.output) / recipe.stem / name
-    results = folder / "evaluation" / "results.json"
+    results, made_with = folder / "evaluation" / "results.json", folder / "settings.json"
+    given = [str(args.smoke), *args.set, *(settings or ())]
+    if made_with.exists() and json.loads(made_with.read_text()) != given:
+        sys.exit(f"{folder} was made with other settings ({made_with}); choose another --output")
+    folder.mkdir(parents=True, exist_ok=True)
+    made_with.write_text(json.dumps(given))
     if not results.exists():
         chosen = [f"evaluation.output_dir={results.parent}"]
         if settings is not None:
             training = [*settings, f"train.output_dir={folder}", "train.resume=auto"]
             run("train.py", recipe, training, args)
+            if not (folder / "adapter").exists():
+                sys.exit(f"the training in {folder} was terminated; start again to go on with it")
             chosen.append(f"evaluation.adapter={folder / 'adapter'}")
         run("evaluate.py", recipe, chosen, args)
     return json.loads(results.read_text())

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from capo_ds.distributed import comm
+from capo_ds.rollout.base import Draw, Rollout, Sampler
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 torch.set_num_threads(1)  # tests run beside the ranks that they launch
@@ -102,3 +103,9 @@ def random_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("random_model")
     model.save_pretrained(folder)
     return str(folder)
+
+
+def greedy(sampler: Sampler, prompts: list[list[int]]) -> Rollout:
+    """The most likely response to each prompt."""
+    draws = [Draw(0, 0, number) for number in range(len(prompts))]
+    return sampler.sample(prompts, draws, 1, temperature=0.0)

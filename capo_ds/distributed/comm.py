@@ -10,7 +10,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -223,6 +223,11 @@ def collective(phase: str) -> Iterator[None]:
         text = f"{phase} failed on rank {rank()}: {type(error).__name__}: {error}"
         tell_peers(text)
         raise PeerError(text) from error
+
+
+def phase(name: str, is_collective: bool) -> AbstractContextManager[None]:
+    """`collective` or `together`, for a phase that is the one or the other by the settings."""
+    return collective(name) if is_collective else together(name)
 
 
 def tell_peers(error: str) -> None:

@@ -192,6 +192,7 @@ class CapoEngine:
         self._schedule.last_epoch = place["schedule"] - 1
         self._schedule.step()
         self._engine.global_steps = place["steps"]
+        self._engine.global_samples = place["steps"] * self._engine.train_batch_size()
 
     def _check_factors(self, factors: dict[str, Tensor]) -> None:
         for (name, _), shape in zip(self._named(), self.shapes, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import sys
 
@@ -10,7 +11,13 @@ from capo_ds.config import ConfigError
 
 MPI_RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")
 SLURM_TASKS = "SLURM_STEP_NUM_TASKS"  # set by srun alone, not by the batch script around it
-LOCAL_SIZES = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE")
+LOCAL_SIZES = (
+    "LOCAL_WORLD_SIZE",  # torchrun
+    "LOCAL_SIZE",  # deepspeed
+    "OMPI_COMM_WORLD_LOCAL_SIZE",
+    "MPI_LOCALNRANKS",  # MPICH
+    "SLURM_STEP_TASKS_PER_NODE",  # such as 8(x2), of each node
+)
 PORTS = 20000  # and up, for SLURM jobs without a MASTER_PORT
 
 
@@ -46,7 +53,7 @@ def ranks_here() -> int:
     """Number of ranks on this machine, as the launcher tells it; all of them if it does not."""
     for variable in LOCAL_SIZES:
         if variable in os.environ:
-            return int(os.environ[variable])
+            return int(re.match(r"\d+", os.environ[variable])[0])
     return int(os.environ["WORLD_SIZE"])
 
 

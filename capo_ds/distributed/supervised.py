@@ -6,8 +6,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from capo_ds.config import ConfigError
 from capo_ds.distributed import comm
-from capo_ds.distributed.engine import import_deepspeed, read_deepspeed_json
+from capo_ds.distributed.engine import import_deepspeed, read_deepspeed_json, zero_stage
 
 BETAS = (0.9, 0.98)
 WEIGHT_DECAY = 0.01
@@ -27,7 +28,12 @@ class SupervisedEngine:
             ConfigError: the DeepSpeed file is missing or cannot be used.
         """
         deepspeed = import_deepspeed()
-        settings = read_deepspeed_json(deepspeed_path) | {
+        settings = read_deepspeed_json(deepspeed_path)
+        if zero_stage(settings) == 3:
+            raise ConfigError(
+                f"deepspeed: {deepspeed_path}: the warm-up needs a ZeRO stage below 3"
+            )
+        settings |= {
             "train_micro_batch_size_per_gpu": micro_batch_size,
             "gradient_accumulation_steps": micro_batches,
             "gradient_clipping": MAX_GRADIENT_NORM,

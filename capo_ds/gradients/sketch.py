@@ -31,7 +31,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 DEFAULT_DIM = 8192
-BLOCK_ENTRIES = 1 << 20  # of a dense random matrix held at a time: 4 MiB, which stays in cache
+# Of a dense random matrix held at a time: 4 MiB stay in a CPU's cache; a GPU wants big kernels.
+BLOCK_ENTRIES = {"cpu": 1 << 20, "cuda": 1 << 26}
 
 
 class Sketch(ABC):
@@ -80,7 +81,7 @@ class RademacherSketch(Sketch):
         rows = gradients.flatten(1).float()
         key = _key(self.seed, index)
         sketch = rows.new_zeros(len(rows), self.dim)
-        step = max(1, BLOCK_ENTRIES // self.dim)
+        step = max(1, BLOCK_ENTRIES[rows.device.type] // self.dim)
         for first in range(0, rows.shape[1], step):
             block = rows[:, first : first + step]
             sketch.addmm_(block, _signs(key, first, block.shape[1], self.dim, rows.device))

@@ -88,12 +88,12 @@ class HostStore(GradientStore):
         dtype: torch.dtype = torch.float32,
         sketch: Sketch | None = None,
     ):
-        super().__init__(shapes, samples, torch.device("cpu"), dtype, sketch)
-        self.device = device
-        self._stream = None
-        if device.type == "cuda":
-            self.rows = [rows.pin_memory() for rows in self.rows]
-            self._stream = torch.cuda.Stream(device)
+        pinned = device.type == "cuda"
+        self.rows = [
+            torch.empty(samples, *shape, dtype=dtype, pin_memory=pinned) for shape in shapes
+        ]
+        self.sketch, self.device = sketch, device
+        self._stream = torch.cuda.Stream(device) if pinned else None
 
     def write(self, index: int, first: int, output_gradients: Tensor, inputs: Tensor) -> None:
         if self._stream is None:

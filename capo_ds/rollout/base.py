@@ -34,6 +34,8 @@ class Sampler(Protocol):
     model's context, raises `ValueError`; an empty list of prompts gives an empty rollout.
     """
 
+    collective: bool  # whether ranks wait for each other in `sample`
+
     def awake(self) -> AbstractContextManager[None]:
         """Inside, the sampler may hold the device's memory; the other methods are called there."""
 
@@ -50,11 +52,9 @@ class Sampler(Protocol):
     ) -> Rollout:
         """`samples` responses to each prompt, neighbours in the rollout; `draws` one a prompt.
 
+        temperature: 0 decodes greedily.
         max_new_tokens: in place of the sampler's own limit.
         """
-
-    def greedy(self, prompts: list[list[int]]) -> Rollout:
-        """The most likely response to each prompt."""
 
 
 PROMPT = {"layout": "prompt"}  # a field (n, P), left-padded

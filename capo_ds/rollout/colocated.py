@@ -43,6 +43,7 @@ class ColocatedSampler:
     ):
         self.policy, self.ends, self.pad, self.context = policy, list(ends), pad, context
         self.max_new_tokens, self.stop = config.rollout.max_new_tokens, config.prompt.stop
+        self.collective = config.rollout.tensor_parallel > 1
         self._thread = EngineThread(config.rollout.timeout)
         self._llm: LLM = self._thread.call("starting vLLM", partial(_start, config, context))
 
@@ -52,13 +53,12 @@ class ColocatedSampler:
             yield
             return
         self._thread.call("waking vLLM", self._llm.wake_up)
-        try:
-            yield
-        finally:
-            self._thread.call("putting vLLM to sleep", self._llm.sleep)
+        yield  # no `finally`: a failure ends the run, and the engine may be what hangs
+        self._thread.call("putting vLLM to sleep", self._llm.sleep)
 
     def sync(self) -> None:
         arguments = adapter_tensors(self.policy), adapter_settings(self.policy)
+        _settle()  # vLLM reads them on a stream of its own
         self._thread.call("the weight sync", partial(self._push, *arguments))
 
     def _push(self, tensors: dict[str, torch.Tensor], settings: dict[str, Any]) -> None:
@@ -66,9 +66,7 @@ class ColocatedSampler:
         # vLLM keys its cache by the adapter's name, and would go on with the old weights' values.
         if not self._llm.reset_prefix_cache():
             raise RuntimeError("vLLM could not reset its prefix cache: requests are unfinished")
-
-    def greedy(self, prompts: list[list[int]]) -> Rollout:
-        return self._generate(prompts, [{"temperature": 0.0}] * len(prompts), self.max_new_tokens)
+        _settle()
 
     def sample(
         self,
@@ -132,6 +130,11 @@ class ColocatedSampler:
         outputs = self._llm.generate(requests, parameters, use_tqdm=False, lora_request=adapter)
         first = sum(len(share) for share, _ in shares[: group.rank_in_group])
         return outputs[first : first + len(prompts)]
+
+
+def _settle() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def _start(config: Config, context: int) -> LLM:

@@ -47,7 +47,15 @@ def max_rank(rank: int) -> int:
 
 
 def engine_settings(config: Config, context: int) -> dict[str, Any]:
-    """Arguments of `vllm.LLM`, and with dashes of `vllm serve`."""
+    """Arguments of `vllm.LLM`, and with dashes of `vllm serve`.
+
+    Raises `ConfigError` for a dtype that vLLM's LoRA kernels do not take.
+    """
+    if torch.cuda.is_available() and config.model.dtype == "float32":
+        raise ConfigError(
+            "model.dtype: float32, but vLLM's LoRA on a GPU needs bfloat16; set that, or "
+            "rollout.sampler to hf"
+        )
     return {
         "model": model_location(config),
         "dtype": config.model.dtype,

@@ -35,6 +35,8 @@ class HuggingFaceSampler:
     have ended otherwise; see `stop_at`. `temperature` 0 decodes greedily.
     """
 
+    collective = False
+
     def __init__(
         self,
         model: nn.Module,
@@ -54,9 +56,6 @@ class HuggingFaceSampler:
 
     def sync(self) -> None:
         pass  # there is but one set of weights
-
-    def greedy(self, prompts: list[list[int]]) -> Rollout:
-        return self._in_batches(prompts, np.zeros((len(prompts), 1, self.max_new_tokens)), 0.0)
 
     def sample(
         self,

@@ -37,6 +37,8 @@ class ServerSampler:
             the server, with its text.
     """
 
+    collective = False
+
     def __init__(
         self,
         policy: PeftModel,
@@ -68,9 +70,6 @@ class ServerSampler:
         if self._syncs > 1:
             self._ask("/v1/unload_lora_adapter", {"lora_name": old})
             shutil.rmtree(self._folder / old)
-
-    def greedy(self, prompts: list[list[int]]) -> Rollout:
-        return self._generate(prompts, [{"temperature": 0.0}] * len(prompts), self.max_new_tokens)
 
     def sample(
         self,

@@ -72,8 +72,12 @@ class Worker:
         """Raises `RuntimeError` if the child process does not start."""
         if self._process is None or self._process.poll() is not None:
             self._start()
-        self._process.stdin.write(json.dumps([given, reference]) + "\n")
-        self._process.stdin.flush()
+        try:
+            self._process.stdin.write(json.dumps([given, reference]) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:  # it has just died: a fresh one answers
+            self._start()
+            return self.ask(given, reference)
         if not wait([self._process.stdout], self.time_limit):
             self._stop()
             return Comparison.TIMED_OUT

@@ -51,13 +51,14 @@ class Means:
     """Running means (and maxima) of named quantities, mergeable over ranks."""
 
     def __init__(self) -> None:
-        self.sums: dict[str, tuple[float, int]] = {}
+        # Totals stay on the device until `take`: reading one would wait for the device.
+        self.sums: dict[str, tuple[Tensor | float, int]] = {}
         self.maxima: dict[str, float] = {}
 
     def add(self, name: str, values: Tensor | float) -> None:
         """Take in one number, or every entry of a tensor."""
         values = torch.as_tensor(values, dtype=torch.float64)
-        self._add(name, float(values.sum()), values.numel())
+        self._add(name, values.sum(), values.numel())
 
     def add_max(self, name: str, values: Tensor | float) -> None:
         """Take in one number, or every entry of a tensor, of which the largest is told."""
@@ -65,14 +66,15 @@ class Means:
         if values.numel():
             self.maxima[name] = max(float(values.max()), self.maxima.get(name, -math.inf))
 
-    def _add(self, name: str, total: float, count: int) -> None:
+    def _add(self, name: str, total: Tensor | float, count: int) -> None:
         known_total, known_count = self.sums.get(name, (0.0, 0))
         self.sums[name] = (known_total + total, known_count + count)
 
     def take(self) -> Means:
         """What has been added since the last `take`; starts afresh."""
         taken = Means()
-        taken.sums, self.sums = self.sums, {}
+        taken.sums = {name: (float(total), count) for name, (total, count) in self.sums.items()}
+        self.sums = {}
         taken.maxima, self.maxima = self.maxima, {}
         return taken
 
@@ -85,12 +87,12 @@ class Means:
                 whole._add(name, total, count)
             for name, value in part.maxima.items():
                 whole.add_max(name, value)
-        means = {name: total / count for name, (total, count) in whole.sums.items() if count}
+        means = {name: float(total) / count for name, (total, count) in whole.sums.items() if count}
         return means | whole.maxima
 
 
 class PhaseTimer:
-    """Seconds spent in each phase since the last `take`."""
+    """Seconds spent in each phase since the last `take`; a GPU's work is waited for at its end."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
@@ -101,6 +103,8 @@ class PhaseTimer:
         try:
             yield
         finally:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             self.seconds[phase] += time.perf_counter() - start
 
     def take(self) -> dict[str, float]:

@@ -6,7 +6,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 source .venv/bin/activate
-source launchers/cluster/a800.env
 hostfile="$1" ranks="$2" config="$3"
 shift 3
-exec mpirun -np "$ranks" --hostfile "$hostfile" python launchers/train.py --config "$config" "$@"
+# Each process sets up its own environment: mpirun hands none of it to other machines.
+exec mpirun -np "$ranks" --hostfile "$hostfile" bash -c \
+  'source .venv/bin/activate; source launchers/cluster/a800.env; exec python launchers/train.py "$@"' \
+  train --config "$config" "$@"

@@ -150,7 +150,7 @@ def wait_for_lines(process: subprocess.Popen, folder: Path, count: int) -> None:
 def check_equal(folder: Path, whole: Path) -> None:
     assert metrics(folder) == metrics(whole)
     shown = [event.step for event in tensorboard(folder).Scalars("reward/mean")]
-    assert shown == [1, 2, 3, 4]
+    assert shown == [line["step"] for line in metrics(whole) if "reward/mean" in line]
     expected = adapter(whole)
     for name, value in adapter(folder).items():
         assert torch.equal(value, expected[name]), name

@@ -22,6 +22,7 @@ from capo_ds.rollout.engine import PROBE_LENGTHS, max_rank
 from capo_ds.rollout.hf import HuggingFaceSampler
 from capo_ds.rollout.probe import Probe, SamplerMismatch
 from capo_ds.rollout.waiting import EngineThread
+from tests.conftest import greedy
 
 ENDS, PAD, LIMIT, CONTEXT, VOCABULARY = (2, 7), 0, 14, 192, 40
 PROMPTS = [[5, 6, 3], [8], [9, 10, 11, 12, 13, 14], [15, 16], [5, 9, 8, 30, 31]]
@@ -146,7 +147,7 @@ def test_greedy_is_generates(sampler, policy):
             pad_token_id=PAD,
         )
         expected.append(output[0, len(prompt) :].tolist())
-    assert tokens(sampler.greedy(PROMPTS)) == expected
+    assert tokens(greedy(sampler, PROMPTS)) == expected
 
 
 def test_log_probs_entropy_and_flags(sampler, policy):
@@ -190,7 +191,7 @@ def test_first_tokens_follow_the_distribution(sampler, policy):
 
 
 def test_no_prompts(sampler):
-    for rollout in (sampler.sample([], [], 4, 1.0), sampler.greedy([])):
+    for rollout in (sampler.sample([], [], 4, 1.0), greedy(sampler, [])):
         assert len(rollout) == 0
         assert rollout.completion_ids.shape[0] == rollout.log_probs.shape[0] == 0
 
@@ -210,12 +211,12 @@ def test_prompts_up_to_the_context_and_no_longer(sampler, policy):
 
 
 def test_sync_takes_the_new_weights_and_leaves_the_policy_alone(sampler, policy):
-    before = tokens(sampler.greedy(PROMPTS))
+    before = tokens(greedy(sampler, PROMPTS))
     move(policy, 0.2, seed=2)
     factors = [parameter.clone() for parameter in trainable(policy)]
     with sampler.awake():
         sampler.sync()
-        rollout = sampler.greedy(PROMPTS)
+        rollout = greedy(sampler, PROMPTS)
     assert tokens(rollout) != before
     expected = trainers_log_probs(policy, rollout, 1.0)
     torch.testing.assert_close(rollout.log_probs, expected, rtol=1e-4, atol=1e-4)
@@ -361,7 +362,7 @@ class TestColocated:
         with pytest.raises(
             TimeoutError, match=r"sampling has taken .*rollout\.timeout = 0\.2"
         ) as e:
-            vllm.greedy(PROMPTS)
+            greedy(vllm, PROMPTS)
         assert "time.sleep(1.0)" in str(e.value)
         time.sleep(1.0)
 
@@ -371,7 +372,7 @@ class TestColocated:
 
         monkeypatch.setattr(vllm._llm, "generate", fails)
         with pytest.raises(RuntimeError, match="out of blocks"):
-            vllm.greedy(PROMPTS)
+            greedy(vllm, PROMPTS)
 
     def test_the_process_keeps_its_threads(self, vllm):
         threads = torch.get_num_threads()

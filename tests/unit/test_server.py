@@ -11,6 +11,7 @@ import pytest
 from capo_ds.config import ConfigError, parse_config
 from capo_ds.models import load_policy
 from capo_ds.rollout.server import ServerSampler
+from tests.conftest import greedy
 
 
 class Unwilling(BaseHTTPRequestHandler):
@@ -73,4 +74,4 @@ def test_the_servers_own_words(random_model, tmp_path, url):
 def test_a_slow_server(random_model, tmp_path, url):
     slow = sampler(random_model, tmp_path, url, timeout=0.2)
     with pytest.raises(TimeoutError, match=r"not answered within rollout\.timeout = 0\.2 s"):
-        slow.greedy([[5, 6]])
+        greedy(slow, [[5, 6]])

@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from capo_ds.config import BUILTIN_MODELS
 from capo_ds.evaluation import decode
 from capo_ds.rollout.hf import HuggingFaceSampler, stop_at
+from tests.conftest import greedy
 
 TINY = BUILTIN_MODELS["builtin:tiny"]
 PROMPT = "Tom has 3 boxes of 4 apples. He sells 2. How many apples does Tom have now? "
@@ -18,7 +19,7 @@ def tokenizer():
     return AutoTokenizer.from_pretrained(TINY)
 
 
-def greedy(tokenizer, stop):
+def sample_until(tokenizer, stop):
     sampler = HuggingFaceSampler(
         AutoModelForCausalLM.from_pretrained(TINY),
         ends=[tokenizer.eos_token_id],
@@ -27,13 +28,13 @@ def greedy(tokenizer, stop):
         batch_size=4,
         stop=stop_at(tokenizer, stop),
     )
-    return sampler.greedy([tokenizer.encode(PROMPT), tokenizer.encode("Ann has 5 eggs.")])
+    return greedy(sampler, [tokenizer.encode(PROMPT), tokenizer.encode("Ann has 5 eggs.")])
 
 
 def test_a_response_ends_with_its_stop_string(tokenizer):
-    whole = decode(tokenizer, greedy(tokenizer, []))
+    whole = decode(tokenizer, sample_until(tokenizer, []))
     assert "boxed" in whole[0]
-    rollout = greedy(tokenizer, ["box"])  # a token of the tokenizer goes on: \boxed{
+    rollout = sample_until(tokenizer, ["box"])  # a token of the tokenizer goes on: \boxed{
     full = decode(tokenizer, rollout)
     assert full[0].startswith(whole[0][: whole[0].index("box") + 3])
     assert len(full[0]) < len(whole[0])
@@ -42,7 +43,7 @@ def test_a_response_ends_with_its_stop_string(tokenizer):
 
 
 def test_rows_without_a_stop_string_are_as_they_were(tokenizer):
-    plain, stopped = greedy(tokenizer, []), greedy(tokenizer, ["no such text"])
+    plain, stopped = sample_until(tokenizer, []), sample_until(tokenizer, ["no such text"])
     torch.testing.assert_close(stopped.completion_ids, plain.completion_ids)
     assert torch.equal(stopped.truncated, plain.truncated)
 
