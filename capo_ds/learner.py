@@ -228,7 +228,12 @@ class Learner:
             vanilla=np.full(len(signs), 1 / samples),
         )
         result = aggregate(self.config.aggregator, problem, **self._options(number))
-        if dropped := int(problem.dropped.sum()):
+        if (dropped := int(problem.dropped.sum())) == problem.count:
+            raise FloatingPointError(
+                "every sample's gradient is NaN or Inf; lower optimizer.learning_rate, and go on "
+                "from an earlier checkpoint"
+            )
+        if dropped:
             tqdm.write(f"left out {dropped} of {problem.count} samples: NaN or Inf in the gradient")
         if result.status in ("fallback", "inaccurate"):
             tqdm.write(f"{self.config.aggregator}: {result.status} solution, {result.report}")

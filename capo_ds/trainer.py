@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -260,7 +261,7 @@ class Trainer:
         if len(scored.parts) > 1:
             for name, given in scored.parts.items():
                 known = [reward for reward in given if reward is not None]
-                add(f"reward/functions/{name}", torch.tensor(known))
+                add(f"reward/functions/{Path(name).name}", torch.tensor(known))
         add("rollout/length", rollout.lengths)
         add("rollout/truncated", rollout.truncated)
         add("rollout/entropy", rollout.entropy[rollout.completion_mask])
@@ -428,6 +429,16 @@ def _check_output(folder: Path, resume: str) -> None:
             f"train.output_dir: {folder} already holds a run; choose another folder, delete it, "
             "or set train.resume=auto to go on with it"
         )
+    if not comm.is_main():
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"train.output_dir: {folder} cannot be written ({error}); choose another folder"
+        ) from error
 
 
 def _check_unchanged(saved: dict[str, Any], config: Config) -> None:

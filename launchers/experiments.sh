@@ -2,7 +2,7 @@
 # The paper's experiments on the embedded model: C = 0.1, 0.5 and 1, the norm ball, and GRPO.
 #   launchers/experiments.sh                       (40 steps, seeds 0 and 1, into runs/experiments)
 #   SEEDS="0 1 2" STEPS=60 launchers/experiments.sh
-# Ten runs of one to two minutes on two idle cores. Finished ones are kept, interrupted ones go on.
+# Ten runs of a few minutes each on two cores. Finished ones are kept, interrupted ones go on.
 # The commands beside the figures in README.md draw them.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -224,9 +224,12 @@ def load_rows(
         if place.suffix in BUILDERS or path.startswith(("/", ".", "~")):
             raise FileNotFoundError(f"no file or folder {path!r}")
         return datasets.load_dataset(path, subset or source.subset, split=split_name or own_split)
+    except StopIteration as error:
+        raise ConfigError(f"path: data set {path!r} is empty; give one with rows") from error
     except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
-        kind = f"{type(error).__name__}: " if not isinstance(error, FileNotFoundError) else ""
+        cause = error.__cause__ or error  # which `datasets` wraps in "an error occurred"
+        kind = f"{type(cause).__name__}: " if not isinstance(cause, FileNotFoundError) else ""
         raise ConfigError(
-            f"data set {path!r} cannot be loaded: {kind}{error}; give a hub name, or a local "
-            f"folder or file ({', '.join(BUILDERS)})"
+            f"path: data set {path!r} cannot be loaded: {kind}{cause}; give a hub name, or a sound "
+            f"local folder or file ({', '.join(BUILDERS)})"
         ) from error

@@ -11,7 +11,7 @@ DOCTOR = REPOSITORY / "launchers" / "doctor.py"
 
 def test_all_is_well_on_two_ranks(tmp_path):
     result = launch(2, DOCTOR, "--output", tmp_path)
-    for words in ("versions: python", "gloo, 2 ranks", "seen by all 2 ranks", "CAPO step: "):
+    for words in ("versions: python", "gloo, 2 ranks", "shared with rank 0", "CAPO step: "):
         assert result.stdout.count(words) == 1
     assert "BAD" not in result.stdout and result.stdout.count("ok   ") == 8
     assert list(tmp_path.iterdir()) == []

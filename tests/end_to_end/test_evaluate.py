@@ -96,7 +96,7 @@ def test_training_on_own_data_with_own_rewards(tmp_path, own_data):
     told = launch(2, TRAIN, *settings(**changes)).stdout
     assert "2 * rule + 0.5 * " in told and "custom: 7 training problems" in told
     first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[1])
-    whole = 2 * first["reward/rule"] + 0.5 * first["reward/brevity"]
+    whole = 2 * first["reward/functions/rule"] + 0.5 * first["reward/functions/mine.py:brevity"]
     assert first["reward/mean"] == pytest.approx(whole, abs=1e-6)
     assert {"reward/unparsed", "reward/timed_out"} <= first.keys()
     completions = (tmp_path / "run" / "evaluations" / "step000002.jsonl").read_text()

@@ -108,8 +108,8 @@ def test_a_dry_run_foretells_the_communication_and_writes_nothing(undisturbed, t
     told = list(bytes_per_step(config, parameters, ranks=2).values())
     for line in metrics(undisturbed[0])[1:]:  # means over 2 ranks and 2 updates
         assert told[0] == 2 * line["comm/optimizer_bytes"]
-        # Of 3 prompts in an update one rank has 2 at least; the mean is 1.5.
-        assert told[1] == pytest.approx(2 * line["comm/all_to_all_bytes"] * 2 / 1.5)
+        # Of 3 prompts in an update one rank may have all; the mean is 1.5.
+        assert told[1] == pytest.approx(2 * line["comm/all_to_all_bytes"] * 3 / 1.5)
         assert told[2] == 2 * 2 * line["comm/reduce_bytes"]  # of which rank 0 sends none
 
 
