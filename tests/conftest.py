@@ -31,9 +31,13 @@ def free_port() -> int:
 
 
 def launch(
-    ranks: int, script: str | Path, *arguments: str, launcher: str = "deepspeed", status: int = 0
+    ranks: int,
+    script: str | Path,
+    *arguments: str,
+    launcher: str = "deepspeed",
+    status: int | None = 0,
 ) -> subprocess.CompletedProcess:
-    """Run a script on some ranks of this machine; its exit status must be as told."""
+    """Run a script on some ranks of this machine; its exit status must be as told (None: any)."""
     port = str(free_port())
     python, count = sys.executable, str(ranks)
     deepspeed = [python, "-m", "deepspeed.launcher.runner", "--num_accelerators", count]
@@ -58,7 +62,7 @@ def launch(
         timeout=540,
         check=False,
     )
-    if result.returncode != status:
+    if status is not None and result.returncode != status:
         pytest.fail(
             f"{script} ended with {result.returncode}, not {status}\n"
             f"{result.stdout[-4000:]}\n{result.stderr[-6000:]}"

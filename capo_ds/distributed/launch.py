@@ -72,7 +72,8 @@ def _ask_mpi() -> None:
         mpi_discovery(distributed_port=int(os.environ.get("MASTER_PORT", 29500)), verbose=False)
     except ImportError as error:
         raise ConfigError(
-            "mpirun needs mpi4py: pip install -e '.[mpi]', or use another launcher"
+            f"mpirun needs mpi4py for its MPI ({error}): pip install -e '.[mpi]', or use another "
+            "launcher"
         ) from error
 
 

@@ -1,5 +1,8 @@
 """Ranks of which the last one fails in some way, run by test_failures.py: failures.py WAY."""
 
+import os
+import signal
+
 import torch
 import torch.distributed as dist
 
@@ -20,6 +23,11 @@ def run(config: Config) -> None:
         if last:
             raise ZeroDivisionError("a bug")
         dist.all_reduce(torch.zeros(1))
+    if way == "killed":
+        if last:
+            os.kill(os.getpid(), signal.SIGKILL)
+        with comm.collective("Gram matrix"):
+            dist.all_reduce(torch.zeros(1))
     raise AssertionError(f"nothing failed on rank {comm.rank()}")
 
 

@@ -27,3 +27,17 @@ def test_no_rank_waits_for_one_that_has_failed(way, words, launcher, ranks):
     assert time.monotonic() - start < 60  # the collective itself would wait for 30 minutes
     told = "error: " + words.format(last=ranks - 1)
     assert told in result.stderr, result.stderr
+
+
+@pytest.mark.parametrize("launcher", ["deepspeed", "torchrun", "mpirun"])
+def test_no_rank_outlives_one_that_was_killed(launcher):
+    """Within a minute, and somebody says what happened: the peer that noticed, or the launcher."""
+    start = time.monotonic()
+    arguments = ["--config", str(RECIPE), "--set", "train.output_dir=killed"]
+    result = launch(2, SCRIPT, *arguments, launcher=launcher, status=None)
+    assert time.monotonic() - start < 60
+    assert result.returncode != 0
+    told = result.stdout + result.stderr
+    assert any(word in told for word in ("local_rank=1", "local_rank: 1", "SIGKILL", "signal 9")), (
+        told
+    )
