@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +109,10 @@ class Trainer:
         self.first_step = 0
         self.accuracy: dict[str, float | None] = {"before": None, "latest": None, "best": None}
         self.best_step = 0  # where that was measured
-        if config.train.resume == "auto" and (state := checkpoint.load(self.folder, self.engine)):
-            _check_unchanged(state["config"], config)
+        state = None
+        if config.train.resume == "auto":
+            state = checkpoint.load(self.folder, self.engine, partial(_check_unchanged, config))
+        if state:
             self.first_step, self.accuracy = state["step"], state["accuracy"]
             self.best_step = state["best_step"]
             if config.gradients.store == "auto":  # whatever is free now: stores may round apart
@@ -441,9 +444,12 @@ def _check_output(folder: Path, resume: str) -> None:
         ) from error
 
 
-def _check_unchanged(saved: dict[str, Any], config: Config) -> None:
+def _check_unchanged(config: Config, state: dict[str, Any]) -> None:
     """Raises `ConfigError` naming the settings that a resumed run must keep and does not."""
-    before, now = _deciding_settings(saved), _deciding_settings(config.model_dump(mode="json"))
+    before, now = (
+        _deciding_settings(state["config"]),
+        _deciding_settings(config.model_dump(mode="json")),
+    )
     changed = [
         f"{name}: {before.get(name)!r} in the checkpoint, {now.get(name)!r} now"
         for name in sorted(before.keys() | now.keys())

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -49,15 +50,20 @@ def save(run: Path, name: str, engine: CapoEngine, state: dict[str, Any]) -> Non
     comm.on_main("saving", finish)
 
 
-def load(run: Path, engine: CapoEngine) -> dict[str, Any] | None:
+def load(
+    run: Path, engine: CapoEngine, check: Callable[[dict[str, Any]], None] | None = None
+) -> dict[str, Any] | None:
     """Restore the newest whole checkpoint (all ranks); its `state`, or None if there is none.
 
     Broken ones are told and passed over. The run may have other ranks and another ZeRO stage.
+    check: called with the state first; what it raises is raised.
     """
     folder = comm.on_main("resume", lambda: newest(run))
     if folder is None:
         return None
     found = comm.on_main("resume", lambda: json.loads((folder / STATE).read_text()))
+    if check:
+        check(found["run"])
     factors = {}
     with comm.together("resume"):
         if comm.is_main():

@@ -237,11 +237,12 @@ def test_a_finished_run_says_so(undisturbed):
 
 def test_a_run_is_not_continued_with_other_settings(undisturbed):
     folder, _ = undisturbed
-    changes = {"aggregator": "mean", "train.seed": 9, "train.steps": 6}
+    changes = {"aggregator": "mean", "train.seed": 9, "train.steps": 6, "model.lora_rank": 4}
     result = launch(2, TRAIN, *arguments(folder, **changes), status=2)
     told = result.stdout + result.stderr
     assert told.count("aggregator: 'capo' in the checkpoint, 'mean' now") == 1
     assert told.count("train.seed: 0 in the checkpoint, 9 now") == 1
+    assert told.count("model.lora_rank: 32 in the checkpoint, 4 now") == 1
     assert "train.steps:" not in told
 
 
