@@ -446,10 +446,8 @@ def _check_output(folder: Path, resume: str) -> None:
 
 def _check_unchanged(config: Config, state: dict[str, Any]) -> None:
     """Raises `ConfigError` naming the settings that a resumed run must keep and does not."""
-    before, now = (
-        _deciding_settings(state["config"]),
-        _deciding_settings(config.model_dump(mode="json")),
-    )
+    before = _deciding_settings(state["config"])
+    now = _deciding_settings(config.model_dump(mode="json"))
     changed = [
         f"{name}: {before.get(name)!r} in the checkpoint, {now.get(name)!r} now"
         for name in sorted(before.keys() | now.keys())
