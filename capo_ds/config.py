@@ -45,8 +45,10 @@ def _no_flag(value: Any) -> Any:
 
 
 def _known_aggregator(name: str) -> str:
-    if name not in AGGREGATORS and not name.startswith("torchjd:"):
-        raise ValueError(f"choose among {', '.join(AGGREGATORS)}, torchjd:NAME; GRPO's is mean")
+    if name not in AGGREGATORS and not name.startswith("torchjd:") and ".py:" not in name:
+        raise ValueError(
+            f"choose among {', '.join(AGGREGATORS)}, torchjd:NAME, FILE.py:FUNCTION; GRPO's is mean"
+        )
     return name
 
 
@@ -456,7 +458,8 @@ class Config(Section):
     aggregator: Annotated[str, AfterValidator(_known_aggregator)] = Field(
         "capo",
         description="how per-sample gradients become one: capo, mean (GRPO), mgda, pcgrad, cagrad, "
-        "config, or a Gramian weighting of the torchjd library as torchjd:NAME",
+        "config, a Gramian weighting of the torchjd library as torchjd:NAME, or your own function "
+        "of the Gram matrix as file.py:function",
     )
     measure_conflict: StrictBool = Field(
         True,

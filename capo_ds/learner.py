@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -237,7 +238,7 @@ class Learner:
             tqdm.write(f"left out {dropped} of {problem.count} samples: NaN or Inf in the gradient")
         if result.status in ("fallback", "inaccurate"):
             tqdm.write(f"{self.config.aggregator}: {result.status} solution, {result.report}")
-        group = self.config.aggregator.replace(":", "_")
+        group = Path(self.config.aggregator).name.replace(":", "_")
         report = {f"{group}/{key}": value for key, value in result.report.items()}
         report |= diagnose(problem, result.coefficients, result.xi)
         if result.on_boundary and self.config.gradients.sketch != "none":

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from capo_ds.aggregation.capo import capo
 from capo_ds.aggregation.classics import cagrad, config, mean, mgda, pcgrad
 from capo_ds.aggregation.diagnostics import diagnose
+from capo_ds.aggregation.own import MARK, own_aggregator
 from capo_ds.aggregation.problem import Aggregation, GramProblem
 from capo_ds.aggregation.solver import SolverError
 from capo_ds.aggregation.torchjd_weightings import PREFIX, torchjd_aggregator
@@ -22,14 +23,15 @@ _BUILT_IN: dict[str, Callable[..., Aggregation]] = {
     "cagrad": cagrad,
     "config": config,
 }
-AGGREGATORS = (*_BUILT_IN, f"{PREFIX}<Weighting>")
+AGGREGATORS = (*_BUILT_IN, f"{PREFIX}<Weighting>", "file.py:function")
 
 
 def aggregate(name: str, problem: GramProblem, **options: object) -> Aggregation:
     """Aggregate by name.
 
     Args:
-        name: one of `AGGREGATORS`; torchjd's by its own name, e.g. `torchjd:UPGrad`.
+        name: one of `AGGREGATORS`; torchjd's by its own name, e.g. `torchjd:UPGrad`; a
+            user's as `file.py:function`.
         problem: N samples.
         options: keyword arguments of that aggregator.
 
@@ -42,6 +44,8 @@ def aggregate(name: str, problem: GramProblem, **options: object) -> Aggregation
         return _BUILT_IN[name](problem, **options)
     if name.startswith(PREFIX):
         return torchjd_aggregator(name)(problem, **options)
+    if MARK in name:
+        return own_aggregator(name, problem)
     raise ValueError(f"unknown aggregator {name!r}; choose from {', '.join(AGGREGATORS)}")
 
 

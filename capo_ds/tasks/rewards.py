@@ -13,13 +13,13 @@ Only the completion is read: a box in the question counts for nothing.
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from capo_ds.plugins import load_function, what
 from capo_ds.tasks.answers import BOX, find_boxes
 from capo_ds.tasks.base import Problem
 from capo_ds.tasks.judge import Judge
@@ -106,7 +106,9 @@ class Scorer:
         """Raises `ConfigError` if a function cannot be loaded."""
         self._judge = judge
         self._weights = {entry.function: entry.weight for entry in config.functions}
-        self._functions = {name: load_function(name) for name in self._weights if name != RULE}
+        self._functions = {
+            name: load_function("reward.functions", name) for name in self._weights if name != RULE
+        }
 
     def __call__(self, completions: Sequence[str], problems: Sequence[Problem]) -> Scores:
         """Rewards of completions[i] as an answer to problems[i].
@@ -133,31 +135,6 @@ class Scorer:
         return math.fsum(terms)
 
 
-def load_function(name: str) -> RewardFunction:
-    """The function that `file.py:function` names; the file is run once.
-
-    Raises:
-        ConfigError: no such file or function, or the file does not run.
-    """
-    from capo_ds.config import ConfigError, resolve_path
-
-    path, separator, attribute = name.rpartition(":")
-    key = "reward.functions"
-    if not separator or not path.endswith(".py"):
-        raise ConfigError(f"{key}: {name!r} is neither {RULE!r} nor of the form file.py:function")
-    file = resolve_path(key, path)
-    spec = importlib.util.spec_from_file_location(f"capo_ds_user_{file.stem}", file)
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise ConfigError(f"{key}: {file} does not run: {_told(error)}") from error
-    function = getattr(module, attribute, None)
-    if not callable(function):
-        raise ConfigError(f"{key}: {file} has no function {attribute!r}")
-    return function
-
-
 def _call(
     name: str, function: RewardFunction, completions: Sequence[str], problems: Sequence[Problem]
 ) -> list[float | None]:
@@ -177,7 +154,7 @@ def _call(
         rewards = function(**columns | ours)
         values = [None if reward is None else float(reward) for reward in rewards]
     except Exception as error:
-        raise RuntimeError(f"reward function {name}: {_told(error)}") from error
+        raise RuntimeError(f"reward function {name}: {what(error)}") from error
     if len(values) != len(completions):
         raise RuntimeError(
             f"reward function {name}: {len(values)} rewards for {len(completions)} completions"
@@ -185,7 +162,3 @@ def _call(
     if bad := [value for value in values if value is not None and not math.isfinite(value)]:
         raise RuntimeError(f"reward function {name}: {bad[0]} is no reward")
     return values
-
-
-def _told(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"

@@ -96,7 +96,8 @@ def test_unreadable_files(tmp_path, text):
 
 
 def test_the_aggregators_are_those_of_the_aggregation_room():
-    assert (*config.AGGREGATORS, "torchjd:<Weighting>") == aggregation.AGGREGATORS
+    more = ("torchjd:<Weighting>", "file.py:function")
+    assert (*config.AGGREGATORS, *more) == aggregation.AGGREGATORS
 
 
 def test_there_are_recipes():

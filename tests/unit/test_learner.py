@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from capo_ds.config import parse_config
+from capo_ds.distributed import comm
 from capo_ds.distributed.engine import CapoEngine
 from capo_ds.learner import SEQUENCE_RATIO_SQUARE, Learner
 from capo_ds.models import load_policy, token_log_probs
@@ -16,7 +17,12 @@ pytestmark = pytest.mark.usefixtures("process_group")
 SAMPLES, TOKENS = 4, 3
 
 
-def gradient(folder, log_ratio: float, **rollout) -> tuple[torch.Tensor, dict[str, float]]:
+ADVANTAGES = (1.0, -1.0, 0.5, -0.5)
+
+
+def gradient(
+    folder, log_ratio: float, advantages=ADVANTAGES, aggregator: str = "mean", **rollout
+) -> tuple[torch.Tensor, dict[str, float]]:
     """g~ of responses to which the sampler gave exp(-log_ratio) times the trainer's probability
     at every token; and the metrics."""
     config = parse_config(
@@ -24,7 +30,7 @@ def gradient(folder, log_ratio: float, **rollout) -> tuple[torch.Tensor, dict[st
             "model": {"path": folder, "lora_rank": 2, "lora_alpha": 4},
             "rollout": {"prompts_per_step": 1, "group_size": SAMPLES} | rollout,
             "objective": {"kl_weight": 0.0},
-            "aggregator": "mean",
+            "aggregator": aggregator,
             "deepspeed": "ds_configs/zero0.json",
             "train": {"output_dir": folder},
         }
@@ -49,8 +55,7 @@ def gradient(folder, log_ratio: float, **rollout) -> tuple[torch.Tensor, dict[st
     )
     means = Means()
     learner = Learner(config, engine, "device", means, PhaseTimer())
-    advantages = torch.tensor([1.0, -1.0, 0.5, -0.5])
-    learner.update(learner.prepare(rollout, advantages), number=0)
+    learner.update(learner.prepare(rollout, torch.tensor(advantages)), number=0)
     return applied[0], Means.merge([means])
 
 
@@ -76,3 +81,18 @@ def test_the_correction_weighs_the_gradient(random_model, correction, ratio, wei
     assert metrics["rollout/importance_ratio"] == pytest.approx(ratio, rel=1e-4)  # raw
     assert metrics["rollout/sequence_ratio"] == pytest.approx(ratio**TOKENS, rel=1e-3)
     assert metrics[SEQUENCE_RATIO_SQUARE] == pytest.approx(ratio ** (2 * TOKENS), rel=1e-3)
+
+
+def test_a_sample_whose_gradient_is_nan_is_left_out(random_model):
+    whole, metrics = gradient(random_model, 0.0, aggregator="capo")
+    assert metrics["capo/dropped"] == 0
+    spoilt = (*ADVANTAGES[:3], math.nan)
+    left, metrics = gradient(random_model, 0.0, spoilt, "capo")
+    assert metrics["capo/dropped"] == 1
+    assert left.isfinite().all() and left.norm() > 0
+    assert not torch.allclose(left, whole)
+
+
+def test_nothing_but_nan_ends_the_run(random_model):
+    with pytest.raises(comm.PeerError, match=r"solve failed.*every sample's gradient is NaN"):
+        gradient(random_model, 0.0, (math.nan,) * SAMPLES, "capo")

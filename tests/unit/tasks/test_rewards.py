@@ -191,7 +191,7 @@ def test_a_failing_function_is_told(file, judge, name, message):
     [
         ("{file}:missing", "has no function 'missing'"),
         ("{file}:not_a_function", "has no function"),
-        ("{file}", "neither 'rule' nor of the form"),
+        ("{file}", "is not of the form file.py:function"),
         ("no/such.py:f", "reward.functions: no file 'no/such.py'"),
     ],
 )

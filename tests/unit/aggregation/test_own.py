@@ -1,0 +1,54 @@
+"""Aggregators that the user brings."""
+
+import numpy as np
+import pytest
+
+from capo_ds.aggregation import GramProblem, aggregate
+from capo_ds.config import ConfigError
+
+SOURCE = """
+def positives(problem):
+    return problem.positive / problem.positive.sum()
+
+def short(problem):
+    return [1.0]
+
+def endless(problem):
+    return problem.vanilla / 0.0
+
+def broken(problem):
+    return problem.vanilla @ problem.nothing if hasattr(problem, "nothing") else {}["key"]
+"""
+
+
+@pytest.fixture
+def problem():
+    gradients = np.random.default_rng(0).normal(size=(4, 6))
+    positive = np.array([True, False, True, False])
+    return GramProblem(gradients @ gradients.T, positive, ~positive, np.full(4, 0.25))
+
+
+@pytest.fixture
+def file(tmp_path):
+    (tmp_path / "mine.py").write_text(SOURCE)
+    return tmp_path / "mine.py"
+
+
+def test_its_coefficients_are_applied(file, problem):
+    result = aggregate(f"{file}:positives", problem)
+    np.testing.assert_array_equal(result.coefficients, [0.5, 0.0, 0.5, 0.0])
+
+
+@pytest.mark.filterwarnings("ignore:divide by zero")
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("short", "must give 4 finite numbers"), ("endless", "inf"), ("broken", "KeyError: 'key'")],
+)
+def test_what_it_must_not_do_is_told_with_its_name(file, problem, name, words):
+    with pytest.raises(RuntimeError, match=f"{name}: .*{words}"):
+        aggregate(f"{file}:{name}", problem)
+
+
+def test_a_function_that_is_not_there_is_a_bad_setting(file, problem):
+    with pytest.raises(ConfigError, match=r"aggregator: .* has no function 'other'"):
+        aggregate(f"{file}:other", problem)
