@@ -167,7 +167,8 @@ class Learner:
             norms = norms_of_sums(mean, direction)
             scale = result.direction_scale(*norms)
         for name, norm in zip(SKETCHED_NORMS, norms, strict=True):
-            self.means.add(f"{name}_ratio", report[name] / norm)
+            if norm > 0:
+                self.means.add(f"{name}_ratio", report[name] / norm)
         if not result.base.any():  # the norm ball is centred on 0
             return torch._foreach_mul(direction, scale)
         return torch._foreach_add(mean, direction, alpha=scale)
@@ -208,9 +209,9 @@ class Learner:
         """This rank's part of sum_i c_i g_i, by an ordinary backward pass. coefficients: (n,)."""
         total = self.engine.zeros()
         weighted = replace(batch, weights=batch.weights * coefficients)
-        # Without the samples of coefficient 0, whose gradients may be NaN.
         # After per-sample gradients this is a second pass, whose metrics are known.
         counting = self.per_sample is None
+        # Without the samples of coefficient 0, whose gradients may be NaN.
         for _, part in self._micro_batches(weighted.take(coefficients.nonzero().squeeze(1))):
             values, _ = self._objectives(part, counting)
             parts = torch.autograd.grad(values.sum(), self.engine.parameters)
