@@ -206,6 +206,11 @@ def assemble(
     )
 
 
+def request_settings(draws: list[Draw], samples: int, temperature: float) -> list[dict[str, float]]:
+    """What vLLM is asked for each prompt."""
+    return [{"n": samples, "temperature": temperature, "seed": request_seed(d)} for d in draws]
+
+
 def request_seed(draw: Draw) -> int:
     """A seed for an engine that draws its own numbers; a prompt's samples take those after it."""
     return int(generator(draw.seed, Stream.SAMPLING, draw.step, draw.prompt).integers(2**62))

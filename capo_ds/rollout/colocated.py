@@ -20,7 +20,7 @@ from capo_ds.rollout.adapter import (
     adapter_tensors,
     load_adapter,
 )
-from capo_ds.rollout.base import Draw, Rollout, assemble, check_prompts, request_seed
+from capo_ds.rollout.base import Draw, Rollout, assemble, check_prompts, request_settings
 from capo_ds.rollout.engine import engine_settings
 from capo_ds.rollout.waiting import EngineThread
 
@@ -76,9 +76,7 @@ class ColocatedSampler:
         temperature: float,
         max_new_tokens: int | None = None,
     ) -> Rollout:
-        settings = [
-            {"n": samples, "temperature": temperature, "seed": request_seed(draw)} for draw in draws
-        ]
+        settings = request_settings(draws, samples, temperature)
         return self._generate(prompts, settings, max_new_tokens or self.max_new_tokens)
 
     def _generate(

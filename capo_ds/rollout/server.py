@@ -16,7 +16,7 @@ from typing import Any
 from peft import PeftModel
 
 from capo_ds.config import Config, ConfigError
-from capo_ds.rollout.base import Draw, Rollout, assemble, check_prompts, request_seed
+from capo_ds.rollout.base import Draw, Rollout, assemble, check_prompts, request_settings
 
 ADAPTERS = "server_adapters"  # in the run's folder, which the server must see under the same path
 CONNECTIONS = 64  # at a time, of one rank
@@ -79,9 +79,7 @@ class ServerSampler:
         temperature: float,
         max_new_tokens: int | None = None,
     ) -> Rollout:
-        settings = [
-            {"n": samples, "temperature": temperature, "seed": request_seed(draw)} for draw in draws
-        ]
+        settings = request_settings(draws, samples, temperature)
         return self._generate(prompts, settings, max_new_tokens or self.max_new_tokens)
 
     @property
