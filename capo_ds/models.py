@@ -52,6 +52,7 @@ def load_policy(config: ModelConfig, seed: int, device: torch.device = CPU) -> P
         ConfigError: if the model cannot be loaded, or has no layer named in `lora_targets`.
     """
     base = load_base_model(config)
+    _check_rank(base, config.lora_rank)
     lora = LoraConfig(
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,
@@ -81,6 +82,16 @@ def load_policy(config: ModelConfig, seed: int, device: torch.device = CPU) -> P
         raise ConfigError("model.lora_targets: the output layer cannot have LoRA factors")
     _check_output_head(policy, device)
     return policy
+
+
+def _check_rank(base: nn.Module, rank: int) -> None:
+    """Refuse a rank that no layer has, before its factors fill the memory."""
+    linear = [module for module in base.modules() if isinstance(module, nn.Linear)]
+    full = max(min(module.in_features, module.out_features) for module in linear)
+    if rank > full:
+        raise ConfigError(
+            f"model.lora_rank: {rank} is more than the rank of any layer, {full}; lower it"
+        )
 
 
 def _compute_in(policy: PeftModel, dtype: torch.dtype, device: torch.device) -> None:

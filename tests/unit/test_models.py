@@ -10,7 +10,7 @@ from capo_ds.models import load_policy, load_tokenizer, reference_policy, token_
 
 
 def policy_config(path: str, **changes) -> ModelConfig:
-    return ModelConfig(path=path, lora_rank=2, lora_alpha=4, **changes)
+    return ModelConfig(path=path, **({"lora_rank": 2, "lora_alpha": 4} | changes))
 
 
 def inputs():
@@ -71,6 +71,8 @@ def test_what_cannot_be_loaded_names_its_key(random_model, tmp_path):
         load_tokenizer(str(tmp_path / "nowhere"))
     with pytest.raises(ConfigError, match=r"model\.path"):
         load_policy(policy_config(str(tmp_path / "nowhere")), seed=0)
+    with pytest.raises(ConfigError, match=r"model\.lora_rank: 1000000 .* 32; lower it"):
+        load_policy(policy_config(random_model, lora_rank=1000000), seed=0)
     with pytest.raises(ConfigError, match=r"model\.lora_targets.*zz_proj.*q_proj"):
         load_policy(policy_config(random_model, lora_targets=["zz_proj"]), seed=0)
 
