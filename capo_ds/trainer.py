@@ -343,7 +343,6 @@ class Trainer:
             self.config, self.engine.module, self.memory, self.learner.store, facts
         )
         print(summary, flush=True)
-        self.folder.mkdir(parents=True, exist_ok=True)
         # A resumed run keeps the line of its last whole step; a fresh one keeps none.
         first_line = self.first_step and self.first_step + 1
         recorder = Recorder(self.folder, self.engine.monitor, first_line)
