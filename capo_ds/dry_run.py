@@ -10,8 +10,8 @@ import yaml
 from peft import PeftModel
 
 from capo_ds.config import Config
-from capo_ds.distributed import comm, launch
-from capo_ds.memory import Capacity, measure_capacity, parameter_count, plan_memory, size
+from capo_ds.distributed import comm
+from capo_ds.memory import parameter_count, plan_on_all_ranks, size
 from capo_ds.models import load_policy
 
 
@@ -23,8 +23,7 @@ def dry_run(config: Config) -> None:
     """
     with comm.together("loading the model"):
         policy = load_policy(config.model, config.train.seed, comm.device())
-    capacity = measure_capacity(comm.device(), launch.ranks_here())
-    plan = plan_memory(config, policy, comm.world_size(), Capacity.least(comm.gather(capacity)))
+    plan = plan_on_all_ranks(config, policy)
     store = plan.choose(config.gradients.store)
     ranks = comm.gather(_this_rank(config))
     if not comm.is_main():

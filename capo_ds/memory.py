@@ -9,6 +9,7 @@ import torch
 from peft import PeftModel
 
 from capo_ds.config import Config, ConfigError
+from capo_ds.distributed import comm, launch
 from capo_ds.models import LOGIT_CHUNK_TOKENS
 
 GIB = 2**30
@@ -138,6 +139,13 @@ def plan_memory(config: Config, policy: PeftModel, ranks: int, capacity: Capacit
         if sketched:
             stores["recompute"] = Capacity(sketches + 4 * trainable, 0)
     return MemoryPlan(needs, stores, capacity)
+
+
+def plan_on_all_ranks(config: Config, policy: PeftModel) -> MemoryPlan:
+    """The plan for what every rank has; the same on all of them (collective)."""
+    capacity = measure_capacity(comm.device(), launch.ranks_here())
+    capacity = Capacity.least(comm.gather(capacity))
+    return plan_memory(config, policy, comm.world_size(), capacity)
 
 
 def measure_capacity(device: torch.device, ranks_here: int) -> Capacity:

@@ -18,11 +18,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from capo_ds.config import Config, ConfigError, EvaluationConfig, WarmupConfig
-from capo_ds.distributed import checkpoint, comm, launch
+from capo_ds.distributed import checkpoint, comm
 from capo_ds.distributed.engine import CapoEngine
 from capo_ds.evaluation import Evaluator, as_metrics, decode, write_completions
 from capo_ds.learner import SEQUENCE_RATIO_SQUARE, Batch, Learner
-from capo_ds.memory import Capacity, measure_capacity, plan_memory, used_memory
+from capo_ds.memory import plan_on_all_ranks, used_memory
 from capo_ds.models import load_policy, load_tokenizer
 from capo_ds.objective import group_advantages
 from capo_ds.rollout.base import Draw, Rollout, check_length, model_context
@@ -100,9 +100,7 @@ class Trainer:
             monitor_dir=self.folder,
         )
         self.timer, self.means = PhaseTimer(), Means()
-        capacity = measure_capacity(comm.device(), launch.ranks_here())
-        capacity = Capacity.least(comm.gather(capacity))
-        self.memory = plan_memory(config, policy, comm.world_size(), capacity)
+        self.memory = plan_on_all_ranks(config, policy)
         store = self.memory.choose(config.gradients.store)
         self.learner = Learner(config, self.engine, store, self.means, self.timer)
         self.engine.module.eval()
