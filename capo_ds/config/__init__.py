@@ -1,0 +1,51 @@
+"""Typed settings (`settings`), and how they are read and explained (`reading`)."""
+
+from capo_ds.config.reading import (
+    BUILTIN_MODELS,
+    REPOSITORY,
+    ConfigError,
+    config_reference,
+    load_config,
+    parse_config,
+    resolve_path,
+)
+from capo_ds.config.settings import (
+    AGGREGATORS,
+    BenchmarkConfig,
+    CapoConfig,
+    Config,
+    DatasetConfig,
+    EvaluationConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    PromptConfig,
+    RewardConfig,
+    Section,
+    TaskConfig,
+    WarmupConfig,
+)
+
+__all__ = [
+    "AGGREGATORS",
+    "BUILTIN_MODELS",
+    "REPOSITORY",
+    "BenchmarkConfig",
+    "CapoConfig",
+    "Config",
+    "ConfigError",
+    "DatasetConfig",
+    "EvaluationConfig",
+    "ModelConfig",
+    "ObjectiveConfig",
+    "OptimizerConfig",
+    "PromptConfig",
+    "RewardConfig",
+    "Section",
+    "TaskConfig",
+    "WarmupConfig",
+    "config_reference",
+    "load_config",
+    "parse_config",
+    "resolve_path",
+]
