@@ -23,6 +23,7 @@ from capo_ds.config.settings import (
     RewardConfig,
     Section,
     TaskConfig,
+    TrainingSetConfig,
     WarmupConfig,
 )
 
@@ -43,6 +44,7 @@ __all__ = [
     "RewardConfig",
     "Section",
     "TaskConfig",
+    "TrainingSetConfig",
     "WarmupConfig",
     "config_reference",
     "load_config",
