@@ -98,7 +98,12 @@ def _parser(description: str) -> argparse.ArgumentParser:
         epilog="config keys:\n" + config_reference(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", required=True, metavar="FILE", help="YAML with the settings")
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE",
+        help="YAML with the settings, or builtin:NAME for a recipe that ships",
+    )
     parser.add_argument(
         "--set",
         action="append",

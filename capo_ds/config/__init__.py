@@ -2,6 +2,8 @@
 
 from capo_ds.config.reading import (
     BUILTIN_MODELS,
+    HOME,
+    RECIPES,
     REPOSITORY,
     ConfigError,
     config_reference,
@@ -29,6 +31,8 @@ from capo_ds.config.settings import (
 __all__ = [
     "AGGREGATORS",
     "BUILTIN_MODELS",
+    "HOME",
+    "RECIPES",
     "REPOSITORY",
     "BenchmarkConfig",
     "CapoConfig",

@@ -21,6 +21,10 @@ from capo_ds.config.settings import Config, Section
 
 PACKAGE = Path(__file__).resolve().parents[1]
 REPOSITORY = PACKAGE.parent
+# Where ds_configs/ and launchers/ are: in the repository, or in the package that a wheel installs.
+HOME = REPOSITORY if (REPOSITORY / "launchers" / "recipes").is_dir() else PACKAGE
+RECIPES = HOME / "launchers" / "recipes"
+BUILTIN = "builtin:"
 BUILTIN_MODELS = {"builtin:tiny": PACKAGE / "assets" / "tiny"}
 
 
@@ -34,9 +38,13 @@ TOP_LEVEL = tuple(Config.model_fields)
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     """Read a YAML file, apply `key.path=value` overrides (values are YAML) and validate.
 
+    path: of the file, or `builtin:NAME` for a recipe that ships.
+
     Raises:
         ConfigError: on a missing file, bad YAML, an unknown key, a wrong type or a bad value.
     """
+    if str(path).startswith(BUILTIN):
+        path = recipe(str(path).removeprefix(BUILTIN))
     try:
         settings = yaml.safe_load(Path(path).read_text())
     except OSError as error:
@@ -49,6 +57,16 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     for override in overrides or []:
         _apply_override(settings, override)
     return parse_config(settings)
+
+
+def recipe(name: str) -> Path:
+    """The file of a recipe that ships. Raises `ConfigError` if there is none of that name."""
+    recipes = {path.stem: path for path in sorted(RECIPES.glob("*.yaml"))}
+    if name not in recipes:
+        raise ConfigError(
+            f"--config {BUILTIN}{name}: no such recipe ships; there are {', '.join(recipes)}"
+        )
+    return recipes[name]
 
 
 def parse_config(settings: dict[str, Any]) -> Config:
@@ -74,15 +92,15 @@ def config_reference() -> str:
 
 
 def resolve_path(key: str, path: str) -> Path:
-    """The file that a key names: relative to the current folder, or else to the repository.
+    """The file that a key names: relative to the current folder, or else to what ships.
 
     Raises:
         ConfigError: if it is in neither.
     """
-    for candidate in (Path(path), REPOSITORY / path):
+    for candidate in (Path(path), HOME / path):
         if candidate.is_file():
             return candidate
-    raise ConfigError(f"{key}: no file {path!r} in {Path.cwd()} or in {REPOSITORY}")
+    raise ConfigError(f"{key}: no file {path!r} in {Path.cwd()} or in {HOME}")
 
 
 def _apply_override(settings: dict[str, Any], override: str) -> None:
