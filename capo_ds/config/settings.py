@@ -304,6 +304,12 @@ class ObjectiveConfig(Section):
     clip_high: Number = Field(
         0.2, ge=0, description="token ratio is clipped above 1 + this (0.28 in DAPO)"
     )
+    dual_clip: Number | None = Field(
+        None,
+        gt=1,
+        description="tokens of negative advantage whose ratio is above this have no gradient (dual "
+        "clip, Ye et al. 2020; 3 in verl); null: no such bound",
+    )
     kl_weight: Number = Field(
         0.001, ge=0, description="weight beta of the k3 KL estimate to the base model; 0 skips it"
     )
