@@ -85,8 +85,9 @@ class DatasetConfig(Section):
     )
     path: PathText | None = Field(
         None,
-        description="hub name, or local file (.jsonl, .json, .csv, .parquet, .arrow) or folder "
-        "(of such files, or of save_to_disk); null: the data set's own place on the hub",
+        description="hub name, or local file (.jsonl, .json, .csv, .tsv, .parquet, .arrow, "
+        "each also as .gz, .bz2, .xz or .zst) or folder (of such files, or of "
+        "save_to_disk); null: the data set's own place on the hub",
     )
     subset: str | None = Field(None, description="configuration on the hub; null: its own")
     prompt_column: str | None = Field(
