@@ -24,11 +24,15 @@ from capo_ds.gradients.per_sample import PerSampleGradients
 from capo_ds.gradients.sketch import make_sketch
 from capo_ds.gradients.store import GradientStore, HostStore, SketchStore
 from capo_ds.models import reference_policy, token_log_probs
-from capo_ds.objective import importance_weights, token_objective, token_weights
+from capo_ds.objective import (
+    MAX_LOG_RATIO,
+    importance_weights,
+    token_objective,
+    token_weights,
+)
 from capo_ds.rollout.base import TOKEN, Rollout, Rows
 from capo_ds.telemetry.metrics import Means, PhaseTimer
 
-MAX_LOG_RATIO = 20.0  # so that one response far off does not make its metric infinite
 SEQUENCE_RATIO_SQUARE = "rollout/sequence_ratio_square"
 SEED_STRIDE = 1_000_003  # so that the updates of runs with neighbouring seeds do not meet
 SKETCHED_NORMS = ("sketch/vanilla_norm", "sketch/direction_norm")  # as the Gram matrix has them
@@ -281,7 +285,7 @@ class Learner:
         if counting:
             self._count_mismatch(mismatch, mask)
             self.means.add("loss/clip_fraction", terms.clipped[mask])
-            self.means.add("loss/ratio", torch.exp(log_probs.detach() - behaviour)[mask])
+            self.means.add("loss/ratio", terms.ratio[mask])
         if counting and kl_weight:
             self.means.add("loss/kl", terms.kl[mask])
         return (terms.value * mask).sum(1) * batch.weights, (mask & ~terms.clipped).any(1)
@@ -291,7 +295,7 @@ class Learner:
         difference = log_ratio[mask].abs()
         self.means.add("rollout/log_prob_difference", difference)
         self.means.add_max("rollout/log_prob_difference_max", difference)
-        self.means.add("rollout/importance_ratio", log_ratio[mask].exp())
+        self.means.add("rollout/importance_ratio", log_ratio[mask].clamp(max=MAX_LOG_RATIO).exp())
         ratios = log_ratio[mask.any(1)].double().sum(1).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
         self.means.add("rollout/sequence_ratio", ratios)
         self.means.add(SEQUENCE_RATIO_SQUARE, ratios.square())

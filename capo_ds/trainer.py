@@ -62,7 +62,7 @@ class Scored:
     problems: list[Problem]
     texts: list[str]
     verdicts: list[Verdict]
-    rewards: Tensor  # (prompts, G)
+    rewards: Tensor  # (prompts, G), float64 on the CPU
     parts: dict[str, list[float | None]]  # of the rewards, by function
     advantages: Tensor  # (prompts * G,)
 
@@ -239,9 +239,12 @@ class Trainer:
         repeated = [problem for problem in problems for _ in range(group)]
         texts = decode(self.tokenizer, rollout, self.config.prompt.stop)
         scores = self.scorer(texts, repeated)
-        rewards = torch.tensor(scores.rewards, device=comm.device()).view(-1, group)
-        advantages = group_advantages(rewards, self.config.objective.scale_advantages)
-        return Scored(repeated, texts, scores.verdicts, rewards, scores.parts, advantages.flatten())
+        rewards = torch.tensor(scores.rewards, dtype=torch.float64).view(-1, group)
+        rounding = torch.tensor(scores.roundings, dtype=torch.float64).view(-1, group)
+        scale = self.config.objective.scale_advantages
+        advantages = group_advantages(rewards, scale, rounding).flatten()
+        advantages = advantages.float().to(comm.device())
+        return Scored(repeated, texts, scores.verdicts, rewards, scores.parts, advantages)
 
     def _count(self, rollout: Rollout, scored: Scored) -> None:
         """Add the metrics of a step's responses."""

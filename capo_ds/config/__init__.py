@@ -1,11 +1,12 @@
 """Typed settings (`settings`), and how they are read and explained (`reading`)."""
 
+from capo_ds.config.errors import ConfigError
+from capo_ds.config.paths import expand
 from capo_ds.config.reading import (
     BUILTIN_MODELS,
     HOME,
     RECIPES,
     REPOSITORY,
-    ConfigError,
     config_reference,
     load_config,
     parse_config,
@@ -27,6 +28,7 @@ from capo_ds.config.settings import (
     TaskConfig,
     WarmupConfig,
 )
+from capo_ds.config.text import decode
 
 __all__ = [
     "AGGREGATORS",
@@ -49,6 +51,8 @@ __all__ = [
     "TaskConfig",
     "WarmupConfig",
     "config_reference",
+    "decode",
+    "expand",
     "load_config",
     "parse_config",
     "resolve_path",

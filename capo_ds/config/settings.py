@@ -15,6 +15,8 @@ from pydantic import (
     model_validator,
 )
 
+from capo_ds.config.paths import PathText
+
 AGGREGATORS = ("mean", "capo", "mgda", "pcgrad", "cagrad", "config")  # and torchjd's
 
 
@@ -52,7 +54,7 @@ class Section(BaseModel):
 class ModelConfig(Section):
     """The policy: a Hugging Face causal LM, and the LoRA adapter that RL trains on it."""
 
-    path: str = Field(
+    path: PathText = Field(
         "builtin:tiny", description="hub name, local folder, or builtin:tiny (ships with capo_ds)"
     )
     dtype: Literal["float32", "bfloat16"] = Field(
@@ -81,10 +83,11 @@ class DatasetConfig(Section):
         description="the data set: arithmetic is generated; custom is your own file (give its path "
         "and columns)",
     )
-    path: str | None = Field(
+    path: PathText | None = Field(
         None,
-        description="hub name, or local file (.jsonl, .json, .csv, .parquet, .arrow) or folder "
-        "(of such files, or of save_to_disk); null: the data set's own place on the hub",
+        description="hub name, or local file (.jsonl, .json, .csv, .tsv, .parquet, .arrow, "
+        "each also as .gz, .bz2, .xz or .zst) or folder (of such files, or of "
+        "save_to_disk); null: the data set's own place on the hub",
     )
     subset: str | None = Field(None, description="configuration on the hub; null: its own")
     prompt_column: str | None = Field(
@@ -120,7 +123,7 @@ class TaskConfig(DatasetConfig):
     """The problems that are trained on, and the test problems that go with them."""
 
     train_split: str | None = Field(None, description="split to train on; null: the data set's own")
-    test_path: str | None = Field(
+    test_path: PathText | None = Field(
         None, description="where the test problems are; null: where the training problems are"
     )
     test_split: str | None = Field(None, description="split to test on; null: the data set's own")
@@ -174,7 +177,7 @@ class PromptConfig(Section):
 class RewardFunctionConfig(Section):
     """One entry of reward.functions."""
 
-    function: str = Field(
+    function: PathText = Field(
         description="rule (1, -0.5, -1: right, wrong, not in the format), or your own as "
         "file.py:function, called with lists prompts, completions, references and the data set's "
         "columns by keyword; it returns a list of numbers"
@@ -220,10 +223,10 @@ class EvaluationConfig(Section):
         None, ge=1, description="longest response, in tokens; null: rollout.max_new_tokens"
     )
     seed: StrictInt = Field(0, ge=0, description="seed of the sampling")
-    adapter: str | None = Field(
+    adapter: PathText | None = Field(
         None, description="folder of a PEFT adapter that launchers/evaluate.py puts on the model"
     )
-    output_dir: str = Field(
+    output_dir: PathText = Field(
         "runs/evaluation", description="where launchers/evaluate.py writes results and completions"
     )
 
@@ -301,6 +304,12 @@ class ObjectiveConfig(Section):
     clip_low: Number = Field(0.2, ge=0, lt=1, description="token ratio is clipped below 1 - this")
     clip_high: Number = Field(
         0.2, ge=0, description="token ratio is clipped above 1 + this (0.28 in DAPO)"
+    )
+    dual_clip: Number | None = Field(
+        None,
+        gt=1,
+        description="tokens of negative advantage whose ratio is above this have no gradient (dual "
+        "clip, Ye et al. 2020; 3 in verl); null: no such bound",
     )
     kl_weight: Number = Field(
         0.001, ge=0, description="weight beta of the k3 KL estimate to the base model; 0 skips it"
@@ -399,7 +408,7 @@ class TrainConfig(Section):
         2, ge=1, description="newest checkpoints kept, beside the best evaluated one"
     )
     log_samples: StrictInt = Field(4, ge=0, description="completions shown in TensorBoard per step")
-    output_dir: str = Field("runs/default", description="folder of everything the run writes")
+    output_dir: PathText = Field("runs/default", description="folder of everything the run writes")
     resume: Literal["auto", "never"] = Field(
         "never", description="auto: go on from the newest checkpoint of output_dir, if any"
     )
@@ -408,7 +417,7 @@ class TrainConfig(Section):
 class WarmupConfig(Section):
     """Supervised warm-up (launchers/warmup.py): full fine-tuning on worked solutions."""
 
-    output_dir: str = Field("runs/warmup", description="where model and tokenizer are saved")
+    output_dir: PathText = Field("runs/warmup", description="where model and tokenizer are saved")
     learning_rate: Number = Field(1e-3, gt=0, description="peak learning rate of AdamW")
     batch_size: StrictInt = Field(
         64, ge=1, description="sequences per optimizer step, over all ranks"
@@ -435,7 +444,7 @@ class Config(Section):
     reward: RewardConfig = RewardConfig()
     rollout: RolloutConfig = RolloutConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
-    aggregator: Annotated[str, AfterValidator(_known_aggregator)] = Field(
+    aggregator: Annotated[PathText, AfterValidator(_known_aggregator)] = Field(
         "capo",
         description="how per-sample gradients become one: capo, mean (GRPO), mgda, pcgrad, cagrad, "
         "config, a Gramian weighting of the torchjd library as torchjd:NAME, or your own function "
@@ -450,7 +459,7 @@ class Config(Section):
     capo: CapoConfig = CapoConfig()
     cagrad: CagradConfig = CagradConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
-    deepspeed: str = Field("ds_configs/zero2.json", description="DeepSpeed JSON (ZeRO stage)")
+    deepspeed: PathText = Field("ds_configs/zero2.json", description="DeepSpeed JSON (ZeRO stage)")
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     warmup: WarmupConfig = WarmupConfig()
