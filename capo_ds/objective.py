@@ -13,7 +13,6 @@ from torch import Tensor
 from capo_ds.config import ObjectiveConfig
 from capo_ds.precision import common_steps, roundings
 
-
 MAX_LOG_RATIO = 20.0  # exp of it is 5e8; that of 89 is infinite in float32
 ROUNDINGS = 4.0  # how many roundings of its size a reward may have behind it
 
