@@ -24,6 +24,7 @@ def check_hub(config: Config) -> None:
             the cache, or a cache that cannot be written.
     """
     for key, name, kind in _hub_names(config):
+        _check_name(key, name)
         cached = _is_cached(name, kind)
         if not _is_offline():
             _ask(key, name, kind, cached)
@@ -55,6 +56,17 @@ def _hub_names(config: Config) -> Iterator[tuple[str, str, str]]:
             yield key, place, "dataset"
 
 
+def _check_name(key: str, name: str) -> None:
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise ConfigError(
+            f"{key}: {name!r} is no folder or file here, and no name of the hub (owner/name)"
+        ) from error
+
+
 def _ask(key: str, name: str, kind: str, cached: bool) -> None:
     import huggingface_hub
     from huggingface_hub import constants, errors
@@ -62,10 +74,6 @@ def _ask(key: str, name: str, kind: str, cached: bool) -> None:
     page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{name}"
     try:
         huggingface_hub.auth_check(name, repo_type=kind)
-    except errors.HFValidationError as error:
-        raise ConfigError(
-            f"{key}: {name!r} is no folder or file here, and no name of the hub (owner/name)"
-        ) from error
     except errors.GatedRepoError as error:
         if not cached:
             raise ConfigError(

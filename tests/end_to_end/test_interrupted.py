@@ -40,7 +40,9 @@ def start(launcher: str, folder: Path) -> subprocess.Popen:
     )
 
 
-@pytest.mark.parametrize("launcher", ["deepspeed", pytest.param("torchrun", marks=SLOW)])
+@pytest.mark.parametrize(
+    "launcher", ["deepspeed", pytest.param("torchrun", marks=pytest.mark.slow)]
+)
 def test_ctrl_c_finishes_the_step_and_saves(tmp_path, launcher):
     process = start(launcher, tmp_path / "run")
     wait_for_lines(process, tmp_path / "run", 1)
