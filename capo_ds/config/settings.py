@@ -486,6 +486,13 @@ class WarmupConfig(Section):
     """Supervised warm-up (launchers/warmup.py): full fine-tuning on worked solutions."""
 
     output_dir: PathText = Field("runs/warmup", description="where model and tokenizer are saved")
+    save_every: StrictInt = Field(
+        200, ge=0, description="steps between checkpoints, of which the newest is kept; 0 = none"
+    )
+    resume: Literal["auto", "never"] = Field(
+        "never",
+        description="auto: go on from the checkpoint in output_dir, if any, on as many ranks",
+    )
     learning_rate: Number = Field(1e-3, gt=0, description="peak learning rate of AdamW")
     batch_size: StrictInt = Field(
         64, ge=1, description="sequences per optimizer step, over all ranks"
