@@ -16,11 +16,13 @@ import fcntl
 import json
 import multiprocessing
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from studied.plan import Run, wanted
+from studied.plan import APART_MODEL, RECIPES, Run, wanted
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RUNS = REPOSITORY / "runs" / "study"
@@ -68,8 +70,19 @@ def make_and_write(run: Run, folder: Path) -> None:
     partial.replace(folder / RECORD)
 
 
+def make_model() -> None:
+    """The model of the setting `apart`, unless it is there."""
+    if not (REPOSITORY / APART_MODEL / "model.safetensors").exists():
+        command = [sys.executable, "launchers/warmup.py", "--config", RECIPES["apart"]]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+        subprocess.run(command, cwd=REPOSITORY, env=environment, check=True)
+
+
 def work(folder: Path, only: str) -> None:
     """Make runs until none is left that no other worker is at."""
+    with claimed(folder) as first:
+        if first:
+            make_model()
     import deepspeed  # noqa: F401  once, before the processes of the runs are forked
 
     import capo_ds.trainer  # noqa: F401

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from capo_ds.config import Config, EvaluationConfig, load_config
-from studied.plan import Run
+from studied.plan import RECIPES, Run
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-RECIPE = REPOSITORY / "launchers" / "recipes" / "quickstart.yaml"
+QUICKSTART = "launchers/recipes/quickstart.yaml"
 SERIES = ("reward/mean", "reward/accuracy", "rollout/entropy", "rollout/length", "loss/grad_norm")
 AVERAGED = ("conflict/", "capo/", "time/")
 SAMPLED = EvaluationConfig(samples=8, temperature=1.0)
@@ -23,7 +23,8 @@ DIGITS = 5
 
 def config_of(run: Run, folder: Path) -> Config:
     overrides = run.overrides | {"train.output_dir": str(folder)}
-    return load_config(RECIPE, [f"{key}={json.dumps(value)}" for key, value in overrides.items()])
+    recipe = REPOSITORY / RECIPES.get(run.setting, QUICKSTART)
+    return load_config(recipe, [f"{key}={json.dumps(value)}" for key, value in overrides.items()])
 
 
 def make(run: Run, folder: Path) -> dict[str, Any]:

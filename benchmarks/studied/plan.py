@@ -15,7 +15,7 @@ from typing import Any
 TUNING_SEEDS = (100, 101)
 SEEDS = (0, 1, 2, 3, 4)
 GRID = (3e-4, 1e-3, 3e-3)
-LIMITS = (1e-5, 1e-1)  # the grid does not grow beyond these
+LIMITS = (1e-5, 1e6)  # the grid does not grow beyond these
 OWN = "benchmarks/studied/aggregators.py"
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -24,11 +24,20 @@ METHODS: dict[str, dict[str, Any]] = {
     "capo 0.5": {"aggregator": "capo", "capo.radius": 0.5},
     "capo 1": {"aggregator": "capo", "capo.radius": 1.0},
     "norm ball": {"aggregator": "capo", "capo.radius": 1.0, "capo.region": "norm"},
-    "mean, unit": {"aggregator": f"{OWN}:norms_unit"},
-    "mean, clipped": {"aggregator": f"{OWN}:norms_clipped"},
-    "capo 0.5, unit": {"aggregator": f"{OWN}:capo05_unit"},
-    "capo 0.5, clipped": {"aggregator": f"{OWN}:capo05_clipped"},
-    "capo 1, unit": {"aggregator": f"{OWN}:capo1_unit"},
+    "mean, unit": {"aggregator": "mean", "program.norms": "unit"},
+    "mean, clipped": {"aggregator": "mean", "program.norms": "clip"},
+    "capo 0.5, unit": {"aggregator": "capo", "capo.radius": 0.5, "program.norms": "unit"},
+    "capo 0.5, clipped": {"aggregator": "capo", "capo.radius": 0.5, "program.norms": "clip"},
+    "capo 1, unit": {"aggregator": "capo", "capo.radius": 1.0, "program.norms": "unit"},
+    "capo auto": {"aggregator": "capo", "capo.radius": "auto"},
+    "capo 0.5, half positive": {
+        "aggregator": "capo",
+        "capo.radius": 0.5,
+        "capo.positive_share": 0.5,
+    },
+    "capo 0.5, groups": {"aggregator": "capo", "capo.radius": 0.5, "program.tasks": "group"},
+    "capo 0.5, modules": {"aggregator": "capo", "capo.radius": 0.5, "program.blocks": "module"},
+    "mean, geometric median": {"aggregator": "mean", "program.average": "geometric_median"},
     "mean, fixed_length": {"aggregator": "mean", "objective.loss_aggregation": "fixed_length"},
     "MGDA": {"aggregator": "mgda"},
     "PCGrad": {"aggregator": "pcgrad"},
@@ -38,6 +47,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "capo 1, rescaled": {"aggregator": f"{OWN}:capo1_rescaled"},
     "norm ball, rescaled": {"aggregator": f"{OWN}:ball_rescaled"},
 }
+
+SGD_EPSILON = 1e3
+APART_MODEL = "runs/study/apart-model"
+GRIDS = {"sgd": (3e2, 1e3, 3e3)}
 
 COMMON: dict[str, Any] = {
     "deepspeed": "ds_configs/zero0.json",
@@ -53,15 +66,34 @@ COMMON: dict[str, Any] = {
 }
 SETTINGS: dict[str, dict[str, Any]] = {
     "embedded": COMMON | {"task.test_problems": 128},
+    # Three data sets that pull apart, see apart.yaml.
+    "apart": COMMON | {"model.path": APART_MODEL},
+    # One verdict in ten is flipped; rates are those of the embedded setting.
+    "noise": COMMON
+    | {
+        "task.test_problems": 128,
+        "reward.functions": [{"function": "benchmarks/studied/noise.py:flipped"}],
+    },
+    # Adam with an epsilon far above any gradient: SGD with momentum 0.9.
+    "sgd": COMMON | {"task.test_problems": 128, "optimizer.epsilon": SGD_EPSILON},
 }
+RECIPES = {"apart": "benchmarks/studied/apart.yaml"}
+RATES_OF = {"noise": "embedded"}  # settings that take over tuned rates
 # Cells in order of priority: (setting, methods).
 CELLS: list[tuple[str, tuple[str, ...]]] = [
     (
         "embedded",
         ("mean", "capo 0.5", "capo 1", "mean, unit", "mean, clipped", "norm ball", "capo 0.1"),
     ),
-    ("embedded", ("capo 0.5, clipped", "capo 0.5, unit", "UPGrad", "CAGrad", "PCGrad", "ConFIG")),
-    ("embedded", ("MGDA", "mean, fixed_length", "capo 1, unit")),
+    ("embedded", ("capo 0.5, clipped", "capo 0.5, unit", "UPGrad", "CAGrad", "PCGrad")),
+    ("apart", ("mean", "mean, unit", "capo 1", "capo 0.5", "PCGrad", "capo auto")),
+    ("noise", ("mean", "mean, unit", "capo 0.5", "capo 1", "mean, clipped")),
+    ("embedded", ("capo auto", "capo 0.5, half positive", "mean, fixed_length")),
+    ("sgd", ("mean", "capo 1", "mean, unit", "norm ball")),
+    ("embedded", ("capo 0.5, groups", "capo 0.5, modules", "mean, geometric median")),
+    ("apart", ("mean, clipped", "norm ball", "UPGrad")),
+    ("embedded", ("ConFIG", "capo 1, unit", "capo 1, rescaled", "norm ball, rescaled", "MGDA")),
+    ("apart", ("capo 0.5, unit", "capo 0.1", "CAGrad", "ConFIG", "MGDA")),
 ]
 
 
@@ -97,10 +129,11 @@ def wanted(scores: Scores) -> Iterator[Run]:
 
 def missing(setting: str, method: str, scores: Scores) -> list[Run]:
     """The next runs of a cell: they may be made at the same time; empty when it is done."""
-    tuning = [run for run in tuning_runs(setting, method, scores) if run not in scores]
+    tuned = RATES_OF.get(setting, setting)
+    tuning = [run for run in tuning_runs(tuned, method, scores) if run not in scores]
     if tuning:
         return tuning
-    rate = best_rate(setting, method, scores)
+    rate = best_rate(tuned, method, scores)
     final = [Run(setting, method, rate, seed) for seed in SEEDS]
     return [run for run in final if run not in scores]
 
@@ -118,7 +151,7 @@ def tuning_runs(setting: str, method: str, scores: Scores) -> list[Run]:
 
 def grid(setting: str, method: str, scores: Scores) -> list[float]:
     """The rates to try on the first tuning seed: `GRID`, grown beyond an edge that is best."""
-    rates = list(GRID)
+    rates = list(GRIDS.get(setting, GRID))
     while True:
         runs = [Run(setting, method, rate, TUNING_SEEDS[0]) for rate in rates]
         if any(run not in scores for run in runs):

@@ -1,9 +1,12 @@
 """Typed settings (`settings`), and how they are read and explained (`reading`)."""
 
+from capo_ds.config.errors import ConfigError
+from capo_ds.config.paths import expand
 from capo_ds.config.reading import (
     BUILTIN_MODELS,
+    HOME,
+    RECIPES,
     REPOSITORY,
-    ConfigError,
     config_reference,
     load_config,
     parse_config,
@@ -26,10 +29,13 @@ from capo_ds.config.settings import (
     TrainingSetConfig,
     WarmupConfig,
 )
+from capo_ds.config.text import decode
 
 __all__ = [
     "AGGREGATORS",
     "BUILTIN_MODELS",
+    "HOME",
+    "RECIPES",
     "REPOSITORY",
     "BenchmarkConfig",
     "CapoConfig",
@@ -47,6 +53,8 @@ __all__ = [
     "TrainingSetConfig",
     "WarmupConfig",
     "config_reference",
+    "decode",
+    "expand",
     "load_config",
     "parse_config",
     "resolve_path",

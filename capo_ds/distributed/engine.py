@@ -45,6 +45,7 @@ class CapoEngine:
     def __init__(self, policy: nn.Module, config: Config, optimizer_steps: int, monitor_dir: Path):
         deepspeed = import_deepspeed()
         self.parameters = [p for p in policy.parameters() if p.requires_grad]
+        self.names = [n for n, p in policy.named_parameters() if p.requires_grad]
         self.shapes = [tuple(parameter.shape) for parameter in self.parameters]
         settings = deepspeed_settings(config, monitor_dir)
         self._stage = zero_stage(settings)
@@ -281,6 +282,7 @@ def deepspeed_settings(config: Config, monitor_dir: Path) -> dict[str, Any]:
             "params": {
                 "lr": config.optimizer.learning_rate,
                 "betas": list(config.optimizer.betas),
+                "eps": config.optimizer.epsilon,
                 "weight_decay": config.optimizer.weight_decay,
                 "torch_adam": True,
             },

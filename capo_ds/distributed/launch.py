@@ -46,7 +46,7 @@ def discover_ranks() -> None:
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    os.environ.setdefault("MASTER_PORT", str(_free_port()))
+    os.environ.setdefault("MASTER_PORT", str(free_port()))
 
 
 def ranks_here() -> int:
@@ -55,6 +55,16 @@ def ranks_here() -> int:
         if variable in os.environ:
             return int(re.match(r"\d+", os.environ[variable])[0])
     return int(os.environ["WORLD_SIZE"])
+
+
+def busy_port() -> ConfigError:
+    """What to do about a port that rank 0 cannot have."""
+    address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    return ConfigError(
+        f"MASTER_PORT: port {port} of {address} is taken, by another run perhaps; give a free one, "
+        f"{free_port()} for instance: deepspeed --master_port N, torchrun --master_port N, or "
+        "MASTER_PORT=N mpirun (or srun)"
+    )
 
 
 def tell(message: str) -> None:
@@ -69,7 +79,10 @@ def _ask_mpi() -> None:
     from deepspeed.comm.comm import mpi_discovery
 
     try:
-        mpi_discovery(distributed_port=int(os.environ.get("MASTER_PORT", 29500)), verbose=False)
+        from mpi4py import MPI
+
+        port = os.environ.get("MASTER_PORT") or MPI.COMM_WORLD.bcast(free_port(), root=0)
+        mpi_discovery(distributed_port=int(port), verbose=False)
     except ImportError as error:
         raise ConfigError(
             f"mpirun needs mpi4py for its MPI ({error}): pip install -e '.[mpi]', or use another "
@@ -89,7 +102,8 @@ def _ask_slurm() -> None:
     slurm.setdefault("MASTER_PORT", str(PORTS + int(slurm.get("SLURM_JOB_ID", 0)) % PORTS))
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """One that nobody listens at now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -85,7 +85,7 @@ def test_bad_requests_are_refused(arguments, message):
 
 
 def test_more_problems_than_exist_are_refused(monkeypatch):
-    monkeypatch.setattr(arithmetic, "_tell", lambda rng, chain, level: arithmetic.Problem("?", "1"))
+    monkeypatch.setattr(arithmetic, "_tell", lambda *_: arithmetic.Problem("?", "1"))
     with pytest.raises(ValueError, match="could not draw 5 distinct train problems"):
         arithmetic.generate("train", 5, [1], 0)
 

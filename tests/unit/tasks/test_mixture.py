@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from capo_ds.config import ConfigError, TaskConfig, parse_config
+from capo_ds.preparation import prompt_order
 from capo_ds.tasks import Problem, load_problems
 from capo_ds.tasks.groups import Groups
 from capo_ds.tasks.mixture import PromptOrder, by_source
-from capo_ds.trainer import prompt_order
 
 SIZES, WEIGHTS = (40, 7, 3), (0.5, 0.3, 0.2)
 MEMBERS = [np.arange(start, start + n) for start, n in zip((0, 40, 47), SIZES, strict=True)]
