@@ -95,6 +95,7 @@ class Trainer:
         if state:
             self.first_step, self.accuracy = state["step"], state["accuracy"]
             self.best_step = state["best_step"]
+            self.learner.solver.radius.restore(state["radius"])
             if config.gradients.store == "auto":  # whatever is free now: stores may round apart
                 self.learner.store = state["store"]
         self.synced = False  # whether the sampler has the weights as they are now
@@ -177,7 +178,7 @@ class Trainer:
             scored = self._score(problems, rollout)
         self._count(rollout, scored)
         with self.timer("log_probs"):
-            batch = self.learner.prepare(rollout, scored.advantages)
+            batch = self.learner.prepare(rollout, scored.advantages, self._numbers())
         first = step * self.updates_per_step
         for number, part in enumerate(self._minibatches(batch, step), start=first):
             self.learner.update(part, number)
@@ -223,6 +224,12 @@ class Trainer:
             rollout.temperature,
         )
         return problems, responses
+
+    def _numbers(self) -> Tensor:
+        """(n,) of each response of this rank, the number of its prompt within the step."""
+        numbers = comm.shard(list(range(self.config.rollout.prompts_per_step)))
+        repeated = torch.tensor(numbers, dtype=torch.long, device=comm.device())
+        return repeated.repeat_interleave(self.config.rollout.group_size)
 
     def _score(self, problems: list[Problem], rollout: Rollout) -> Scored:
         group = self.config.rollout.group_size
@@ -361,6 +368,7 @@ class Trainer:
                 "accuracy": self.accuracy,
                 "best_step": self.best_step,
                 "store": self.learner.store,
+                "radius": self.learner.solver.radius.state(),
                 "config": self.config.model_dump(mode="json"),
             }
             self.engine.card = self._card(done)
@@ -424,4 +432,6 @@ def _progress(metrics: dict[str, float], accuracy: float | None) -> str:
         parts.append(f"test {accuracy:.0%}")
     if "conflict/all_before" in metrics:
         parts.append(f"conflict {metrics['conflict/all_before']:.0%}")
+    if "conflict/heldout_all_after" in metrics:
+        parts.append(f"unseen {metrics['conflict/heldout_all_after']:.0%}")
     return ", ".join(parts)

@@ -46,6 +46,7 @@ class CapoEngine:
     def __init__(self, policy: nn.Module, config: Config, optimizer_steps: int, monitor_dir: Path):
         deepspeed = import_deepspeed()
         self.parameters = [p for p in policy.parameters() if p.requires_grad]
+        self.names = [n for n, p in policy.named_parameters() if p.requires_grad]
         self.shapes = [tuple(parameter.shape) for parameter in self.parameters]
         settings = deepspeed_settings(config, monitor_dir)
         self._stage = zero_stage(settings)
