@@ -14,7 +14,7 @@ train() { # NAME KEY=VALUE...: the run runs/experiments/NAME-seedN, unless it is
   for setting in "${@:2}" "train.seed=$seed" "train.steps=${STEPS:-40}"; do
     settings+=(--set "$setting")
   done
-  deepspeed --quiet --num_accelerators "$RANKS" launchers/train.py \
+  deepspeed --quiet --num_accelerators "$RANKS" --master_port "$MASTER_PORT" launchers/train.py \
     --config launchers/recipes/quickstart.yaml --set "train.output_dir=$folder" "${settings[@]}"
 }
 

@@ -5,5 +5,5 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launchers/environment.sh
-exec deepspeed --quiet --num_accelerators "$RANKS" launchers/train.py \
+exec deepspeed --quiet --num_accelerators "$RANKS" --master_port "$MASTER_PORT" launchers/train.py \
   --config launchers/recipes/quickstart.yaml "$@"

@@ -48,6 +48,7 @@ def capo(
     slack_price: float = DEFAULT_SLACK_PRICE,
     region: str = "difference",
     on_infeasible: str = "elastic",
+    positive_share: float | None = None,
 ) -> Aggregation:
     """Solve CAPO's cone program and recover g~ = c + R dg / ||dg||.
 
@@ -71,6 +72,9 @@ def capo(
         radius: C >= 0 of the trust region, relative to ||g_0||.
         slack_price: rho > 0, price of violating a negative's constraint; inf is the hard program.
         region: "difference" is ||g - g_0|| <= C ||g_0||, "norm" is ||g|| <= C ||g_0||.
+        positive_share: in (0, 1): at least this share of the weights xi is on positives. It takes
+            the place of slack_price: rho = (1 - share) / (share n), since sum alpha = 1 and
+            sum beta <= n rho.
         on_infeasible: answer of a hard program (price inf) without a feasible point: the elastic
             one at the default price, or g_0 itself.
 
@@ -78,6 +82,8 @@ def capo(
         ValueError: on an option out of range.
         SolverError: if no solver found an optimal pair.
     """
+    if positive_share is not None:
+        slack_price = price_of_share(positive_share, int(problem.negative.sum()))
     _validate(radius, slack_price, region, on_infeasible)
     started = time.perf_counter()
     problem, gram_shift = semidefinite(problem)
@@ -91,6 +97,13 @@ def capo(
     answer.report["gram_shift"] = gram_shift
     answer.report["seconds"] = time.perf_counter() - started
     return answer
+
+
+def price_of_share(positive_share: float, negatives: int) -> float:
+    """The price rho at which the positives keep at least this share of sum xi."""
+    if not 0 < positive_share < 1:
+        raise ValueError(f"positive_share must be between 0 and 1, got {positive_share}")
+    return (1 - positive_share) / (positive_share * max(negatives, 1))
 
 
 class _Setting:
@@ -165,7 +178,16 @@ def _with_direction(setting: _Setting, program: ConeProgram, on_infeasible: str)
         "trust_region_active": float(on_boundary),
     }
     xi = setting.spread(solution.xi)
-    return Aggregation(coefficients, xi, status, report, setting.base, setting.radius, on_boundary)
+    return Aggregation(
+        coefficients,
+        xi,
+        status,
+        report,
+        base=setting.base,
+        average=setting.problem.vanilla,
+        radius=setting.radius,
+        on_boundary=on_boundary,
+    )
 
 
 def _without_direction(setting: _Setting, program: ConeProgram) -> Aggregation:
@@ -184,7 +206,15 @@ def _without_direction(setting: _Setting, program: ConeProgram) -> Aggregation:
         "trust_region_active": 0.0,
     }
     xi = np.zeros(setting.problem.count)
-    return Aggregation(coefficients, xi, "degenerate", report, setting.base, setting.radius)
+    return Aggregation(
+        coefficients,
+        xi,
+        "degenerate",
+        report,
+        base=setting.base,
+        average=setting.problem.vanilla,
+        radius=setting.radius,
+    )
 
 
 def _solve_elastic(program: ConeProgram, harmless: bool) -> _Solved:

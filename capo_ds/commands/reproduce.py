@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 
 from capo_ds.config import RECIPES
+from capo_ds.distributed.launch import free_port
 
 # Accuracy in % (paper, Table 1) on the recipe's benchmarks in their order: test, AMC 23, AIME 24.
 PAPER = {
@@ -45,7 +46,12 @@ def methods(radii: list[float]) -> dict[str, list[str]]:
 def run(command_name: str, recipe: Path, settings: list[str], args: argparse.Namespace) -> None:
     """A command on all ranks; an error there ends this program too."""
     command = [sys.executable, "-m", "deepspeed.launcher.runner", "--quiet"]
-    command += ["--num_accelerators", str(args.ranks), "--master_port", str(args.master_port)]
+    command += [
+        "--num_accelerators",
+        str(args.ranks),
+        "--master_port",
+        str(args.master_port or free_port()),
+    ]
     command += ["--module", f"capo_ds.commands.{command_name}", "--config", str(recipe)]
     settings = [*(SMOKE if args.smoke else ()), *args.set, *settings]
     command += [part for setting in settings for part in ("--set", setting)]
@@ -115,7 +121,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add(
         "--ranks", type=int, default=torch.cuda.device_count() or 2, help="default: GPUs, or else 2"
     )
-    add("--master_port", type=int, default=29500, help="two runs on a machine need different ones")
+    add("--master_port", type=int, help="default: one that is free")
     add("--output", default="", help="folder (default: runs/reproduce, with --smoke runs/smoke)")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="for every run")
     args = parser.parse_args(arguments)

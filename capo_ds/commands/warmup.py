@@ -13,7 +13,10 @@ def warm_up(config: Config) -> None:
     from capo_ds.distributed import comm
 
     outcome = warmup.run(config)
-    if comm.is_main():
+    if not outcome.finished:
+        if comm.is_main():
+            print(f"terminated after step {outcome.steps}; warmup.resume=auto goes on from there")
+    elif comm.is_main():
         settings = config.warmup
         if not outcome.reached:
             print(

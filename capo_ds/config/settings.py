@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -32,6 +33,18 @@ def _known_aggregator(name: str) -> str:
             f"choose among {', '.join(AGGREGATORS)}, torchjd:NAME, FILE.py:FUNCTION; GRPO's is mean"
         )
     return name
+
+
+def _radius(value: Any) -> float | str:
+    if value == "auto":
+        return value
+    try:
+        radius = float(_no_flag(value))
+    except (TypeError, ValueError):
+        radius = math.nan
+    if not (math.isfinite(radius) and radius >= 0):
+        raise ValueError("input should be auto, or a finite number greater than or equal to 0")
+    return radius
 
 
 PROMPT_TEMPLATES = ("plain", "base", "chat")
@@ -350,10 +363,58 @@ class GradientsConfig(Section):
         return self
 
 
+class ProgramConfig(Section):
+    """What an aggregator, whichever it is, is given of the samples' gradients."""
+
+    norms: Literal["none", "clip", "unit"] = Field(
+        "none",
+        description="length of each sample's own gradient: none, as it is (the papers'); clip: cut "
+        "to the quantile program.norm_quantile of the update's norms; unit: all of them as long as "
+        "their median",
+    )
+    norm_quantile: Number = Field(
+        0.5, gt=0, lt=1, description="with norms clip: the quantile of the norms that is the limit"
+    )
+    norms_in: Literal["all", "program"] = Field(
+        "all",
+        description="where program.norms counts: all, in g_0 and the program; program: g_0 stays "
+        "the mean of the gradients as they are",
+    )
+    tasks: Literal["sample", "group"] = Field(
+        "sample",
+        description="what the program protects: sample, every response (the paper's); group: the "
+        "sum of a prompt's positive responses, and that of its negative ones",
+    )
+    average: Literal["mean", "geometric_median"] = Field(
+        "mean",
+        description="g_0: the mean over samples, or the geometric median of the prompts' own "
+        "means, which a few odd prompts cannot move far",
+    )
+    blocks: Literal["whole", "layer", "module"] = Field(
+        "whole",
+        description="one program for the whole gradient (the paper's), or one for each decoder "
+        "layer or each module with LoRA factors (exact Gram matrices only)",
+    )
+
+    @model_validator(mode="after")
+    def _group_sums_have_one_average(self) -> ProgramConfig:
+        if self.tasks == "group" and self.norms != "none" and self.norms_in == "program":
+            raise ValueError(
+                "program.norms_in: program does not go with program.tasks: group, whose sums make "
+                "up g_0 too; set program.norms_in to all"
+            )
+        return self
+
+
 class CapoConfig(Section):
     """The second-order cone program of CAPO."""
 
-    radius: Number = Field(0.5, ge=0, description="trust-region radius C, relative to ||g_0||")
+    radius: Annotated[float | str, BeforeValidator(_radius)] = Field(
+        0.5,
+        description="trust-region radius C, relative to ||g_0||; auto: in every step the one of 0, "
+        "0.1, 0.25, 0.5 and 1 whose aggregates of half of the prompts agree best with the "
+        "responses to the other half (smoothed over steps)",
+    )
     region: Literal["difference", "norm"] = Field(
         "difference",
         description="trust region: ||g - g_0|| <= C ||g_0||, or the ablation ||g|| <= C ||g_0||",
@@ -363,6 +424,13 @@ class CapoConfig(Section):
         gt=0,
         allow_inf_nan=True,
         description="price rho of violating a negative's constraint; .inf = hard",
+    )
+    positive_share: Number | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="least share of the program's weights that stays on positive responses, in "
+        "place of slack_price: the price is then (1 - share) / (share n) for each of n negatives",
     )
     on_infeasible: Literal["elastic", "vanilla"] = Field(
         "elastic", description="with slack_price .inf and no feasible point: what to apply instead"
@@ -418,6 +486,13 @@ class WarmupConfig(Section):
     """Supervised warm-up (launchers/warmup.py): full fine-tuning on worked solutions."""
 
     output_dir: PathText = Field("runs/warmup", description="where model and tokenizer are saved")
+    save_every: StrictInt = Field(
+        200, ge=0, description="steps between checkpoints, of which the newest is kept; 0 = none"
+    )
+    resume: Literal["auto", "never"] = Field(
+        "never",
+        description="auto: go on from the checkpoint in output_dir, if any, on as many ranks",
+    )
     learning_rate: Number = Field(1e-3, gt=0, description="peak learning rate of AdamW")
     batch_size: StrictInt = Field(
         64, ge=1, description="sequences per optimizer step, over all ranks"
@@ -450,6 +525,12 @@ class Config(Section):
         "config, a Gramian weighting of the torchjd library as torchjd:NAME, or your own function "
         "of the Gram matrix as file.py:function",
     )
+    program: ProgramConfig = ProgramConfig()
+    measure_heldout: StrictBool = Field(
+        True,
+        description="report conflict on held-out samples: each half of the prompts is aggregated "
+        "alone and measured on the other (two solves more a step, no further pass)",
+    )
     measure_conflict: StrictBool = Field(
         True,
         description="with aggregator mean: form per-sample gradients all the same and report "
@@ -470,6 +551,28 @@ class Config(Section):
             raise ValueError(
                 f"objective.minibatches: {self.objective.minibatches} is more than "
                 f"rollout.prompts_per_step = {self.rollout.prompts_per_step}; lower it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _program_is_used(self) -> Config:
+        program = self.program
+        if program.blocks != "whole" and self.gradients.sketch != "none":
+            raise ValueError(
+                f"program.blocks: {program.blocks} needs exact Gram matrices; set gradients.sketch "
+                "to none"
+            )
+        if self.aggregator != "mean":
+            return self
+        if program != ProgramConfig() and not self.measure_conflict:
+            raise ValueError(
+                "measure_conflict: false gives aggregator mean no samples' own gradients, which "
+                "the settings under program need; set it to true"
+            )
+        if program.norms != "none" and program.norms_in == "program":
+            raise ValueError(
+                "program.norms_in: program changes nothing with aggregator mean, which applies "
+                "g_0; set it to all"
             )
         return self
 

@@ -178,6 +178,12 @@ def _problem(
     return Problem(text, reference, worked, dict(row))
 
 
+def is_local(path: str) -> bool:
+    """Whether a path is no name of the hub: it exists here, or could not be one."""
+    place = Path(path)
+    return place.exists() or bool(ending(place)) or path.startswith(("/", ".", "~"))
+
+
 def load_rows(
     path: str, subset: str | None, split_name: str | None, source: Source, split: Split
 ) -> list[dict[str, Any]]:
@@ -205,7 +211,7 @@ def load_rows(
             return plain_rows(
                 datasets.load_dataset(str(place), subset, split=split_name or own_split)
             )
-        if ending(place) or path.startswith(("/", ".", "~")):
+        if is_local(path):
             raise FileNotFoundError(f"no file or folder {path!r}")
         subset = subset or source.subset
         return plain_rows(datasets.load_dataset(path, subset, split=split_name or own_split))
