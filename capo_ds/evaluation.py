@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
@@ -27,10 +28,12 @@ from capo_ds.rollout.base import (
     model_context,
 )
 from capo_ds.rollout.hf import HuggingFaceSampler, stop_at
+from capo_ds.run_folder import FolderLock
 from capo_ds.tasks import Judge, Problem, Verdict, load_benchmark, load_data_set, score
 from capo_ds.tasks.groups import Groups
 from capo_ds.tasks.prompts import cut, encode, fitting, render
 from capo_ds.tasks.worker import Comparison
+from capo_ds.terminal import aligned, columns, wrapped
 
 RESULTS_FILE = "results.json"
 COMPLETIONS_FILE = "completions.jsonl"
@@ -246,11 +249,7 @@ def table(evaluations: list[Evaluation]) -> str:
         rows[-1] += [f"{line[name]:.2%}" for name in (*shares, "formatted", "truncated")]
         rows[-1].append(f"{line['length']:.0f}")
         rows[-1] += [str(line[name]) for name in ("unparsed", "timed_out", "left_out")]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-        for row in rows
-    )
+    return aligned(rows, columns(sys.stdout))
 
 
 def write_completions(evaluations: list[Evaluation], path: Path) -> None:
@@ -278,7 +277,9 @@ def run(config: Config) -> None:
 
     Rank 0 prints the table and writes results and completions.
     """
+    folder = Path(config.evaluation.output_dir)
     with comm.together("start-up"):
+        lock = FolderLock("evaluation.output_dir", folder) if comm.is_main() else None
         tokenizer = load_tokenizer(config.model.path)
         judge = Judge(config.reward.time_limit, config.reward.workers)
         evaluator = Evaluator(config, tokenizer, judge)
@@ -298,6 +299,8 @@ def run(config: Config) -> None:
     evaluations = evaluator.evaluate(sampler)
     seconds = time.perf_counter() - start
     comm.on_main("writing the results", lambda: _report(config, evaluations, seconds))
+    if lock:
+        lock.release()
 
 
 def load_model(config: Config) -> PreTrainedModel | PeftModel:
@@ -326,10 +329,11 @@ def _introduction(config: Config, evaluator: Evaluator) -> str:
         "prompt": evaluator.benchmarks[0].problems[0].prompt,
     }
     width = max(map(len, rows))
-    return "\n".join(
+    told = "\n".join(
         f"{name:>{width}}  {value}".replace("\n", "\n" + " " * (width + 2))
         for name, value in rows.items()
     )
+    return wrapped(told, columns(sys.stdout), indent=width + 2)
 
 
 def _report(config: Config, evaluations: list[Evaluation], seconds: float) -> None:

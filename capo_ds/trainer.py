@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import uuid
 from collections import Counter
 from collections.abc import Iterator
@@ -32,9 +33,11 @@ from capo_ds.tasks import Problem, Verdict
 from capo_ds.tasks.groups import Groups
 from capo_ds.tasks.prompts import encode
 from capo_ds.tasks.worker import Comparison
+from capo_ds.telemetry.card import model_card
 from capo_ds.telemetry.metrics import METRICS_FILE, Means, PhaseTimer, Recorder, read_metrics
 from capo_ds.telemetry.plots import reward_curve
-from capo_ds.telemetry.summary import final_table, startup_summary
+from capo_ds.telemetry.summary import final_table, signal_hint, startup_summary
+from capo_ds.terminal import columns, wrapped
 
 EVALUATIONS = "evaluations"  # folder of the completions of each evaluation
 PROBE_PROBLEMS = 8
@@ -143,6 +146,7 @@ class Trainer:
             disable=not comm.is_main(),
             unit="step",
             dynamic_ncols=True,
+            bar_format="{n_fmt}/{total_fmt} |{bar}| {remaining} left{postfix}",
         )
         for step in range(self.first_step, train.steps):
             done, last = step + 1, step + 1 == train.steps
@@ -165,6 +169,7 @@ class Trainer:
         return True
 
     def _end(self) -> None:
+        self.engine.card = self._card(self.config.train.steps)
         self.engine.save_adapter(self.folder / "adapter")
         comm.on_main("the run's summary", self._finish)
 
@@ -383,17 +388,23 @@ class Trainer:
                 "radius": self.learner.solver.radius.state(),
                 "config": self.config.model_dump(mode="json"),
             }
+            self.engine.card = self._card(done)
             checkpoint.save(self.folder, checkpoint_name(done), self.engine, state)
             keep, best = self.config.train.keep_checkpoints, checkpoint_name(self.best_step)
             comm.on_main(
                 "removing old checkpoints", lambda: checkpoint.rotate(self.folder, keep, {best})
             )
 
+    def _card(self, done: int) -> str:
+        base = self.engine.module.get_base_model().config._name_or_path
+        return model_card(self.config, base, done, self.accuracy, self.best_step)
+
     def _finish(self) -> None:
         """Print and draw the run's summary, and complete the adapter's folder."""
         self.tokenizer.save_pretrained(self.folder / "adapter")
         seconds: dict[str, float] = {}
-        for line in read_metrics(self.folder):
+        metrics = read_metrics(self.folder)
+        for line in metrics:
             for name, value in line.items():
                 if name.startswith("time/"):
                     seconds[name] = seconds.get(name, 0.0) + value
@@ -401,6 +412,8 @@ class Trainer:
         print(f"adapter      {self.folder / 'adapter'}")
         print(f"metrics      {self.folder / METRICS_FILE} and TensorBoard beside it")
         print(f"reward curve {reward_curve(self.folder)}", flush=True)
+        if hint := signal_hint(metrics):
+            print(wrapped(hint, columns(sys.stdout)), flush=True)
 
 
 def checkpoint_name(step: int) -> str:

@@ -8,6 +8,7 @@ import socket
 import sys
 
 from capo_ds.config import ConfigError
+from capo_ds.terminal import columns, wrapped
 
 MPI_RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")
 SLURM_TASKS = "SLURM_STEP_NUM_TASKS"  # set by srun alone, not by the batch script around it
@@ -72,7 +73,8 @@ def tell(message: str) -> None:
     first = launched_rank() == 0
     if first or os.environ.get("LOCAL_RANK") == "0":
         where = "" if first else f" on {socket.gethostname()}"
-        print(f"{message}{where}", file=sys.stderr, flush=True)
+        text = wrapped(f"{message}{where}", columns(sys.stderr))
+        print(text, file=sys.stderr, flush=True)
 
 
 def _ask_mpi() -> None:
