@@ -260,7 +260,7 @@ def run(config: Config) -> None:
     Rank 0 prints the table and writes results and completions.
     """
     with comm.together("start-up"):
-        tokenizer = load_tokenizer(config.model.path)
+        tokenizer = load_tokenizer(config.model)
         judge = Judge(config.reward.time_limit, config.reward.workers)
         evaluator = Evaluator(config, tokenizer, judge)
         model = load_model(config).to(comm.device()).eval()

@@ -16,7 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
+from transformers import PretrainedConfig
 
+from capo_ds.architecture import check_positions, context_of
 from capo_ds.config import Config, ConfigError, EvaluationConfig, WarmupConfig
 from capo_ds.distributed import checkpoint, comm
 from capo_ds.distributed.engine import CapoEngine
@@ -25,7 +27,8 @@ from capo_ds.learner import SEQUENCE_RATIO_SQUARE, Batch, Learner
 from capo_ds.memory import plan_on_all_ranks, used_memory
 from capo_ds.models import load_policy, load_tokenizer
 from capo_ds.objective import group_advantages
-from capo_ds.rollout.base import Draw, Rollout, check_length, model_context
+from capo_ds.rehearsal import Passes, rehearse, rehearse_saving
+from capo_ds.rollout.base import Draw, Rollout, check_length
 from capo_ds.rollout.choose import make_sampler
 from capo_ds.seeding import Stream, generator
 from capo_ds.tasks import Judge, Problem, Scorer, Verdict, load_problems
@@ -79,7 +82,7 @@ class Trainer:
         self.folder = Path(config.train.output_dir)
         with comm.together("start-up"):
             _check_output(self.folder, config.train.resume)
-            self.tokenizer = load_tokenizer(config.model.path)
+            self.tokenizer = load_tokenizer(config.model)
             judge = Judge(config.reward.time_limit, config.reward.workers)
             self.scorer = Scorer(config.reward, judge)
             problems = render(load_problems(config.task, "train"), config.prompt, self.tokenizer)
@@ -91,7 +94,7 @@ class Trainer:
             if config.train.eval_every:
                 self.evaluator = Evaluator(config, self.tokenizer, judge)
             policy = load_policy(config.model, config.train.seed, comm.device())
-            self._check_lengths(model_context(policy))
+            self._check_lengths(policy.config)
         self.updates_per_step = config.objective.epochs * config.objective.minibatches
         self.engine = CapoEngine(
             policy,
@@ -99,11 +102,22 @@ class Trainer:
             optimizer_steps=config.train.steps * self.updates_per_step,
             monitor_dir=self.folder,
         )
+        rehearse(
+            config,
+            self.engine.module,
+            encode(self.tokenizer, self.train_problems[:PROBE_PROBLEMS]),
+            Passes(
+                self.engine.gathered,
+                self.engine.whole,
+                self.engine.end_of_pass,
+                self.engine.lockstep,
+            ),
+        )
+        rehearse_saving(self.folder, self.engine, self.tokenizer)
         self.timer, self.means = PhaseTimer(), Means()
         self.memory = plan_on_all_ranks(config, policy)
         store = self.memory.choose(config.gradients.store)
         self.learner = Learner(config, self.engine, store, self.means, self.timer)
-        self.engine.module.eval()
         self.first_step = 0
         self.accuracy: dict[str, float | None] = {"before": None, "latest": None, "best": None}
         self.best_step = 0  # where that was measured
@@ -296,9 +310,11 @@ class Trainer:
             for problem, text, reward in list(rows)[::group][:count]
         ]
 
-    def _check_lengths(self, context: int) -> None:
+    def _check_lengths(self, architecture: PretrainedConfig) -> None:
         """Raises `ConfigError` if a prompt leaves no room for the longest response."""
         longest = max(map(len, encode(self.tokenizer, self.train_problems)))
+        check_positions(architecture, longest + self.config.rollout.max_new_tokens)
+        context = context_of(architecture)
         check_length(longest, self.config.rollout.max_new_tokens, context)
         if self.evaluator:
             self.evaluator.check_lengths(context)

@@ -73,7 +73,7 @@ def run(config: Config) -> Outcome:
     settings = config.warmup
     with comm.together("warm-up set-up"):
         check_batch_size(config)
-        tokenizer = load_tokenizer(config.model.path)
+        tokenizer = load_tokenizer(config.model)
         demonstrations = encode(config, tokenizer)
         judge = Judge(config.reward.time_limit, config.reward.workers)
         evaluator = Evaluator(config, tokenizer, judge)

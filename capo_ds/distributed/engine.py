@@ -56,6 +56,7 @@ class CapoEngine:
             dist_init_required=False,
         )
         self.module = self._engine.module
+        self.module.eval()  # and so it stays: see `load_policy`
         self.monitor = self._engine.monitor
 
     @property
@@ -74,7 +75,7 @@ class CapoEngine:
         if not self.lockstep:
             yield
             return
-        with self._whole(list(self.module.parameters())), self._without_zero_hooks():
+        with self.whole(list(self.module.parameters())), self._without_zero_hooks():
             yield
 
     @property
@@ -102,7 +103,7 @@ class CapoEngine:
         with comm.together("gradient"):
             _check_finite(partial_gradient)
         with comm.collective("optimizer step"):
-            with self._whole(self.parameters):
+            with self.whole(self.parameters):
                 surrogate = -comm.world_size() * sum(
                     (parameter.float() * part).sum()
                     for parameter, part in zip(self.parameters, partial_gradient, strict=True)
@@ -114,7 +115,7 @@ class CapoEngine:
             self._engine.step()
         return float(self._engine.get_global_grad_norm() if norm is None else norm)
 
-    def _whole(
+    def whole(
         self, parameters: list[nn.Parameter], modifier_rank: int | None = None
     ) -> AbstractContextManager:
         """Inside, these parameters are whole; does nothing below ZeRO 3.
@@ -153,14 +154,17 @@ class CapoEngine:
 
     def save_adapter(self, folder: Path) -> None:
         """The LoRA factors in PEFT format (all ranks)."""
-        with self._whole(self.parameters):
-            comm.on_main("saving the adapter", lambda: self.module.save_pretrained(folder))
+        with self.whole(self.parameters):
+            comm.on_main("saving the adapter", lambda: self._save(folder))
+
+    def _save(self, folder: Path) -> None:
+        self.module.save_pretrained(folder, selected_adapters=["default"])
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Factors and moments by name, whole and on the CPU, and the optimizer's place in the run
         (JSON); the same at any ZeRO stage, on every rank (all ranks)."""
         factors = {}
-        with self._whole(self.parameters):
+        with self.whole(self.parameters):
             for name, parameter in self._named():
                 factors[name] = parameter.detach().cpu().clone()
         for name, parameter in self._named():
@@ -181,7 +185,7 @@ class CapoEngine:
         self.apply(self.zeros())  # makes every stage set up its optimizer's state
         for (name, parameter), shape in zip(self._named(), self.shapes, strict=True):
             value = self._from_main(factors.get(name), shape)
-            with self._whole([parameter], modifier_rank=0):
+            with self.whole([parameter], modifier_rank=0):
                 parameter.data.copy_(value)
             self._set_optimizers_own(parameter, value, None)
             for moment in MOMENTS:
