@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from capo_ds.aggregation import Aggregation, GramProblem, aggregate, diagnose
+from capo_ds.aggregation.diagnostics import Applied
 from capo_ds.aggregation.program import ConeProgram
 from capo_ds.aggregation.reference import square_root
 
@@ -271,7 +272,7 @@ def outcome(problem: GramProblem, radius: float, price: float) -> tuple[float, f
     """Slack relative to ||g_0|| and the mean norm; share of positives, negatives in conflict."""
     answer = aggregate("capo", problem, radius=radius, slack_price=price)
     slack = answer.report["slack_total"] / (problem.vanilla_norm * problem.norms.mean())
-    measures = diagnose(problem, answer.coefficients)
+    measures = diagnose(problem, Applied.of([problem], answer.coefficients[None]))
     return slack, measures["conflict/positive_after"], measures["conflict/negative_after"]
 
 

@@ -307,7 +307,10 @@ def capo_coefficients(gram: Tensor, exact: Tensor) -> np.ndarray:
     positive = _advantages(len(gram)).numpy() > 0
     answer = aggregate("capo", GramProblem(gram.numpy(), positive, ~positive), radius=0.5)
     vanilla = np.full(len(gram), 1 / len(gram))
-    return answer.coefficients_for_norms(_length(vanilla, exact), _length(answer.xi, exact))
+    if not answer.on_boundary:
+        return answer.coefficients
+    scale = answer.direction_scale(_length(vanilla, exact), _length(answer.xi, exact))
+    return answer.base + scale * answer.xi
 
 
 def _length(coefficients: np.ndarray, gram: Tensor) -> float:

@@ -14,8 +14,10 @@ import torch
 
 from capo_ds.config import Config, ConfigError, config_reference, load_config
 from capo_ds.distributed import comm, launch
+from capo_ds.hub import check_hub
+from capo_ds.interruption import Interruption
 
-BAD_CONFIG, INTERRUPTED = 2, 130
+BAD_CONFIG = 2
 PEERS_WAIT = timedelta(minutes=30)
 
 
@@ -34,9 +36,19 @@ def main(
     if dry_run:
         parser.add_argument("--dry-run", action="store_true", help=dry_run.__doc__)
     args = parser.parse_args()
+    with Interruption(lambda: "before the first step; nothing new was learned or saved"):
+        _run(args, run, dry_run)
+
+
+def _run(
+    args: argparse.Namespace,
+    run: Callable[[Config], None],
+    dry_run: Callable[[Config], None] | None,
+) -> None:
     try:
         config = load_config(args.config, args.set)
         check_files(config)
+        check_hub(config)
         _hush_libraries()
         # Ranks may wait in a collective for one that waits for its sampler.
         comm.init(PEERS_WAIT + timedelta(seconds=config.rollout.timeout))
@@ -53,8 +65,6 @@ def main(
     except Exception as error:  # of this rank alone, where no phase was named
         comm.tell_peers(f"rank {comm.rank()}: {type(error).__name__}: {error}")
         raise
-    except KeyboardInterrupt:
-        _exit(INTERRUPTED, "interrupted; train.resume=auto goes on from the newest checkpoint")
     finally:
         comm.finish()
 
@@ -98,7 +108,12 @@ def _parser(description: str) -> argparse.ArgumentParser:
         epilog="config keys:\n" + config_reference(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", required=True, metavar="FILE", help="YAML with the settings")
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE",
+        help="YAML with the settings, or builtin:NAME for a recipe that ships",
+    )
     parser.add_argument(
         "--set",
         action="append",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from pathlib import Path
 
 import torch
 import yaml
@@ -11,18 +12,28 @@ from peft import PeftModel
 
 from capo_ds.config import Config
 from capo_ds.distributed import comm
+from capo_ds.distributed.engine import deepspeed_settings
 from capo_ds.memory import parameter_count, plan_on_all_ranks, size
-from capo_ds.models import load_policy
+from capo_ds.preparation import prepare
+from capo_ds.rehearsal import rehearse
+from capo_ds.rollout.choose import check_sampler
+from capo_ds.run_folder import check_resume
+from capo_ds.tasks.prompts import encode
 
 
 def dry_run(config: Config) -> None:
-    """Print it on rank 0. Loads the model (its shapes decide) and writes no file; on all ranks.
+    """Print it on rank 0. Loads model and data as the run would, and writes no file; on all ranks.
 
     Raises:
-        ConfigError: on all ranks, if the model cannot be loaded or nothing fits.
+        ConfigError: on all ranks, for whatever the run would refuse.
     """
-    with comm.together("loading the model"):
-        policy = load_policy(config.model, config.train.seed, comm.device())
+    ready = prepare(config, dry=True)
+    policy = ready.policy
+    check_resume(config)
+    deepspeed_settings(config, Path(config.train.output_dir))
+    with comm.together("looking for the sampler"):
+        check_sampler(config, policy, ready.tokenizer)
+    rehearse(config, policy, encode(ready.tokenizer, ready.train_problems[:2]))
     plan = plan_on_all_ranks(config, policy)
     store = plan.choose(config.gradients.store)
     ranks = comm.gather(_this_rank(config))
@@ -30,6 +41,7 @@ def dry_run(config: Config) -> None:
         return
     sent = bytes_per_step(config, _trainable(policy), comm.world_size())
     rows = [yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)]
+    rows += [f"problems: {len(ready.train_problems)} for training, {ready.left_out} too long"]
     rows += ["ranks", *(f"  {number}: {rank}" for number, rank in enumerate(ranks))]
     rows += [f"memory per rank, estimated: {size(plan.needed)} of {size(plan.capacity.device)}"]
     rows += [f"  {size(count):>10}  {name}" for name, count in plan.needs.items()]

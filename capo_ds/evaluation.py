@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,12 @@ from capo_ds.rollout.base import (
     model_context,
 )
 from capo_ds.rollout.hf import HuggingFaceSampler, stop_at
-from capo_ds.tasks import Judge, Problem, Verdict, load_benchmark, load_problems, score
+from capo_ds.run_folder import FolderLock
+from capo_ds.tasks import Judge, Problem, Verdict, load_benchmark, load_data_set, score
+from capo_ds.tasks.groups import Groups
 from capo_ds.tasks.prompts import cut, encode, fitting, render
 from capo_ds.tasks.worker import Comparison
+from capo_ds.terminal import aligned, columns, wrapped
 
 RESULTS_FILE = "results.json"
 COMPLETIONS_FILE = "completions.jsonl"
@@ -91,6 +95,17 @@ class Evaluation:
         """Mean length of a response in tokens."""
         return self._mean(lambda answered: answered.lengths)
 
+    def parts(self) -> dict[str, Evaluation]:
+        """Of each group of the problems (such as `by_level/3`), if they are of several."""
+        benchmark = self.benchmark
+        return {
+            name: Evaluation(
+                replace(benchmark, problems=[benchmark.problems[row] for row in rows]),
+                [self.answered[row] for row in rows],
+            )
+            for name, rows in Groups(benchmark.problems).rows(benchmark.problems).items()
+        }
+
     def count(self, comparison: Comparison) -> int:
         """Boxed answers of which this became."""
         verdicts = (verdict for answered in self.answered for verdict in answered.verdicts)
@@ -115,8 +130,10 @@ class Evaluator:
         if settings.benchmarks:
             loaded = {b.title: load_benchmark(b, settings.limit) for b in settings.benchmarks}
         else:
-            problems = load_problems(config.task, "test")
-            loaded = {config.task.name: problems[: settings.limit]}
+            loaded = {
+                entry.title: load_data_set(entry, "test")[: settings.limit]
+                for entry in config.task.entries
+            }
         self.benchmarks = [self._prepare(title, problems) for title, problems in loaded.items()]
 
     def _prepare(self, title: str, problems: list[Problem]) -> Benchmark:
@@ -184,16 +201,21 @@ def decode(
 
 
 def as_metrics(evaluations: list[Evaluation]) -> dict[str, float]:
-    """Scalars for the logs: the first benchmark's as eval/*, each of several as eval/NAME/*."""
-    named = [("eval", evaluations[0])]
+    """Scalars for the logs: the first benchmark's as eval/*, each of several as eval/NAME/*, each
+    of their levels as by_level/LEVEL/*, and the lowest of several accuracies as eval/worst."""
+    named = {"eval": evaluations[0]}
     if len(evaluations) > 1:
-        named += [(f"eval/{e.benchmark.title}", e) for e in evaluations]
+        named |= {f"eval/{e.benchmark.title}": e for e in evaluations}
+    for name, evaluation in list(named.items()):
+        named |= {f"{name}/{group}": part for group, part in evaluation.parts().items()}
     scalars = {}
-    for name, evaluation in named:
+    for name, evaluation in named.items():
         scalars[f"{name}/accuracy"] = evaluation.accuracy
         scalars[f"{name}/formatted"] = evaluation.formatted
         if len(evaluation.answered[0].verdicts) > 1:
             scalars[f"{name}/pass_at_k"] = evaluation.solved
+    if len(evaluations) > 1:
+        scalars["eval/worst"] = min(evaluation.accuracy for evaluation in evaluations)
     return scalars
 
 
@@ -227,11 +249,7 @@ def table(evaluations: list[Evaluation]) -> str:
         rows[-1] += [f"{line[name]:.2%}" for name in (*shares, "formatted", "truncated")]
         rows[-1].append(f"{line['length']:.0f}")
         rows[-1] += [str(line[name]) for name in ("unparsed", "timed_out", "left_out")]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-        for row in rows
-    )
+    return aligned(rows, columns(sys.stdout))
 
 
 def write_completions(evaluations: list[Evaluation], path: Path) -> None:
@@ -259,7 +277,9 @@ def run(config: Config) -> None:
 
     Rank 0 prints the table and writes results and completions.
     """
+    folder = Path(config.evaluation.output_dir)
     with comm.together("start-up"):
+        lock = FolderLock("evaluation.output_dir", folder) if comm.is_main() else None
         tokenizer = load_tokenizer(config.model)
         judge = Judge(config.reward.time_limit, config.reward.workers)
         evaluator = Evaluator(config, tokenizer, judge)
@@ -279,6 +299,8 @@ def run(config: Config) -> None:
     evaluations = evaluator.evaluate(sampler)
     seconds = time.perf_counter() - start
     comm.on_main("writing the results", lambda: _report(config, evaluations, seconds))
+    if lock:
+        lock.release()
 
 
 def load_model(config: Config) -> PreTrainedModel | PeftModel:
@@ -307,10 +329,11 @@ def _introduction(config: Config, evaluator: Evaluator) -> str:
         "prompt": evaluator.benchmarks[0].problems[0].prompt,
     }
     width = max(map(len, rows))
-    return "\n".join(
+    told = "\n".join(
         f"{name:>{width}}  {value}".replace("\n", "\n" + " " * (width + 2))
         for name, value in rows.items()
     )
+    return wrapped(told, columns(sys.stdout), indent=width + 2)
 
 
 def _report(config: Config, evaluations: list[Evaluation], seconds: float) -> None:

@@ -3,10 +3,10 @@ matrix, solve, reconstruct, step). Every method is called on all ranks together.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,21 +14,26 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from capo_ds.aggregation import Aggregation, GramProblem, aggregate
-from capo_ds.aggregation.diagnostics import diagnose
+from capo_ds.aggregation.given import Choices
+from capo_ds.aggregation.update import Samples, Solved, Solver
 from capo_ds.config import Config
 from capo_ds.distributed import comm
 from capo_ds.distributed.engine import CapoEngine
-from capo_ds.distributed.gram import gram_matrix, norms_of_sums
+from capo_ds.distributed.gram import gram_matrices, norms_of_sums
 from capo_ds.gradients.per_sample import PerSampleGradients
 from capo_ds.gradients.sketch import make_sketch
 from capo_ds.gradients.store import GradientStore, HostStore, SketchStore
 from capo_ds.models import reference_policy, token_log_probs
-from capo_ds.objective import importance_weights, token_objective, token_weights
+from capo_ds.objective import (
+    MAX_LOG_RATIO,
+    importance_weights,
+    token_objective,
+    token_weights,
+)
 from capo_ds.rollout.base import TOKEN, Rollout, Rows
+from capo_ds.seeding import Stream, generator
 from capo_ds.telemetry.metrics import Means, PhaseTimer
 
-MAX_LOG_RATIO = 20.0  # so that one response far off does not make its metric infinite
 SEQUENCE_RATIO_SQUARE = "rollout/sequence_ratio_square"
 SEED_STRIDE = 1_000_003  # so that the updates of runs with neighbouring seeds do not meet
 SKETCHED_NORMS = ("sketch/vanilla_norm", "sketch/direction_norm")  # as the Gram matrix has them
@@ -42,6 +47,7 @@ class Batch(Rollout):
     behaviour: Tensor = field(metadata=TOKEN)  # log-probabilities under the sampling policy
     reference: Tensor = field(metadata=TOKEN)  # and under the reference
     weights: Tensor  # (n,) weight of a sample's tokens in J; `update` sets it
+    prompts: Tensor  # (n,) number of its prompt within the step
 
 
 def idle(batch: Rows) -> Rows:
@@ -49,6 +55,28 @@ def idle(batch: Rows) -> Rows:
     row = {item.name: getattr(batch, item.name).new_zeros(1, 1) for item in fields(batch)}
     flat = {item.name for item in fields(batch) if not item.metadata}
     return type(batch)(**{name: v.flatten() if name in flat else v for name, v in row.items()})
+
+
+def make_solver(config: Config) -> Solver:
+    """The aggregator as the config has it."""
+    options: dict[str, Any] = {}
+    if config.aggregator in ("capo", "cagrad"):
+        options = getattr(config, config.aggregator).model_dump()
+    choices = Choices(**config.program.model_dump(exclude={"blocks"}))
+    return Solver(config.aggregator, options, choices, config.measure_heldout)
+
+
+def blocks_of(names: list[str], kind: str) -> list[int]:
+    """The number of the block that each LoRA factor belongs to, counted in order of appearance.
+
+    names: of the factors' parameters, `...layers.3.self_attn.q_proj.lora_A.default.weight`.
+    kind: whole, layer (the path up to its first number) or module (up to the factor).
+    """
+    ends = {"whole": r"^", "layer": r"^.*?\.\d+(?=\.)", "module": r"^.*(?=\.lora_)"}
+    found = [re.match(ends[kind], name) for name in names]
+    keys = [match[0] if match else name for match, name in zip(found, names, strict=True)]
+    order = list(dict.fromkeys(keys))
+    return [order.index(key) for key in keys]
 
 
 class Learner:
@@ -72,10 +100,13 @@ class Learner:
         self.per_sample = (
             PerSampleGradients(self.policy) if config.uses_per_sample_gradients else None
         )
+        self.blocks = blocks_of(engine.names, config.program.blocks)  # of each factor
+        self.solver = make_solver(config)
 
     @torch.no_grad()
-    def prepare(self, rollout: Rollout, advantages: Tensor) -> Batch:
-        """Attach advantages (n,) and the log-probabilities that stay fixed over the updates.
+    def prepare(self, rollout: Rollout, advantages: Tensor, prompts: Tensor) -> Batch:
+        """Attach advantages (n,), the prompts' numbers (n,) and the log-probabilities that stay
+        fixed over the updates.
 
         Raises `PeerError` on all ranks if any fails.
         """
@@ -92,6 +123,7 @@ class Learner:
             behaviour=behaviour,
             reference=reference,
             weights=torch.zeros_like(advantages),
+            prompts=prompts,
         )
 
     def update(self, batch: Batch, number: int) -> None:
@@ -132,44 +164,56 @@ class Learner:
         with self.timer("backward"), self._passes("per-sample gradients"):
             store = self._new_store(len(batch), number)
             live = self._fill(store, batch)
-        shares = comm.gather((batch.advantages * live).cpu().numpy())
-        if not any(map(len, shares)):  # no sample of any rank has a gradient: g~ = g_0 = 0
+        mine = (batch.advantages * live).cpu().numpy(), batch.prompts.cpu().numpy()
+        shares = comm.gather(mine)
+        counts = [len(signs) for signs, _ in shares]
+        if not any(counts):  # no sample of any rank has a gradient: g~ = g_0 = 0
             return self.engine.zeros()
-        signs = np.sign(np.concatenate(shares))
         with self.timer("gram"), comm.collective("Gram matrix"):
-            gram = gram_matrix(store.matrices(), [len(share) for share in shares])
+            grams = gram_matrices(store.matrices(), counts, *self._blocks_of_matrices())
         with self.timer("solve"):
-            result, vanilla, report = comm.on_main(
-                "solve", lambda: self._solve(gram, signs, samples, number)
-            )
-        for name, value in report.items():
+            solved = comm.on_main("solve", lambda: self._solve(grams, shares, samples, number))
+        for name, value in solved.metrics.items():
             self.means.add(name, value)
-        first = sum(map(len, shares[: comm.rank()]))
+        first = sum(counts[: comm.rank()])
         mine = slice(first, first + len(batch))
-        store.discard(torch.as_tensor(vanilla[mine] == 0))
+        store.discard(torch.as_tensor(solved.vanilla[mine] == 0))
+        return self._rebuild(solved, mine, store, batch)
+
+    def _rebuild(
+        self, solved: Solved, mine: slice, store: GradientStore | SketchStore, batch: Batch
+    ) -> list[Tensor]:
+        """This rank's part of g~. mine: its samples among all."""
 
         def combine(coefficients: np.ndarray) -> list[Tensor]:
-            """This rank's part of sum_i c_i g_i, from the coefficients (N,) of all samples."""
-            local = torch.tensor(coefficients[mine]).to(batch.weights)
+            """This rank's part of sum_i c_i g_i, from all samples' coefficients (blocks, N)."""
+            local = torch.tensor(coefficients[:, mine]).to(batch.weights)
             if not isinstance(store, SketchStore):
-                return store.combine(local)
+                return store.combine(local[self.blocks])
             if np.ptp(coefficients) == 0:
-                return torch._foreach_mul(store.total, float(coefficients[0]))
-            return self._weighted_gradient(batch, local)
+                return torch._foreach_mul(store.total, float(coefficients[0, 0]))
+            return self._weighted_gradient(batch, local[0])
 
+        result = solved.results[0]
         with self.timer("reconstruct"), self._passes("reconstruction"):
             if not (result.on_boundary and self.config.gradients.sketch != "none"):
-                return combine(result.coefficients)
-            direction, mean = combine(result.xi), combine(vanilla)
+                return combine(solved.coefficients)
+            direction, mean = combine(result.xi[None]), combine(result.average[None])
         with self.timer("reconstruct"), comm.collective("norms"):
             norms = norms_of_sums(mean, direction)
             scale = result.direction_scale(*norms)
-        for name, norm in zip(SKETCHED_NORMS, norms, strict=True):
+        for name, sketched, norm in zip(SKETCHED_NORMS, solved.sketched_norms, norms, strict=True):
             if norm > 0:
-                self.means.add(f"{name}_ratio", report[name] / norm)
+                self.means.add(f"{name}_ratio", sketched / norm)
         if not result.base.any():  # the norm ball is centred on 0
             return torch._foreach_mul(direction, scale)
         return torch._foreach_add(mean, direction, alpha=scale)
+
+    def _blocks_of_matrices(self) -> tuple[list[int], int]:
+        """The block of each matrix that a store gives, and the number of blocks."""
+        if self.config.gradients.sketch != "none":
+            return [0], 1
+        return self.blocks, max(self.blocks) + 1
 
     def _new_store(self, samples: int, number: int) -> GradientStore | SketchStore:
         settings, shapes, sketch = self.config.gradients, self.engine.shapes, None
@@ -218,41 +262,33 @@ class Learner:
         return total
 
     def _solve(
-        self, gram: np.ndarray, signs: np.ndarray, samples: int, number: int
-    ) -> tuple[Aggregation, np.ndarray, dict[str, float]]:
-        """The aggregation, g_0's weights (N,), and metrics; signs (N,) are of the advantages."""
-        problem = GramProblem(
-            gram,
-            positive=signs > 0,
-            negative=signs < 0,
-            vanilla=np.full(len(signs), 1 / samples),
-        )
-        result = aggregate(self.config.aggregator, problem, **self._options(number))
-        if (dropped := int(problem.dropped.sum())) == problem.count:
+        self,
+        grams: np.ndarray,
+        shares: list[tuple[np.ndarray, np.ndarray]],
+        samples: int,
+        number: int,
+    ) -> Solved:
+        """The aggregation and its measures. shares: advantages and prompts, rank by rank."""
+        advantages, prompts = map(np.concatenate, zip(*shares, strict=True))
+        given = Samples(grams, np.sign(advantages), prompts, samples)
+        random = generator(self.config.train.seed, Stream.HELDOUT_HALVES, number)
+        # PCGrad projects in a random order, a new one in each update.
+        own = {"seed": self._update_seed(number)} if self.config.aggregator == "pcgrad" else {}
+        solved = self.solver.solve(given, random, **own)
+        if solved.dropped == len(advantages):
             raise FloatingPointError(
                 "every sample's gradient is NaN or Inf; lower optimizer.learning_rate, and go on "
                 "from an earlier checkpoint"
             )
-        if dropped:
-            tqdm.write(f"left out {dropped} of {problem.count} samples: NaN or Inf in the gradient")
-        if result.status in ("fallback", "inaccurate"):
-            tqdm.write(f"{self.config.aggregator}: {result.status} solution, {result.report}")
-        group = Path(self.config.aggregator).name.replace(":", "_")
-        report = {f"{group}/{key}": value for key, value in result.report.items()}
-        report |= diagnose(problem, result.coefficients, result.xi)
-        if result.on_boundary and self.config.gradients.sketch != "none":
-            norms = problem.vanilla_norm, np.sqrt(result.xi @ problem.gram @ result.xi)
-            report |= dict(zip(SKETCHED_NORMS, map(float, norms), strict=True))
-        return result, problem.vanilla, report
-
-    def _options(self, number: int) -> dict[str, Any]:
-        """Settings of the aggregator."""
-        match self.config.aggregator:
-            case "capo" | "cagrad" as name:
-                return getattr(self.config, name).model_dump()
-            case "pcgrad":  # projects in a random order
-                return {"seed": self._update_seed(number)}
-        return {}
+        if solved.dropped:
+            tqdm.write(
+                f"left out {solved.dropped} of {len(advantages)} samples: NaN or Inf in the "
+                "gradient"
+            )
+        for result in solved.results:
+            if result.status in ("fallback", "inaccurate"):
+                tqdm.write(f"{self.config.aggregator}: {result.status} solution, {result.report}")
+        return solved
 
     def _update_seed(self, number: int) -> int:
         return self.config.train.seed + SEED_STRIDE * number
@@ -279,7 +315,7 @@ class Learner:
         if counting:
             self._count_mismatch(mismatch, mask)
             self.means.add("loss/clip_fraction", terms.clipped[mask])
-            self.means.add("loss/ratio", torch.exp(log_probs.detach() - behaviour)[mask])
+            self.means.add("loss/ratio", terms.ratio[mask])
         if counting and kl_weight:
             self.means.add("loss/kl", terms.kl[mask])
         return (terms.value * mask).sum(1) * batch.weights, (mask & ~terms.clipped).any(1)
@@ -289,7 +325,7 @@ class Learner:
         difference = log_ratio[mask].abs()
         self.means.add("rollout/log_prob_difference", difference)
         self.means.add_max("rollout/log_prob_difference_max", difference)
-        self.means.add("rollout/importance_ratio", log_ratio[mask].exp())
+        self.means.add("rollout/importance_ratio", log_ratio[mask].clamp(max=MAX_LOG_RATIO).exp())
         ratios = log_ratio[mask.any(1)].double().sum(1).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
         self.means.add("rollout/sequence_ratio", ratios)
         self.means.add(SEQUENCE_RATIO_SQUARE, ratios.square())

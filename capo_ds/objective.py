@@ -11,21 +11,57 @@ import torch
 from torch import Tensor
 
 from capo_ds.config import ObjectiveConfig
+from capo_ds.precision import common_steps, roundings
+
+MAX_LOG_RATIO = 20.0  # exp of it is 5e8; that of 89 is infinite in float32
+ROUNDINGS = 4.0  # how many roundings of its size a reward may have behind it
 
 
-def group_advantages(rewards: Tensor, scale: bool) -> Tensor:
+def group_advantages(rewards: Tensor, scale: bool, rounding: Tensor | None = None) -> Tensor:
     """Advantages within each group (DeepSeekMath, eq. 3 ff.; Dr. GRPO with `scale` off).
 
-    rewards: (prompts, G). The standard deviation is the sample one (n - 1), as in TRL and verl.
-    A group of equal rewards has zero advantages.
+    The standard deviation is the sample one (n - 1), as in TRL and verl. A sample whose reward
+    differs from its group's mean by rounding alone has advantage 0, and so have all samples of a
+    group whose rewards differ among themselves by no more: noise has no sign. "By rounding alone"
+    is: by at most four times the largest `rounding` in the group. Rewards that are all multiples
+    of a larger number than that (1e6 and 1e6 + 1, in any dtype) are exact, and only the rounding
+    of the mean, in float64, counts against them.
+
+    Args:
+        rewards: (prompts, G); float64 where they are at hand, since casting is rounding.
+        scale: divide by the standard deviation.
+        rounding: (prompts, G), the rounding of the terms that each reward was added up from, see
+            `capo_ds.precision`; of the rewards themselves if not given.
+
+    Returns:
+        (prompts, G) in the dtype of `rewards`.
+
+    Raises:
+        ValueError: a reward is NaN or infinite.
     """
-    centred = rewards - rewards.mean(1, keepdim=True)
-    if not scale:
-        return centred
-    deviation = rewards.std(1, keepdim=True)
-    # Equal rewards leave rounding noise in both; their advantage is zero, not noise / noise.
-    equal = rewards.amax(1, keepdim=True) == rewards.amin(1, keepdim=True)
-    return torch.where(equal, 0.0, centred / deviation)
+    exact = rewards.detach().double().cpu()
+    if not exact.isfinite().all():
+        raise ValueError("a reward is NaN or infinite")
+    if rounding is None:
+        rounding = torch.from_numpy(roundings(exact.numpy()))
+        if rewards.dtype in (torch.float16, torch.bfloat16):
+            rounding = exact.abs() * torch.finfo(rewards.dtype).eps
+    noise = ROUNDINGS * rounding.double().cpu().amax(1, keepdim=True)
+    size = exact.abs().amax(1, keepdim=True)
+    arithmetic = ROUNDINGS * torch.finfo(torch.float64).eps * size
+    on_a_grid = torch.from_numpy(common_steps(exact.numpy()))[:, None] > noise
+    noise = torch.where(on_a_grid, arithmetic, noise.maximum(arithmetic))
+
+    centred = exact - exact.mean(1, keepdim=True)
+    equal = exact.amax(1, keepdim=True) - exact.amin(1, keepdim=True) <= noise
+    centred = torch.where(equal | (centred.abs() <= noise), 0.0, centred)
+    if scale:
+        # In units of the largest deviation, whose square is always a float64 number.
+        unit = centred.abs().amax(1, keepdim=True)
+        centred = centred / torch.where(unit > 0, unit, 1.0)
+        deviation = (centred.square().sum(1, keepdim=True) / max(exact.shape[1] - 1, 1)).sqrt()
+        centred = centred / torch.where(unit > 0, deviation, 1.0)
+    return centred.to(rewards)
 
 
 def token_weights(
@@ -64,15 +100,16 @@ def importance_weights(
         return None
     if correction == "sequence":
         log_ratio = log_ratio.sum(1, keepdim=True)
-    return log_ratio.exp().clamp(max=cap)
+    return log_ratio.clamp(max=MAX_LOG_RATIO).exp().clamp(max=cap)
 
 
 class ObjectiveTerms(NamedTuple):
     """What `token_objective` returns; all (B, T)."""
 
     value: Tensor  # the term to maximise
+    ratio: Tensor  # r, detached
     kl: Tensor  # k3 estimate of KL(policy || reference), detached
-    clipped: Tensor  # bool: the clip is active
+    clipped: Tensor  # bool: a clip is active, the surrogate has no gradient
 
 
 def token_objective(
@@ -87,17 +124,30 @@ def token_objective(
 
     w min(r A, clip(r, 1 - eps_low, 1 + eps_high) A) - beta (exp(l_ref - l) - (l_ref - l) - 1),
     with r = exp(l - l_behaviour) and w the importance weights, or 1. Schulman et al. 2017 eq. 7;
-    DAPO eq. 10 for two clips; Schulman's note on approximating KL for k3.
+    DAPO eq. 10 for two clips; Schulman's note on approximating KL for k3. With a dual clip c the
+    surrogate of a negative advantage is max(min(...), c A): Ye et al. 2020, eq. 5.
+
+    Both exponents stop at 20, as in verl: beyond it a token has no gradient, and its value that
+    of 20. (In float32 exp(89) is infinite, and its gradient NaN even where the clip takes it out.)
+    Downwards nothing overflows, and nothing is changed.
     """
-    ratio = torch.exp(log_probs - behaviour_log_probs)
+    log_ratio = log_probs - behaviour_log_probs
+    ratio = torch.exp(log_ratio.clamp(max=MAX_LOG_RATIO))
     limited = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
     advantage = advantages[:, None]
     value = torch.minimum(ratio * advantage, limited * advantage)
-    clipped = (ratio * advantage > limited * advantage).detach()
+    clipped = (ratio * advantage > limited * advantage) | (log_ratio > MAX_LOG_RATIO)
+    if config.dual_clip is not None:
+        floor = config.dual_clip * advantage
+        beyond = (advantage < 0) & (value < floor)
+        value = torch.where(beyond, floor, value)
+        clipped |= beyond
     if importance is not None:
         value = value * importance
     if reference_log_probs is None:
-        return ObjectiveTerms(value, torch.zeros_like(value), clipped)
-    difference = reference_log_probs - log_probs
-    kl = torch.exp(difference) - difference - 1
-    return ObjectiveTerms(value - config.kl_weight * kl, kl.detach(), clipped)
+        kl = torch.zeros_like(value)
+    else:
+        difference = (reference_log_probs - log_probs).clamp(max=MAX_LOG_RATIO)
+        kl = torch.exp(difference) - difference - 1
+        value = value - config.kl_weight * kl
+    return ObjectiveTerms(value, ratio.detach(), kl.detach(), clipped.detach())

@@ -13,6 +13,8 @@ class Stream(IntEnum):
     PROMPT_ORDER = 1
     MINIBATCH_ORDER = 2
     SAMPLING = 3
+    HELDOUT_HALVES = 4
+    MIXTURE = 5
 
 
 def generator(seed: int, stream: Stream, first: int, second: int = 0) -> np.random.Generator:

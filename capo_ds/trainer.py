@@ -2,55 +2,48 @@
 
 from __future__ import annotations
 
-import signal
-import tempfile
+import sys
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
-from transformers import PretrainedConfig
 
-from capo_ds.architecture import check_positions, context_of
-from capo_ds.config import Config, ConfigError, EvaluationConfig, WarmupConfig
+from capo_ds.config import Config
 from capo_ds.distributed import checkpoint, comm
 from capo_ds.distributed.engine import CapoEngine
-from capo_ds.evaluation import Evaluator, as_metrics, decode, write_completions
+from capo_ds.evaluation import as_metrics, decode, write_completions
+from capo_ds.interruption import Interruption
 from capo_ds.learner import SEQUENCE_RATIO_SQUARE, Batch, Learner
 from capo_ds.memory import plan_on_all_ranks, used_memory
-from capo_ds.models import load_policy, load_tokenizer
 from capo_ds.objective import group_advantages
+from capo_ds.preparation import prepare
 from capo_ds.rehearsal import Passes, rehearse, rehearse_saving
-from capo_ds.rollout.base import Draw, Rollout, check_length
+from capo_ds.rollout.base import Draw, Rollout
 from capo_ds.rollout.choose import make_sampler
+from capo_ds.run_folder import check_unchanged, going_on
 from capo_ds.seeding import Stream, generator
-from capo_ds.tasks import Judge, Problem, Scorer, Verdict, load_problems
-from capo_ds.tasks.prompts import encode, fitting, render
+from capo_ds.tasks import Problem, Verdict
+from capo_ds.tasks.groups import Groups
+from capo_ds.tasks.prompts import encode
 from capo_ds.tasks.worker import Comparison
+from capo_ds.telemetry.card import model_card
 from capo_ds.telemetry.metrics import METRICS_FILE, Means, PhaseTimer, Recorder, read_metrics
 from capo_ds.telemetry.plots import reward_curve
-from capo_ds.telemetry.summary import final_table, startup_summary
+from capo_ds.telemetry.summary import final_table, signal_hint, startup_summary
+from capo_ds.terminal import columns, wrapped
 
 EVALUATIONS = "evaluations"  # folder of the completions of each evaluation
 PROBE_PROBLEMS = 8
+FINISHING = "ending after this step, with a checkpoint"
 
-# What may differ between a run and its continuation: nothing that decides what is learned.
-FREE_ON_RESUME = {
-    "train": {"steps", "eval_every", "save_every", "keep_checkpoints", "log_samples"}
-    | {"micro_batch_size", "output_dir", "resume"},
-    "rollout": {"batch_size", "vllm_cache_gib", "server_url", "timeout", "probe_bound"},
-    "reward": {"workers"},
-    "evaluation": set(EvaluationConfig.model_fields),
-    "warmup": set(WarmupConfig.model_fields),
-    "deepspeed": {None},  # a checkpoint is of no ZeRO stage
-}
 # Answers that count as wrong because they could not be compared.
 JUDGED = {
     "reward/unparsed": Comparison.UNPARSED,
@@ -65,7 +58,7 @@ class Scored:
     problems: list[Problem]
     texts: list[str]
     verdicts: list[Verdict]
-    rewards: Tensor  # (prompts, G)
+    rewards: Tensor  # (prompts, G), float64 on the CPU
     parts: dict[str, list[float | None]]  # of the rewards, by function
     advantages: Tensor  # (prompts * G,)
 
@@ -80,21 +73,11 @@ class Trainer:
     def __init__(self, config: Config):
         self.config = config
         self.folder = Path(config.train.output_dir)
-        with comm.together("start-up"):
-            _check_output(self.folder, config.train.resume)
-            self.tokenizer = load_tokenizer(config.model)
-            judge = Judge(config.reward.time_limit, config.reward.workers)
-            self.scorer = Scorer(config.reward, judge)
-            problems = render(load_problems(config.task, "train"), config.prompt, self.tokenizer)
-            self.train_problems = fitting(
-                problems, self.tokenizer, config.rollout.max_prompt_tokens
-            )
-            self.left_out = len(problems) - len(self.train_problems)
-            self.evaluator = None
-            if config.train.eval_every:
-                self.evaluator = Evaluator(config, self.tokenizer, judge)
-            policy = load_policy(config.model, config.train.seed, comm.device())
-            self._check_lengths(policy.config)
+        ready = prepare(config)
+        self.lock, self.tokenizer, self.scorer = ready.lock, ready.tokenizer, ready.scorer
+        self.train_problems, self.left_out = ready.train_problems, ready.left_out
+        self.evaluator, policy = ready.evaluator, ready.policy
+        self.order, self.groups = ready.order, Groups(ready.train_problems)
         self.updates_per_step = config.objective.epochs * config.objective.minibatches
         self.engine = CapoEngine(
             policy,
@@ -123,10 +106,11 @@ class Trainer:
         self.best_step = 0  # where that was measured
         state = None
         if config.train.resume == "auto":
-            state = checkpoint.load(self.folder, self.engine, partial(_check_unchanged, config))
+            state = checkpoint.load(self.folder, self.engine, partial(check_unchanged, config))
         if state:
             self.first_step, self.accuracy = state["step"], state["accuracy"]
             self.best_step = state["best_step"]
+            self.learner.solver.radius.restore(state["radius"])
             if config.gradients.store == "auto":  # whatever is free now: stores may round apart
                 self.learner.store = state["store"]
         self.synced = False  # whether the sampler has the weights as they are now
@@ -161,14 +145,21 @@ class Trainer:
             metrics = self._evaluate(0)
             self.accuracy["before"] = metrics["eval/accuracy"]
             self._record(recorder, 0, metrics)
+        with Interruption(partial(going_on, self.folder), FINISHING) as interruption:
+            if self._train(recorder, interruption):
+                self._end()
+
+    def _train(self, recorder: Recorder | None, interruption: Interruption) -> bool:
+        """The steps; False if the run was asked to end before its last."""
+        train = self.config.train
         bar = tqdm(
             total=train.steps,
             initial=self.first_step,
             disable=not comm.is_main(),
             unit="step",
             dynamic_ncols=True,
+            bar_format="{n_fmt}/{total_fmt} |{bar}| {remaining} left{postfix}",
         )
-        terminated = _Termination()
         for step in range(self.first_step, train.steps):
             done, last = step + 1, step + 1 == train.steps
             metrics = self._step(step, recorder)
@@ -177,7 +168,7 @@ class Trainer:
             self._record(recorder, done, metrics)
             bar.set_postfix_str(_progress(metrics, self.accuracy["latest"]))
             bar.update()
-            stopping = bool(comm.max_over_ranks(terminated.asked))
+            stopping = bool(comm.max_over_ranks(interruption.asked))
             on_time = train.save_every and done % train.save_every == 0
             if last or stopping or on_time or self.best_step == done:
                 self._save(done)
@@ -185,11 +176,12 @@ class Trainer:
                 bar.close()
                 if comm.is_main():
                     print(f"terminated after step {done}; train.resume=auto goes on from there")
-                return
+                return False
         bar.close()
-        self._end()
+        return True
 
     def _end(self) -> None:
+        self.engine.card = self._card(self.config.train.steps)
         self.engine.save_adapter(self.folder / "adapter")
         comm.on_main("the run's summary", self._finish)
 
@@ -201,7 +193,7 @@ class Trainer:
             scored = self._score(problems, rollout)
         self._count(rollout, scored)
         with self.timer("log_probs"):
-            batch = self.learner.prepare(rollout, scored.advantages)
+            batch = self.learner.prepare(rollout, scored.advantages, self._numbers())
         first = step * self.updates_per_step
         for number, part in enumerate(self._minibatches(batch, step), start=first):
             self.learner.update(part, number)
@@ -237,7 +229,7 @@ class Trainer:
     def _sample(self, step: int) -> tuple[list[Problem], Rollout]:
         """This rank's prompts of the step, and G responses to each."""
         rollout, seed = self.config.rollout, self.config.train.seed
-        order = prompt_order(len(self.train_problems), rollout.prompts_per_step, step, seed)
+        order = self.order(step)
         numbers = comm.shard(list(range(rollout.prompts_per_step)))
         problems = [self.train_problems[order[number]] for number in numbers]
         responses = self.sampler.sample(
@@ -248,29 +240,44 @@ class Trainer:
         )
         return problems, responses
 
+    def _numbers(self) -> Tensor:
+        """(n,) of each response of this rank, the number of its prompt within the step."""
+        numbers = comm.shard(list(range(self.config.rollout.prompts_per_step)))
+        repeated = torch.tensor(numbers, dtype=torch.long, device=comm.device())
+        return repeated.repeat_interleave(self.config.rollout.group_size)
+
     def _score(self, problems: list[Problem], rollout: Rollout) -> Scored:
         group = self.config.rollout.group_size
         repeated = [problem for problem in problems for _ in range(group)]
         texts = decode(self.tokenizer, rollout, self.config.prompt.stop)
         scores = self.scorer(texts, repeated)
-        rewards = torch.tensor(scores.rewards, device=comm.device()).view(-1, group)
-        advantages = group_advantages(rewards, self.config.objective.scale_advantages)
-        return Scored(repeated, texts, scores.verdicts, rewards, scores.parts, advantages.flatten())
+        rewards = torch.tensor(scores.rewards, dtype=torch.float64).view(-1, group)
+        rounding = torch.tensor(scores.roundings, dtype=torch.float64).view(-1, group)
+        scale = self.config.objective.scale_advantages
+        advantages = group_advantages(rewards, scale, rounding).flatten()
+        advantages = advantages.float().to(comm.device())
+        return Scored(repeated, texts, scores.verdicts, rewards, scores.parts, advantages)
 
     def _count(self, rollout: Rollout, scored: Scored) -> None:
         """Add the metrics of a step's responses."""
-        add, group = self.means.add, self.config.rollout.group_size
+        add, rewards = self.means.add, scored.rewards
         correct = torch.tensor([verdict.correct for verdict in scored.verdicts]).double()
         formatted = torch.tensor([verdict.formatted for verdict in scored.verdicts]).double()
-        rewards = scored.rewards
-        right = correct.view(-1, group).mean(1)
-        add("reward/mean", rewards)
-        add("reward/group_std", rewards.std(1))
-        add("reward/accuracy", correct)
-        add("reward/formatted", formatted)
-        add("reward/groups_all_right", right == 1)
-        add("reward/groups_all_wrong", right == 0)
-        add("reward/zero_advantage", scored.advantages == 0)
+        right = correct.view(rewards.shape).mean(1)
+        measures = {  # of each prompt or (P, G) of each response
+            "mean": rewards,
+            "group_std": rewards.std(1),
+            "accuracy": correct.view(rewards.shape),
+            "formatted": formatted.view(rewards.shape),
+            "groups_all_right": right == 1,
+            "groups_all_wrong": right == 0,
+            "zero_advantage": scored.advantages.view(rewards.shape) == 0,
+        }
+        prompts = scored.problems[:: self.config.rollout.group_size]
+        for name, values in measures.items():
+            add(f"reward/{name}", values)
+            for group, rows in self.groups.rows(prompts).items():
+                add(f"reward/{group}/{name}", values[rows])
         for name, outcome in JUDGED.items():
             add(name, torch.tensor([v.comparison is outcome for v in scored.verdicts]))
         if len(scored.parts) > 1:
@@ -310,15 +317,6 @@ class Trainer:
             for problem, text, reward in list(rows)[::group][:count]
         ]
 
-    def _check_lengths(self, architecture: PretrainedConfig) -> None:
-        """Raises `ConfigError` if a prompt leaves no room for the longest response."""
-        longest = max(map(len, encode(self.tokenizer, self.train_problems)))
-        check_positions(architecture, longest + self.config.rollout.max_new_tokens)
-        context = context_of(architecture)
-        check_length(longest, self.config.rollout.max_new_tokens, context)
-        if self.evaluator:
-            self.evaluator.check_lengths(context)
-
     # ---------------------------------------------------------------- outputs
 
     def _evaluate(self, done: int) -> dict[str, float]:
@@ -342,8 +340,7 @@ class Trainer:
             "ranks": comm.world_size(),
             "device": f"{comm.device()}, {torch.get_num_threads()} threads a rank",
             "deepspeed": self.config.deepspeed,
-            "task": f"{self.config.task.name}: {len(self.train_problems)} training problems"
-            + (f" ({self.left_out} left out, too long)" if self.left_out else ""),
+            "task": self._task_row(),
             "evaluation": self._evaluation_row(),
             "prompt": self.train_problems[0].prompt,
             "reward": " + ".join(
@@ -353,6 +350,9 @@ class Trainer:
             f"{self.config.train.seed}, {self.config.train.micro_batch_size} sequences a "
             "micro-batch",
         }
+        if self.first_step:
+            place = checkpoint.CHECKPOINTS + "/" + checkpoint_name(self.first_step)
+            facts["goes on"] = f"after step {self.first_step}, from {self.folder / place}"
         summary = startup_summary(
             self.config, self.engine.module, self.memory, self.learner.store, facts
         )
@@ -362,6 +362,15 @@ class Trainer:
         recorder = Recorder(self.folder, self.engine.monitor, first_line)
         recorder.settings(self.config.model_dump(mode="json"))
         return recorder
+
+    def _task_row(self) -> str:
+        sources = Counter(problem.source for problem in self.train_problems)
+        task = self.config.task
+        shares = [f"{share:.0%} of the prompts from " for share in task.weights]
+        return ", ".join(
+            f"{share if task.mixture else ''}{title}: {sources[title]} training problems"
+            for share, title in zip(shares, sources, strict=True)
+        ) + (f" ({self.left_out} left out, too long)" if self.left_out else "")
 
     def _evaluation_row(self) -> str:
         if self.evaluator is None:
@@ -388,19 +397,26 @@ class Trainer:
                 "accuracy": self.accuracy,
                 "best_step": self.best_step,
                 "store": self.learner.store,
+                "radius": self.learner.solver.radius.state(),
                 "config": self.config.model_dump(mode="json"),
             }
+            self.engine.card = self._card(done)
             checkpoint.save(self.folder, checkpoint_name(done), self.engine, state)
             keep, best = self.config.train.keep_checkpoints, checkpoint_name(self.best_step)
             comm.on_main(
                 "removing old checkpoints", lambda: checkpoint.rotate(self.folder, keep, {best})
             )
 
+    def _card(self, done: int) -> str:
+        base = self.engine.module.get_base_model().config._name_or_path
+        return model_card(self.config, base, done, self.accuracy, self.best_step)
+
     def _finish(self) -> None:
         """Print and draw the run's summary, and complete the adapter's folder."""
         self.tokenizer.save_pretrained(self.folder / "adapter")
         seconds: dict[str, float] = {}
-        for line in read_metrics(self.folder):
+        metrics = read_metrics(self.folder)
+        for line in metrics:
             for name, value in line.items():
                 if name.startswith("time/"):
                     seconds[name] = seconds.get(name, 0.0) + value
@@ -408,81 +424,12 @@ class Trainer:
         print(f"adapter      {self.folder / 'adapter'}")
         print(f"metrics      {self.folder / METRICS_FILE} and TensorBoard beside it")
         print(f"reward curve {reward_curve(self.folder)}", flush=True)
-
-
-class _Termination:
-    """Notes a SIGTERM (as schedulers send it) instead of dying of it; `asked` is 0 or 1."""
-
-    def __init__(self) -> None:
-        self.asked = 0
-        signal.signal(signal.SIGTERM, self._note)
-
-    def _note(self, *_: Any) -> None:
-        self.asked = 1
+        if hint := signal_hint(metrics):
+            print(wrapped(hint, columns(sys.stdout)), flush=True)
 
 
 def checkpoint_name(step: int) -> str:
     return f"step{step:06d}"
-
-
-def prompt_order(problems: int, prompts_per_step: int, step: int, seed: int) -> list[int]:
-    """Indices of the problems that a step draws.
-
-    The stream of problems is one seeded permutation after another, so each is drawn once an
-    epoch; the position in it follows from the step, so resuming needs no cursor.
-    """
-    positions = np.arange(prompts_per_step) + step * prompts_per_step
-    permutations = {
-        epoch: generator(seed, Stream.PROMPT_ORDER, epoch).permutation(problems)
-        for epoch in set((positions // problems).tolist())
-    }
-    return [int(permutations[p // problems][p % problems]) for p in positions.tolist()]
-
-
-def _check_output(folder: Path, resume: str) -> None:
-    if resume == "never" and (folder / METRICS_FILE).exists():
-        raise ConfigError(
-            f"train.output_dir: {folder} already holds a run; choose another folder, delete it, "
-            "or set train.resume=auto to go on with it"
-        )
-    if not comm.is_main():
-        return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ConfigError(
-            f"train.output_dir: {folder} cannot be written ({error}); choose another folder"
-        ) from error
-
-
-def _check_unchanged(config: Config, state: dict[str, Any]) -> None:
-    """Raises `ConfigError` naming the settings that a resumed run must keep and does not."""
-    before = _deciding_settings(state["config"])
-    now = _deciding_settings(config.model_dump(mode="json"))
-    changed = [
-        f"{name}: {before.get(name)!r} in the checkpoint, {now.get(name)!r} now"
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name)
-    ]
-    if changed:
-        raise ConfigError(
-            "train.resume: the checkpoint was made with other settings; restore them, or choose "
-            "another train.output_dir\n" + "\n".join(changed)
-        )
-
-
-def _deciding_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """`section.key` to value, but for what may differ between a run and its continuation."""
-    flat = {}
-    for section, values in settings.items():
-        for key, value in values.items() if isinstance(values, dict) else [(None, values)]:
-            if key not in FREE_ON_RESUME.get(section, ()):
-                flat[f"{section}.{key}" if key else section] = value
-    if settings["optimizer"]["schedule"] != "constant":  # it ends with the last step
-        flat["train.steps"] = settings["train"]["steps"]
-    return flat
 
 
 def _with_sample_size(metrics: dict[str, float]) -> dict[str, float]:
@@ -500,4 +447,6 @@ def _progress(metrics: dict[str, float], accuracy: float | None) -> str:
         parts.append(f"test {accuracy:.0%}")
     if "conflict/all_before" in metrics:
         parts.append(f"conflict {metrics['conflict/all_before']:.0%}")
+    if "conflict/heldout_all_after" in metrics:
+        parts.append(f"unseen {metrics['conflict/heldout_all_after']:.0%}")
     return ", ".join(parts)

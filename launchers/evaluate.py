@@ -1,19 +1,6 @@
-r"""Accuracy of a model, with or without an adapter, on benchmarks.
+"""Accuracy of a model on benchmarks: deepspeed launchers/evaluate.py --config FILE.yaml"""
 
-deepspeed launchers/evaluate.py --config launchers/recipes/qwen2.5-1.5b-gsm8k.yaml
-deepspeed launchers/evaluate.py --config runs/quickstart/config.yaml \
-  --set evaluation.adapter=runs/quickstart/adapter
-"""
-
-from capo_ds import cli
-from capo_ds.config import Config
-
-
-def evaluate(config: Config) -> None:
-    from capo_ds import evaluation  # heavy imports only once the config is known to be good
-
-    evaluation.run(config)
-
+from capo_ds.commands.evaluate import main
 
 if __name__ == "__main__":
-    cli.main(__doc__, evaluate)
+    main()

@@ -1,51 +1,6 @@
-"""Draw the paper's figures from the logs of runs:
+"""Draw figures from the logs of runs: python launchers/plot.py RUN [RUN...]"""
 
-    python launchers/plot.py RUN [RUN...]
-
-Runs that differ in their seed alone become one line, with their range as a band; labels name what
-differs between the others. PNG and SVG.
-"""
-
-import argparse
-import sys
-from pathlib import Path
-from typing import NoReturn
-
-from capo_ds.telemetry.plots import FIGURES, NothingToDrawError, draw
-from capo_ds.telemetry.runs import NoRunError, group_runs, read_run
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog="figures:\n" + "\n".join(f"  {n:<11} {f.__doc__}" for n, f in FIGURES.items()),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
-    parser.add_argument(
-        "--only", nargs="+", choices=FIGURES, help="draw these (default: all that can be drawn)"
-    )
-    parser.add_argument(
-        "--output", type=Path, default=Path("runs/figures"), help="folder they go to (%(default)s)"
-    )
-    args = parser.parse_args()
-    try:
-        groups = group_runs([read_run(folder) for folder in args.runs])
-    except NoRunError as error:
-        fail(error)
-    for name in args.only or FIGURES:
-        try:
-            print(*draw(groups, name, args.output), sep="\n")
-        except NothingToDrawError as error:
-            if args.only:
-                fail(error)
-            print(f"left out {name}: {error}")
-
-
-def fail(error: Exception) -> NoReturn:
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(2)
-
+from capo_ds.commands.plot import main
 
 if __name__ == "__main__":
     main()

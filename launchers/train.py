@@ -1,21 +1,6 @@
-"""Train a language model with CAPO or GRPO: `deepspeed launchers/train.py --config FILE.yaml`."""
+"""Train a language model with CAPO or GRPO: deepspeed launchers/train.py --config FILE.yaml"""
 
-from capo_ds import cli
-from capo_ds.config import Config
-
-
-def train(config: Config) -> None:
-    from capo_ds.trainer import Trainer  # heavy imports only once the config is known to be good
-
-    Trainer(config).run()
-
-
-def dry_run(config: Config) -> None:
-    """print settings, ranks, estimated memory and communication per step, and exit"""
-    from capo_ds.dry_run import dry_run
-
-    dry_run(config)
-
+from capo_ds.commands.train import main
 
 if __name__ == "__main__":
-    cli.main(__doc__, train, dry_run)
+    main()

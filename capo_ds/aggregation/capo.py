@@ -28,12 +28,15 @@ import numpy as np
 from capo_ds.aggregation import solver
 from capo_ds.aggregation.problem import Aggregation, GramProblem
 from capo_ds.aggregation.program import ConeProgram
+from capo_ds.aggregation.semidefinite import semidefinite
 
 # By experiment (docs/mathematics.md, section 4): it gives the hard solution wherever there is one,
 # else nearly the least slack, and a higher price changes nothing.
 DEFAULT_SLACK_PRICE = 10.0
-# A hard program has the solution of an elastic one that leaves no slack. Prices are tried in turn.
-HARD_PRICES = (DEFAULT_SLACK_PRICE, 1e3, 1e5)
+# A hard program has the solution of an elastic one that leaves no slack. Prices are tried in turn,
+# with negatives of one length, which changes nothing in a hard program.
+HARD_PRICES = (1e1, 1e3, 1e5, 1e7)
+BALL_ROUNDING = 1e-9  # share of the radius by which rounding may take g~ out of its ball
 ZERO_SLACK = 1e-7  # relative to R ||g_j|| + |<c, g_j>|
 REGIONS = ("difference", "norm")
 INFEASIBLE_ANSWERS = ("elastic", "vanilla")
@@ -45,6 +48,7 @@ def capo(
     slack_price: float = DEFAULT_SLACK_PRICE,
     region: str = "difference",
     on_infeasible: str = "elastic",
+    positive_share: float | None = None,
 ) -> Aggregation:
     """Solve CAPO's cone program and recover g~ = c + R dg / ||dg||.
 
@@ -56,13 +60,21 @@ def capo(
     The report holds, for the program that was solved in the end: `primal` at g~, `dual`, their
     relative `gap`; `slack_total`, `slack_max`, `slack_price`; `hard_feasible`, whether some point
     of the ball violates no constraint; `trust_region_active`; `iterations`, `fallback` (1 if
-    Clarabel answered), `dropped`, `seconds`.
+    Clarabel answered), `dropped`, `seconds`; `gram_shift`, by how much a cosine was changed to make
+    the Gram matrix positive semidefinite (rounding of float32; see `semidefinite`). All of it is
+    about that matrix.
+
+    g~ lies in the ball whatever the status; in the norm ball `infeasible-vanilla` cannot occur,
+    since g = 0 violates nothing.
 
     Args:
         problem: N samples.
         radius: C >= 0 of the trust region, relative to ||g_0||.
         slack_price: rho > 0, price of violating a negative's constraint; inf is the hard program.
         region: "difference" is ||g - g_0|| <= C ||g_0||, "norm" is ||g|| <= C ||g_0||.
+        positive_share: in (0, 1): at least this share of the weights xi is on positives. It takes
+            the place of slack_price: rho = (1 - share) / (share n), since sum alpha = 1 and
+            sum beta <= n rho.
         on_infeasible: answer of a hard program (price inf) without a feasible point: the elastic
             one at the default price, or g_0 itself.
 
@@ -70,8 +82,11 @@ def capo(
         ValueError: on an option out of range.
         SolverError: if no solver found an optimal pair.
     """
+    if positive_share is not None:
+        slack_price = price_of_share(positive_share, int(problem.negative.sum()))
     _validate(radius, slack_price, region, on_infeasible)
     started = time.perf_counter()
+    problem, gram_shift = semidefinite(problem)
     setting = _Setting(problem, radius, region)
     program = setting.program(float(slack_price))
     if len(setting.samples) == 0 or program.radius == 0.0 or not program.norms.any():
@@ -79,8 +94,16 @@ def capo(
     else:
         answer = _with_direction(setting, program, on_infeasible)
     answer.report["dropped"] = float(problem.dropped.sum())
+    answer.report["gram_shift"] = gram_shift
     answer.report["seconds"] = time.perf_counter() - started
     return answer
+
+
+def price_of_share(positive_share: float, negatives: int) -> float:
+    """The price rho at which the positives keep at least this share of sum xi."""
+    if not 0 < positive_share < 1:
+        raise ValueError(f"positive_share must be between 0 and 1, got {positive_share}")
+    return (1 - positive_share) / (positive_share * max(negatives, 1))
 
 
 class _Setting:
@@ -116,7 +139,8 @@ class _Setting:
         offset = coefficients - self.base
         length = np.sqrt(max(offset @ self.problem.gram @ offset, 0.0))
         limit = self.radius * self.problem.vanilla_norm
-        return coefficients if length <= limit else self.base + (limit / length) * offset
+        inside = length <= (1.0 + BALL_ROUNDING) * limit
+        return coefficients if inside else self.base + (limit / length) * offset
 
 
 @dataclass(frozen=True)
@@ -130,7 +154,8 @@ class _Solved:
 
 def _with_direction(setting: _Setting, program: ConeProgram, on_infeasible: str) -> Aggregation:
     hard = bool(np.isinf(program.price))
-    solved = _solve_hard(program) if hard else _solve_elastic(program)
+    harmless = setting.region == "norm" or setting.radius >= 1.0  # 0 is in the ball
+    solved = _solve_hard(program, harmless) if hard else _solve_elastic(program, harmless)
     solution, program = solved.solution, solved.program
     coefficients = setting.base + setting.spread(solution.step)
     on_boundary, status = solution.on_boundary, _status(solved)
@@ -139,19 +164,30 @@ def _with_direction(setting: _Setting, program: ConeProgram, on_infeasible: str)
         status = "infeasible-vanilla"
     elif status == "degenerate" and setting.region == "norm":
         coefficients = _nearest_to_vanilla(setting, solved, otherwise=coefficients)
+    coefficients = setting.shrunk_into_ball(coefficients)
 
     products = (setting.problem.gram @ coefficients)[setting.samples]
     dual = program.dual_value(solution.xi)
     report = _values(program, products) | {
         "dual": dual,
-        "gap": (dual - program.primal_value(products)) / program.cancellation_scale(solution.xi),
+        "gap": float(dual - program.primal_value(products))
+        / program.cancellation_scale(solution.xi),
         "iterations": float(solution.iterations),
         "fallback": float(solution.fallback),
         "hard_feasible": float(solved.feasible),
         "trust_region_active": float(on_boundary),
     }
     xi = setting.spread(solution.xi)
-    return Aggregation(coefficients, xi, status, report, setting.base, setting.radius, on_boundary)
+    return Aggregation(
+        coefficients,
+        xi,
+        status,
+        report,
+        base=setting.base,
+        average=setting.problem.vanilla,
+        radius=setting.radius,
+        on_boundary=on_boundary,
+    )
 
 
 def _without_direction(setting: _Setting, program: ConeProgram) -> Aggregation:
@@ -170,34 +206,71 @@ def _without_direction(setting: _Setting, program: ConeProgram) -> Aggregation:
         "trust_region_active": 0.0,
     }
     xi = np.zeros(setting.problem.count)
-    return Aggregation(coefficients, xi, "degenerate", report, setting.base, setting.radius)
+    return Aggregation(
+        coefficients,
+        xi,
+        "degenerate",
+        report,
+        base=setting.base,
+        average=setting.problem.vanilla,
+        radius=setting.radius,
+    )
 
 
-def _solve_elastic(program: ConeProgram) -> _Solved:
+def _solve_elastic(program: ConeProgram, harmless: bool) -> _Solved:
+    """harmless: some point of the ball, like 0, is known to violate nothing."""
     if program.positives == 0:  # only the total slack is minimised: every price gives the same g~
         program = replace(program, price=1.0)
     solution = solver.solve(program)
-    feasible = not _violated(program, program.products(solution.step))
+    feasible = harmless or not _violated(program, program.products(solution.step))
     return _Solved(solution, program, feasible or solver.hard_feasible(program, solution.xi))
 
 
-def _solve_hard(program: ConeProgram) -> _Solved:
+def _solve_hard(program: ConeProgram, harmless: bool) -> _Solved:
     """The elastic program at growing prices, until no slack is left or none can be left out.
 
     An elastic solution without slack solves the hard program. If the hard program has no feasible
-    point, or only ones that need a price beyond 1e5, the first elastic solution is the answer.
+    point, or only ones that need a price beyond 1e7, the first elastic solution is the answer.
+
+    Args:
+        harmless: some point of the ball is known to violate nothing: then the last one is.
     """
-    first = _solve_elastic(replace(program, price=HARD_PRICES[0]))
-    solved = first
-    for price in HARD_PRICES[1:]:
-        if not solved.feasible:
-            return first
-        if not _violated(solved.program, solved.program.products(solved.solution.step)):
-            return solved
-        solved = _solve_elastic(replace(program, price=price))
-    if _violated(solved.program, solved.program.products(solved.solution.step)):
-        return replace(first, feasible=False)
-    return solved
+    first = solved = _solve_elastic(replace(program, price=DEFAULT_SLACK_PRICE), harmless)
+    if not _slack_left(solved):
+        return solved
+    if not solved.feasible:
+        return first
+    lengths = _lengths_of_negatives(program)
+    for price in HARD_PRICES:
+        solved = _solve_elastic(replace(_rescaled(program, 1.0 / lengths), price=price), True)
+        if not _slack_left(solved):
+            break
+    else:
+        if not harmless:
+            return replace(first, feasible=False)
+    solution = solved.solution
+    weights = replace(solution, xi=solution.xi / lengths, step=solution.step / lengths)
+    # At this price the program has that solution, with its slack as it is.
+    price = float(max(solved.program.price / lengths[program.positives :].min(), weights.xi.max()))
+    return _Solved(weights, replace(program, price=price), feasible=True)
+
+
+def _slack_left(solved: _Solved) -> bool:
+    return _violated(solved.program, solved.program.products(solved.solution.step))
+
+
+def _lengths_of_negatives(program: ConeProgram) -> np.ndarray:
+    """(K,) 1 for positives; for negatives their length in units of the longest gradient."""
+    lengths = program.norms / program.norms.max()
+    lengths[lengths <= 0.0] = 1.0
+    lengths[: program.positives] = 1.0
+    return lengths
+
+
+def _rescaled(program: ConeProgram, factors: np.ndarray) -> ConeProgram:
+    """The program with g_i multiplied by `factors` (K,)."""
+    gram = program.gram * factors * factors[:, None]
+    return replace(program, gram=gram, linear=program.linear * factors)
 
 
 def _nearest_to_vanilla(setting: _Setting, solved: _Solved, otherwise: np.ndarray) -> np.ndarray:
@@ -237,7 +310,7 @@ def _status(solved: _Solved) -> str:
 def _values(program: ConeProgram, products: np.ndarray) -> dict[str, float]:
     slacks = program.slacks(products)
     return {
-        "primal": program.primal_value(products),
+        "primal": float(program.primal_value(products)),
         "slack_total": float(slacks.sum()),
         "slack_max": float(slacks.max(initial=0.0)),
         "slack_price": program.price,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 
 from capo_ds.aggregation.problem import GramProblem
@@ -13,8 +16,31 @@ CONFLICT_COSINE = 1e-6
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
+@dataclass(frozen=True)
+class Applied:
+    """An aggregate g~, seen through its inner products.
+
+    products: (N,) <g~, g_i>. norm: ||g~||. overlap: <g~, g_0>.
+    """
+
+    products: np.ndarray
+    norm: float
+    overlap: float
+
+    @classmethod
+    def of(cls, blocks: Sequence[GramProblem], coefficients: np.ndarray) -> Applied:
+        """coefficients: (blocks, N); block b of g~ is sum_i c_bi times that block of g_i."""
+        products, square = np.zeros(blocks[0].count), 0.0
+        for block, weights in zip(blocks, coefficients, strict=True):
+            part = block.gram @ weights
+            products += part
+            square += float(weights @ part)
+        overlap = float(blocks[0].vanilla @ products)
+        return cls(products, float(np.sqrt(max(square, 0.0))), overlap)
+
+
 def diagnose(
-    problem: GramProblem, coefficients: np.ndarray, xi: np.ndarray | None = None
+    problem: GramProblem, applied: Applied, xi: np.ndarray | None = None
 ) -> dict[str, float]:
     """Measures of g~ = sum_i c_i g_i against g_0, for TensorBoard.
 
@@ -23,7 +49,7 @@ def diagnose(
 
     Args:
         problem: the samples.
-        coefficients: (N,) c.
+        applied: g~.
         xi: (N,) direction weights, if the aggregator has them.
 
     Returns:
@@ -33,8 +59,7 @@ def diagnose(
         `max_violation`: max_j max(0, -<g~, g_j>) over negatives; `cosine_to_vanilla`: cosine of g~
         and g_0; `norm_ratio`: ||g~|| / ||g_0||; `effective_samples`: (sum xi)^2 / sum xi^2.
     """
-    after = problem.gram @ coefficients
-    after_norm = float(np.sqrt(max(coefficients @ after, 0.0)))
+    after, after_norm = applied.products, applied.norm
     groups = {
         "positive": problem.positive,
         "negative": problem.negative,
@@ -45,7 +70,7 @@ def diagnose(
         ("before", problem.q0, problem.vanilla_norm),
         ("after", after, after_norm),
     ):
-        cosine = _ratio(products, problem.norms * norm)
+        cosine = ratio(products, problem.norms * norm)
         for name, group in groups.items():
             if group.any():
                 share = np.mean(cosine[group] < -CONFLICT_COSINE)
@@ -58,17 +83,17 @@ def diagnose(
         measures["conflict/min_alignment"] = float(after[problem.positive].min())
     if problem.negative.any():
         measures["conflict/max_violation"] = float(max(0.0, -after[problem.negative].min()))
-    overlap = np.asarray(coefficients @ problem.q0)
+    overlap = np.asarray(applied.overlap)
     measures["conflict/cosine_to_vanilla"] = float(
-        _ratio(overlap, after_norm * problem.vanilla_norm)
+        ratio(overlap, after_norm * problem.vanilla_norm)
     )
-    measures["conflict/norm_ratio"] = float(_ratio(np.asarray(after_norm), problem.vanilla_norm))
+    measures["conflict/norm_ratio"] = float(ratio(np.asarray(after_norm), problem.vanilla_norm))
     if xi is not None and np.any(xi):
         measures["conflict/effective_samples"] = float(np.sum(xi) ** 2 / np.sum(xi**2))
     return measures
 
 
-def _ratio(numerator: np.ndarray, denominator: np.ndarray | float) -> np.ndarray:
+def ratio(numerator: np.ndarray, denominator: np.ndarray | float) -> np.ndarray:
     """Quotient, 0 where the denominator is 0 (a zero vector has no angle: no conflict)."""
     denominator = np.asarray(denominator, dtype=np.float64)
     return np.divide(

@@ -94,8 +94,7 @@ class Aggregation:
     """An aggregated gradient g~ = sum_i coefficients_i g_i and how it came about.
 
     When `on_boundary`, g~ = sum_i base_i g_i + radius ||g_0|| dg / ||dg|| with dg = sum_i xi_i g_i,
-    so a caller whose Gram matrix comes from a sketch can put in the true norms: see
-    `coefficients_for_norms`.
+    so a caller whose Gram matrix comes from a sketch can put in the true norms.
 
     Attributes:
         coefficients: (N,) float64.
@@ -103,6 +102,7 @@ class Aggregation:
         status: `optimal`, or one of the others that `capo` lists.
         report: plain floats, ready to be logged.
         base: (N,) float64 weights of the trust region's centre (g_0, or zeros); None without one.
+        average: (N,) float64 weights of the g_0 that the radius is relative to; None without one.
         radius: C, relative to ||g_0||.
         on_boundary: the trust region is active at g~.
     """
@@ -112,17 +112,9 @@ class Aggregation:
     status: str = "optimal"
     report: dict[str, float] = field(default_factory=dict)
     base: np.ndarray | None = None
+    average: np.ndarray | None = None
     radius: float = 0.0
     on_boundary: bool = False
-
-    def coefficients_for_norms(self, vanilla_norm: float, direction_norm: float) -> np.ndarray:
-        """(N,) coefficients with the true ||g_0|| and ||dg|| in place of the Gram matrix's.
-
-        Where the trust region is inactive no norm enters, and `coefficients` come back unchanged.
-        """
-        if not self.on_boundary or direction_norm == 0.0:
-            return self.coefficients
-        return self.base + self.direction_scale(vanilla_norm, direction_norm) * self.xi
 
     def direction_scale(self, vanilla_norm: float, direction_norm: float) -> float:
         """C ||g_0|| / ||dg||: how much of dg an aggregate on the boundary adds to its centre."""

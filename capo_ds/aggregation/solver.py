@@ -11,16 +11,19 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from capo_ds.aggregation import interior_point, reference
+from capo_ds.aggregation.exchange import Sides, exchange
 from capo_ds.aggregation.polish import polish
 from capo_ds.aggregation.program import ConeProgram
 
 CERTIFIED = 1e-7  # relative gap of an optimal answer
 POLISH_FROM = (1e-2, 1e-5, 1e-8)  # gaps at which the active set of an iterate is tried
 POLISHED = 1e-9  # gap that a polished answer must have to end the iteration
+CLOSE = 1e-2  # gap from which an exchanged answer is worth polishing
 ACTIVE = 1e-6  # Clarabel's weights below this share of the largest are at their bound
 USABLE = 1e-3  # with more than this there is no answer
-DIRECT = 96  # up to this many samples the interior point starts at once
+DIRECT = 32  # up to this many samples the interior point starts at once
 FEW = 16  # positives, or negatives, that are never halved further
+WORKING_SET = 64  # samples that `nearest` adds at a time, at least
 PROXIMAL_STEPS = (1e1, 1e2, 1e3, 1e4, 1e5)  # mu of `nearest`, where norms and R are about 1
 
 
@@ -62,10 +65,10 @@ def solve(program: ConeProgram) -> Solution:
         SolverError: if no pair with a relative gap below 1e-3 was found.
     """
     scaled, step_unit = program.normalised()
-    solution = _coarse_to_fine(scaled)
+    solution = _staged(scaled)
     if not solution.certified and _indefinite(scaled.gram):
         scaled = replace(scaled, gram=_nearest_semidefinite(scaled.gram))
-        solution = _coarse_to_fine(scaled)
+        solution = _staged(scaled)
     if not solution.certified:
         solution = _fall_back(scaled, solution)
     if not abs(solution.gap) <= USABLE:
@@ -99,7 +102,8 @@ def nearest(program: ConeProgram, scale: float) -> np.ndarray | None:
 
     This is the projection on a convex cone, in which the optimal points lie where dg = 0. For
     large mu the proximal point argmax_g f(g) - ||g - c||^2 / (2 mu) of the piecewise linear f *is*
-    its maximiser nearest to c (exact regularisation), so mu grows until f(g) is 0.
+    its maximiser nearest to c (exact regularisation), so mu grows until f(g) is 0. Few samples
+    bind there: a working set of them is grown by those that its solution violates.
 
     Args:
         program: only gram, linear = <c, g_i>, positives and price count.
@@ -107,11 +111,42 @@ def nearest(program: ConeProgram, scale: float) -> np.ndarray | None:
     """
     scaled, step_unit = program.normalised()
     tolerance = CERTIFIED * scale * scaled.radius * step_unit / program.radius**2
-    for mu in PROXIMAL_STEPS:
-        step = interior_point.proximal(scaled, mu)
-        if scaled.primal_value(scaled.products(step)) >= -tolerance:
-            return step_unit * step
-    return None
+    count = len(program.linear)
+    products, kept, step = scaled.linear, np.zeros(0, int), np.zeros(count)
+    while scaled.primal_value(products) < -tolerance:
+        violated = _most_violated(scaled, products, max(WORKING_SET, len(kept)))
+        grown = np.union1d(kept, violated)
+        if len(grown) == len(kept):
+            return None
+        kept, step = grown, np.zeros(count)
+        part = _with_zero(scaled.restricted(kept))
+        for mu in PROXIMAL_STEPS:
+            part_step = interior_point.proximal(part, mu)
+            if part.primal_value(part.products(part_step)) >= -tolerance / 2:
+                break
+        step[kept] = part_step[len(part_step) - len(kept) :]
+        products = scaled.products(step)
+    return step_unit * step
+
+
+def _with_zero(program: ConeProgram) -> ConeProgram:
+    """The program with a zero gradient among the positives, first: its f is min(f, 0) at most.
+
+    Of all samples f is 0 at its best, of a part of them it may be more, and the proximal point
+    would strive for that.
+    """
+    if program.positives == 0:
+        return program
+    gram = np.pad(program.gram, ((1, 0), (1, 0)))
+    linear = np.append(0.0, program.linear)
+    return replace(program, gram=gram, linear=linear, positives=program.positives + 1)
+
+
+def _most_violated(program: ConeProgram, products: np.ndarray, count: int) -> np.ndarray:
+    """Up to `count` samples with <g, g_i> < 0, those of the least cosine first."""
+    cosines = products / np.maximum(program.norms, np.finfo(float).tiny)
+    order = np.argsort(cosines, kind="stable")[:count]
+    return order[products[order] < 0.0]
 
 
 def optimum_is_zero(program: ConeProgram, xi: np.ndarray) -> bool:
@@ -124,26 +159,50 @@ def _proves_infeasible(violation: ConeProgram, beta: np.ndarray) -> bool:
     return violation.dual_value(beta) < -CERTIFIED * violation.magnitude(beta)
 
 
-def _coarse_to_fine(program: ConeProgram) -> Solution:
-    """Solve without the constraints that are slackest at c, then add back those that matter.
+def _staged(program: ConeProgram) -> Solution:
+    """Whole sets of samples exchanged; else the same from a smaller program; else the interior point.
 
-    At the optimum most constraints are slack. The half of the samples best aligned with c is left
-    out, recursively, and Newton on the active set takes up those that the result violates. Where
-    that does not end in a certified pair, the interior point solves the program itself: an attempt
-    costs it at most an eighth more.
+    At the optimum most constraints are slack, or most bind: exchanges find out which in a few
+    rounds. Where Q is too ill-conditioned for them, half of the samples, those that c serves best,
+    is left out, recursively, and the result taken up. Every attempt ends in a certified pair or
+    counts for nothing.
     """
-    spent = 0
-    if len(program.linear) > DIRECT:
-        kept = _worst_aligned(program)
-        coarse = _coarse_to_fine(program.restricted(kept))
-        spent = coarse.iterations
-        xi = np.zeros(len(program.linear))
-        xi[kept] = coarse.xi
+    if len(program.linear) <= DIRECT:
+        return _interior_point(program)
+    kept = _worst_aligned(program)
+    worst = np.zeros(len(program.linear), bool)
+    worst[kept] = True
+    solution = _exchanged(program, Sides(worst, np.zeros_like(worst)), 0)
+    if solution:
+        return solution
+    coarse = _staged(program.restricted(kept))
+    spent = coarse.iterations
+    xi = np.zeros(len(program.linear))
+    xi[kept] = coarse.xi
+    if not coarse.on_boundary and optimum_is_zero(program, xi):
+        solution = _recover(program, xi, np.zeros_like(xi), spent, fallback=False)
+        if solution.certified:
+            return solution
+    else:
+        solution = _exchanged(program, Sides.of(program, xi), spent)
+        if solution:
+            return solution
         xi, gap = polish(program, xi, _between_bounds(program, xi, margin=0.0))
         if gap <= POLISHED:
             return _recover(program, xi, program.boundary_step(xi), spent, fallback=False)
     solution = _interior_point(program)
     return replace(solution, iterations=spent + solution.iterations)
+
+
+def _exchanged(program: ConeProgram, sides: Sides, spent: int) -> Solution | None:
+    """A polished answer of `exchange`, if it comes to one."""
+    xi, gap = exchange(program, sides)
+    if POLISHED < gap <= CLOSE:
+        xi, gap = polish(program, xi, _between_bounds(program, xi, margin=0.0))
+    # At a value of zero dg may be: then not any optimal point counts, but the nearest to c.
+    if not gap <= POLISHED or optimum_is_zero(program, xi):
+        return None
+    return _recover(program, xi, program.boundary_step(xi), spent, fallback=False)
 
 
 def _worst_aligned(program: ConeProgram) -> np.ndarray:

@@ -1,9 +1,12 @@
 """Typed settings (`settings`), and how they are read and explained (`reading`)."""
 
+from capo_ds.config.errors import ConfigError
+from capo_ds.config.paths import expand
 from capo_ds.config.reading import (
     BUILTIN_MODELS,
+    HOME,
+    RECIPES,
     REPOSITORY,
-    ConfigError,
     config_reference,
     load_config,
     parse_config,
@@ -23,12 +26,16 @@ from capo_ds.config.settings import (
     RewardConfig,
     Section,
     TaskConfig,
+    TrainingSetConfig,
     WarmupConfig,
 )
+from capo_ds.config.text import decode
 
 __all__ = [
     "AGGREGATORS",
     "BUILTIN_MODELS",
+    "HOME",
+    "RECIPES",
     "REPOSITORY",
     "BenchmarkConfig",
     "CapoConfig",
@@ -43,8 +50,11 @@ __all__ = [
     "RewardConfig",
     "Section",
     "TaskConfig",
+    "TrainingSetConfig",
     "WarmupConfig",
     "config_reference",
+    "decode",
+    "expand",
     "load_config",
     "parse_config",
     "resolve_path",

@@ -9,23 +9,27 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from capo_ds.config.errors import ConfigError
+from capo_ds.config.foreign import elsewhere_called
+from capo_ds.config.paths import expand
 from capo_ds.config.settings import Config, Section
+from capo_ds.config.text import decode, parse_yaml
 
 PACKAGE = Path(__file__).resolve().parents[1]
 REPOSITORY = PACKAGE.parent
+# Where ds_configs/ and launchers/ are: in the repository, or in the package that a wheel installs.
+HOME = REPOSITORY if (REPOSITORY / "launchers" / "recipes").is_dir() else PACKAGE
+RECIPES = HOME / "launchers" / "recipes"
+BUILTIN = "builtin:"
 BUILTIN_MODELS = {"builtin:tiny": PACKAGE / "assets" / "tiny"}
-
-
-class ConfigError(ValueError):
-    """A setting that cannot be used; the text names key, value and remedy."""
 
 
 TOP_LEVEL = tuple(Config.model_fields)
@@ -34,21 +38,36 @@ TOP_LEVEL = tuple(Config.model_fields)
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     """Read a YAML file, apply `key.path=value` overrides (values are YAML) and validate.
 
+    path: of the file, or `builtin:NAME` for a recipe that ships.
+
     Raises:
         ConfigError: on a missing file, bad YAML, an unknown key, a wrong type or a bad value.
     """
+    if str(path).startswith(BUILTIN):
+        path = recipe(str(path).removeprefix(BUILTIN))
     try:
-        settings = yaml.safe_load(Path(path).read_text())
+        content = Path(expand(str(path))).read_bytes()
     except OSError as error:
         raise ConfigError(f"cannot read the config {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    except ValueError as error:
+        raise ConfigError(f"cannot read the config {path}: {error}") from error
+    settings = parse_yaml(decode(content, str(path)), str(path))
     settings = {} if settings is None else settings
     if not isinstance(settings, dict):
         raise ConfigError(f"{path}: expected `key: value` lines, found {type(settings).__name__}")
     for override in overrides or []:
         _apply_override(settings, override)
     return parse_config(settings)
+
+
+def recipe(name: str) -> Path:
+    """The file of a recipe that ships. Raises `ConfigError` if there is none of that name."""
+    recipes = {path.stem: path for path in sorted(RECIPES.glob("*.yaml"))}
+    if name not in recipes:
+        raise ConfigError(
+            f"--config {BUILTIN}{name}: no such recipe ships; there are {', '.join(recipes)}"
+        )
+    return recipes[name]
 
 
 def parse_config(settings: dict[str, Any]) -> Config:
@@ -74,15 +93,15 @@ def config_reference() -> str:
 
 
 def resolve_path(key: str, path: str) -> Path:
-    """The file that a key names: relative to the current folder, or else to the repository.
+    """The file that a key names: relative to the current folder, or else to what ships.
 
     Raises:
         ConfigError: if it is in neither.
     """
-    for candidate in (Path(path), REPOSITORY / path):
+    for candidate in (Path(path), HOME / path):
         if candidate.is_file():
             return candidate
-    raise ConfigError(f"{key}: no file {path!r} in {Path.cwd()} or in {REPOSITORY}")
+    raise ConfigError(f"{key}: no file {path!r} in {Path.cwd()} or in {HOME}")
 
 
 def _apply_override(settings: dict[str, Any], override: str) -> None:
@@ -94,10 +113,7 @@ def _apply_override(settings: dict[str, Any], override: str) -> None:
         if not isinstance(settings.setdefault(section, {}), dict):
             raise ConfigError(f"--set {override}: {section} is a value, not a section")
         settings = settings[section]
-    try:
-        settings[name] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override}: {value!r} is not a YAML value") from error
+    settings[name] = parse_yaml(value, f"--set {override}")
 
 
 def _explain(problem: dict[str, Any]) -> str:
@@ -109,10 +125,27 @@ def _explain(problem: dict[str, Any]) -> str:
     if isinstance(problem["input"], dict) and problem["type"] == "value_error":
         return problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "model_type":
+        if problem["input"] is None:
+            return f"{key}: a section without keys; write them below it, or remove the line"
         return f"{key}: {problem['input']!r} is not a section; write its keys below it"
+    if problem["type"] == "invalid_key":
+        return f"{key}: a key must be text; YAML reads on, off, yes, no and numbers as such"
     meaning = dict(_fields(Config)).get(".".join(location))
     hint = f" ({meaning.description})" if meaning else ""
-    return f"{key}: bad value {problem['input']!r}; {_first_lower(problem['msg'])}{hint}"
+    return f"{key}: bad value {problem['input']!r}; {_first_lower(problem['msg'])}{hint}" + (
+        _unquoted(problem)
+    )
+
+
+def _unquoted(problem: dict[str, Any]) -> str:
+    """What YAML makes of words that look like other things, where text was asked for."""
+    if problem["type"] not in ("string_type", "literal_error"):
+        return ""
+    if isinstance(problem["input"], bool):
+        return "; YAML reads on, off, yes and no as true and false: put text in quotes"
+    if isinstance(problem["input"], int | float | date):
+        return "; put it in quotes to make it text"
+    return ""
 
 
 def _first_lower(message: str) -> str:
@@ -122,6 +155,8 @@ def _first_lower(message: str) -> str:
 
 def _did_you_mean(location: list[str]) -> str:
     *section, name = location
+    if told := elsewhere_called(location):
+        return told
     known = [key for key, _ in _fields(Config)]
     prefix = ".".join([*section, ""]) if section else ""
     siblings = [key for key in known if key.startswith(prefix)] if section else [*TOP_LEVEL]

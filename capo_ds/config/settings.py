@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -14,6 +15,8 @@ from pydantic import (
     StrictInt,
     model_validator,
 )
+
+from capo_ds.config.paths import PathText
 
 AGGREGATORS = ("mean", "capo", "mgda", "pcgrad", "cagrad", "config")  # and torchjd's
 
@@ -30,6 +33,18 @@ def _known_aggregator(name: str) -> str:
             f"choose among {', '.join(AGGREGATORS)}, torchjd:NAME, FILE.py:FUNCTION; GRPO's is mean"
         )
     return name
+
+
+def _radius(value: Any) -> float | str:
+    if value == "auto":
+        return value
+    try:
+        radius = float(_no_flag(value))
+    except (TypeError, ValueError):
+        radius = math.nan
+    if not (math.isfinite(radius) and radius >= 0):
+        raise ValueError("input should be auto, or a finite number greater than or equal to 0")
+    return radius
 
 
 PROMPT_TEMPLATES = ("plain", "base", "chat")
@@ -52,7 +67,7 @@ class Section(BaseModel):
 class ModelConfig(Section):
     """The policy: a Hugging Face causal LM, and the LoRA adapter that RL trains on it."""
 
-    path: str = Field(
+    path: PathText = Field(
         "builtin:tiny", description="hub name, local folder, or builtin:tiny (ships with capo_ds)"
     )
     dtype: Literal["float32", "bfloat16"] = Field(
@@ -118,10 +133,11 @@ class DatasetConfig(Section):
         description="the data set: arithmetic is generated; custom is your own file (give its path "
         "and columns)",
     )
-    path: str | None = Field(
+    path: PathText | None = Field(
         None,
-        description="hub name, or local file (.jsonl, .json, .csv, .parquet, .arrow) or folder "
-        "(of such files, or of save_to_disk); null: the data set's own place on the hub",
+        description="hub name, or local file (.jsonl, .json, .csv, .tsv, .parquet, .arrow, "
+        "each also as .gz, .bz2, .xz or .zst) or folder (of such files, or of "
+        "save_to_disk); null: the data set's own place on the hub",
     )
     subset: str | None = Field(None, description="configuration on the hub; null: its own")
     prompt_column: str | None = Field(
@@ -136,7 +152,15 @@ class DatasetConfig(Section):
     levels: list[Level] = Field(
         [1, 2, 3], min_length=1, description="levels of difficulty of the arithmetic task, 1 to 5"
     )
+    asks: Literal["total", "before", "backwards"] = Field(
+        "total",
+        description="what the arithmetic task asks for: the number at the end, that before the "
+        "last operation, or the digits of the last in reverse order",
+    )
     seed: StrictInt = Field(0, ge=0, description="seed that generates or shuffles the problems")
+    label: str | None = Field(
+        None, min_length=1, description="name in tables and metrics; null: that of the data set"
+    )
     shuffle: StrictBool = Field(
         False, description="shuffle a data set's rows, so that a limit draws them at random"
     )
@@ -148,16 +172,20 @@ class DatasetConfig(Section):
                 if getattr(self, key) is None:
                     raise ValueError(
                         f"data set 'custom' needs {key}: set task.{key}, or {key} of the entry in "
-                        "evaluation.benchmarks"
+                        "task.mixture or evaluation.benchmarks"
                     )
         return self
 
+    @property
+    def title(self) -> str:
+        return self.label or self.name
 
-class TaskConfig(DatasetConfig):
-    """The problems that are trained on, and the test problems that go with them."""
+
+class TrainingSetConfig(DatasetConfig):
+    """Problems that are trained on, and the test problems that go with them."""
 
     train_split: str | None = Field(None, description="split to train on; null: the data set's own")
-    test_path: str | None = Field(
+    test_path: PathText | None = Field(
         None, description="where the test problems are; null: where the training problems are"
     )
     test_split: str | None = Field(None, description="split to test on; null: the data set's own")
@@ -169,17 +197,51 @@ class TaskConfig(DatasetConfig):
     )
 
 
+class MixtureEntryConfig(TrainingSetConfig):
+    """One entry of task.mixture."""
+
+    weight: Number = Field(
+        1.0, gt=0, description="its share of a step's prompts is this over the sum of all weights"
+    )
+
+
+class TaskConfig(TrainingSetConfig):
+    """What is trained on: one data set, described here, or the mixture of several."""
+
+    mixture: list[MixtureEntryConfig] = Field(
+        [],
+        description="data sets that every step draws its prompts from, each with a weight and a "
+        "label of its own; the first is the headline in testing; empty: the one described by the "
+        "other keys of task",
+    )
+
+    @model_validator(mode="after")
+    def _mixture_stands_alone(self) -> TaskConfig:
+        _refuse_doubles("task.mixture", [entry.title for entry in self.mixture])
+        for key, field in TrainingSetConfig.model_fields.items():
+            if self.mixture and getattr(self, key) != field.default:
+                raise ValueError(
+                    f"task.{key}: {getattr(self, key)!r} says nothing beside task.mixture; write "
+                    f"{key} into the mixture's entries"
+                )
+        return self
+
+    @property
+    def entries(self) -> list[TrainingSetConfig]:
+        """The data sets that are trained on."""
+        return [*self.mixture] or [self]
+
+    @property
+    def weights(self) -> list[float]:
+        """Their shares of a step's prompts, with sum 1."""
+        weights = [entry.weight for entry in self.mixture] or [1.0]
+        return [weight / sum(weights) for weight in weights]
+
+
 class BenchmarkConfig(DatasetConfig):
     """One entry of evaluation.benchmarks."""
 
     split: str | None = Field(None, description="split; null: the data set's own for testing")
-    label: str | None = Field(
-        None, description="name in tables and metrics; null: that of the data set"
-    )
-
-    @property
-    def title(self) -> str:
-        return self.label or self.name
 
 
 class PromptConfig(Section):
@@ -211,7 +273,7 @@ class PromptConfig(Section):
 class RewardFunctionConfig(Section):
     """One entry of reward.functions."""
 
-    function: str = Field(
+    function: PathText = Field(
         description="rule (1, -0.5, -1: right, wrong, not in the format), or your own as "
         "file.py:function, called with lists prompts, completions, references and the data set's "
         "columns by keyword; it returns a list of numbers"
@@ -257,10 +319,10 @@ class EvaluationConfig(Section):
         None, ge=1, description="longest response, in tokens; null: rollout.max_new_tokens"
     )
     seed: StrictInt = Field(0, ge=0, description="seed of the sampling")
-    adapter: str | None = Field(
+    adapter: PathText | None = Field(
         None, description="folder of a PEFT adapter that launchers/evaluate.py puts on the model"
     )
-    output_dir: str = Field(
+    output_dir: PathText = Field(
         "runs/evaluation", description="where launchers/evaluate.py writes results and completions"
     )
 
@@ -339,6 +401,12 @@ class ObjectiveConfig(Section):
     clip_high: Number = Field(
         0.2, ge=0, description="token ratio is clipped above 1 + this (0.28 in DAPO)"
     )
+    dual_clip: Number | None = Field(
+        None,
+        gt=1,
+        description="tokens of negative advantage whose ratio is above this have no gradient (dual "
+        "clip, Ye et al. 2020; 3 in verl); null: no such bound",
+    )
     kl_weight: Number = Field(
         0.001, ge=0, description="weight beta of the k3 KL estimate to the base model; 0 skips it"
     )
@@ -378,10 +446,58 @@ class GradientsConfig(Section):
         return self
 
 
+class ProgramConfig(Section):
+    """What an aggregator, whichever it is, is given of the samples' gradients."""
+
+    norms: Literal["none", "clip", "unit"] = Field(
+        "none",
+        description="length of each sample's own gradient: none, as it is (the papers'); clip: cut "
+        "to the quantile program.norm_quantile of the update's norms; unit: all of them as long as "
+        "their median",
+    )
+    norm_quantile: Number = Field(
+        0.5, gt=0, lt=1, description="with norms clip: the quantile of the norms that is the limit"
+    )
+    norms_in: Literal["all", "program"] = Field(
+        "all",
+        description="where program.norms counts: all, in g_0 and the program; program: g_0 stays "
+        "the mean of the gradients as they are",
+    )
+    tasks: Literal["sample", "group"] = Field(
+        "sample",
+        description="what the program protects: sample, every response (the paper's); group: the "
+        "sum of a prompt's positive responses, and that of its negative ones",
+    )
+    average: Literal["mean", "geometric_median"] = Field(
+        "mean",
+        description="g_0: the mean over samples, or the geometric median of the prompts' own "
+        "means, which a few odd prompts cannot move far",
+    )
+    blocks: Literal["whole", "layer", "module"] = Field(
+        "whole",
+        description="one program for the whole gradient (the paper's), or one for each decoder "
+        "layer or each module with LoRA factors (exact Gram matrices only)",
+    )
+
+    @model_validator(mode="after")
+    def _group_sums_have_one_average(self) -> ProgramConfig:
+        if self.tasks == "group" and self.norms != "none" and self.norms_in == "program":
+            raise ValueError(
+                "program.norms_in: program does not go with program.tasks: group, whose sums make "
+                "up g_0 too; set program.norms_in to all"
+            )
+        return self
+
+
 class CapoConfig(Section):
     """The second-order cone program of CAPO."""
 
-    radius: Number = Field(0.5, ge=0, description="trust-region radius C, relative to ||g_0||")
+    radius: Annotated[float | str, BeforeValidator(_radius)] = Field(
+        0.5,
+        description="trust-region radius C, relative to ||g_0||; auto: in every step the one of 0, "
+        "0.1, 0.25, 0.5 and 1 whose aggregates of half of the prompts agree best with the "
+        "responses to the other half (smoothed over steps)",
+    )
     region: Literal["difference", "norm"] = Field(
         "difference",
         description="trust region: ||g - g_0|| <= C ||g_0||, or the ablation ||g|| <= C ||g_0||",
@@ -391,6 +507,13 @@ class CapoConfig(Section):
         gt=0,
         allow_inf_nan=True,
         description="price rho of violating a negative's constraint; .inf = hard",
+    )
+    positive_share: Number | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="least share of the program's weights that stays on positive responses, in "
+        "place of slack_price: the price is then (1 - share) / (share n) for each of n negatives",
     )
     on_infeasible: Literal["elastic", "vanilla"] = Field(
         "elastic", description="with slack_price .inf and no feasible point: what to apply instead"
@@ -409,6 +532,12 @@ class OptimizerConfig(Section):
     learning_rate: Number = Field(1e-6, gt=0, description="peak learning rate")
     betas: tuple[DecayRate, DecayRate] = Field(
         (0.9, 0.999), description="Adam's moment decay rates, each in [0, 1)"
+    )
+    epsilon: Number = Field(
+        1e-8,
+        gt=0,
+        description="Adam's epsilon; far above the gradient's entries it makes Adam SGD with "
+        "momentum, at the rate learning_rate / epsilon",
     )
     weight_decay: Number = Field(0.0, ge=0, description="decoupled weight decay")
     max_grad_norm: Number = Field(1.0, ge=0, description="gradient clipping by norm; 0 = none")
@@ -436,7 +565,7 @@ class TrainConfig(Section):
         2, ge=1, description="newest checkpoints kept, beside the best evaluated one"
     )
     log_samples: StrictInt = Field(4, ge=0, description="completions shown in TensorBoard per step")
-    output_dir: str = Field("runs/default", description="folder of everything the run writes")
+    output_dir: PathText = Field("runs/default", description="folder of everything the run writes")
     resume: Literal["auto", "never"] = Field(
         "never", description="auto: go on from the newest checkpoint of output_dir, if any"
     )
@@ -445,7 +574,14 @@ class TrainConfig(Section):
 class WarmupConfig(Section):
     """Supervised warm-up (launchers/warmup.py): full fine-tuning on worked solutions."""
 
-    output_dir: str = Field("runs/warmup", description="where model and tokenizer are saved")
+    output_dir: PathText = Field("runs/warmup", description="where model and tokenizer are saved")
+    save_every: StrictInt = Field(
+        200, ge=0, description="steps between checkpoints, of which the newest is kept; 0 = none"
+    )
+    resume: Literal["auto", "never"] = Field(
+        "never",
+        description="auto: go on from the checkpoint in output_dir, if any, on as many ranks",
+    )
     learning_rate: Number = Field(1e-3, gt=0, description="peak learning rate of AdamW")
     batch_size: StrictInt = Field(
         64, ge=1, description="sequences per optimizer step, over all ranks"
@@ -472,11 +608,17 @@ class Config(Section):
     reward: RewardConfig = RewardConfig()
     rollout: RolloutConfig = RolloutConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
-    aggregator: Annotated[str, AfterValidator(_known_aggregator)] = Field(
+    aggregator: Annotated[PathText, AfterValidator(_known_aggregator)] = Field(
         "capo",
         description="how per-sample gradients become one: capo, mean (GRPO), mgda, pcgrad, cagrad, "
         "config, a Gramian weighting of the torchjd library as torchjd:NAME, or your own function "
         "of the Gram matrix as file.py:function",
+    )
+    program: ProgramConfig = ProgramConfig()
+    measure_heldout: StrictBool = Field(
+        True,
+        description="report conflict on held-out samples: each half of the prompts is aggregated "
+        "alone and measured on the other (two solves more a step, no further pass)",
     )
     measure_conflict: StrictBool = Field(
         True,
@@ -487,7 +629,7 @@ class Config(Section):
     capo: CapoConfig = CapoConfig()
     cagrad: CagradConfig = CagradConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
-    deepspeed: str = Field("ds_configs/zero2.json", description="DeepSpeed JSON (ZeRO stage)")
+    deepspeed: PathText = Field("ds_configs/zero2.json", description="DeepSpeed JSON (ZeRO stage)")
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     warmup: WarmupConfig = WarmupConfig()
@@ -498,6 +640,28 @@ class Config(Section):
             raise ValueError(
                 f"objective.minibatches: {self.objective.minibatches} is more than "
                 f"rollout.prompts_per_step = {self.rollout.prompts_per_step}; lower it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _program_is_used(self) -> Config:
+        program = self.program
+        if program.blocks != "whole" and self.gradients.sketch != "none":
+            raise ValueError(
+                f"program.blocks: {program.blocks} needs exact Gram matrices; set gradients.sketch "
+                "to none"
+            )
+        if self.aggregator != "mean":
+            return self
+        if program != ProgramConfig() and not self.measure_conflict:
+            raise ValueError(
+                "measure_conflict: false gives aggregator mean no samples' own gradients, which "
+                "the settings under program need; set it to true"
+            )
+        if program.norms != "none" and program.norms_in == "program":
+            raise ValueError(
+                "program.norms_in: program changes nothing with aggregator mean, which applies "
+                "g_0; set it to all"
             )
         return self
 

@@ -72,6 +72,12 @@ def load(
     return found["run"]
 
 
+def newest_state(run: Path) -> dict[str, Any] | None:
+    """What `save` wrote beside the factors of the newest whole checkpoint, if there is one."""
+    folder = newest(run)
+    return folder and json.loads((folder / STATE).read_text())
+
+
 def newest(run: Path) -> Path | None:
     """The folder of the newest whole checkpoint; says which newer ones are broken, and how."""
     for folder in reversed(whole_or_not(run)):

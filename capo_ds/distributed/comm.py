@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from capo_ds.config import ConfigError
-from capo_ds.distributed.launch import discover_ranks, ranks_here, tell
+from capo_ds.distributed.launch import busy_port, discover_ranks, ranks_here, tell
 from capo_ds.distributed.watchdog import Watchdog
 
 T = TypeVar("T")
@@ -50,7 +50,12 @@ def init(timeout: timedelta = timedelta(minutes=30)) -> torch.device:
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     # Not through deepspeed.init_distributed: its device_id argument has made later weight syncs
     # hang (allenai/open-instruct#1311), and on CPU it would compile a shared-memory extension.
-    dist.init_process_group(backend, timeout=timeout)
+    try:
+        dist.init_process_group(backend, timeout=timeout)
+    except dist.DistNetworkError as error:
+        if "EADDRINUSE" in str(error):
+            raise busy_port() from error
+        raise
     if world_size() > 1:
         global _watchdog
         _watchdog = Watchdog(_end_with_peer)

@@ -39,12 +39,14 @@ class CapoEngine:
     The forward pass goes through `module`, not through the engine, whose own backward hooks
     would start a reduction of gradients that are never made.
 
+    card: the README.md of adapters that are saved from now on.
     parameters: the LoRA factors; at ZeRO 3 empty outside `gathered`, so their `shapes` are kept.
     """
 
     def __init__(self, policy: nn.Module, config: Config, optimizer_steps: int, monitor_dir: Path):
         deepspeed = import_deepspeed()
         self.parameters = [p for p in policy.parameters() if p.requires_grad]
+        self.names = [n for n, p in policy.named_parameters() if p.requires_grad]
         self.shapes = [tuple(parameter.shape) for parameter in self.parameters]
         settings = deepspeed_settings(config, monitor_dir)
         self._stage = zero_stage(settings)
@@ -58,6 +60,7 @@ class CapoEngine:
         self.module = self._engine.module
         self.module.eval()  # and so it stays: see `load_policy`
         self.monitor = self._engine.monitor
+        self.card = ""
 
     @property
     def lockstep(self) -> bool:
@@ -153,12 +156,11 @@ class CapoEngine:
         return self._engine.get_lr()[0]
 
     def save_adapter(self, folder: Path) -> None:
-        """The LoRA factors in PEFT format (all ranks)."""
+        """The LoRA factors in PEFT format, with the card (all ranks)."""
         with self.whole(self.parameters):
-            comm.on_main("saving the adapter", lambda: self._save(folder))
-
-    def _save(self, folder: Path) -> None:
-        self.module.save_pretrained(folder, selected_adapters=["default"])
+            comm.on_main(
+                "saving the adapter", lambda: _save_adapter(self.module, folder, self.card)
+            )
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Factors and moments by name, whole and on the CPU, and the optimizer's place in the run
@@ -248,6 +250,17 @@ class CapoEngine:
             own.copy_(shards[comm.rank()])
 
 
+def _save_adapter(policy: nn.Module, folder: Path, card: str) -> None:
+    """PEFT would write an empty form in place of a card, which takes half of its time."""
+    policy.create_or_update_model_card = lambda _: None
+    try:
+        policy.save_pretrained(folder, selected_adapters=["default"])
+    finally:
+        del policy.create_or_update_model_card
+    if card:
+        (folder / "README.md").write_text(card, encoding="utf-8")
+
+
 def _check_finite(gradient: list[Tensor]) -> None:
     # Stacked, so that a GPU is waited for once and not once per factor.
     if not torch.stack([torch.isfinite(part).all() for part in gradient]).all():
@@ -285,6 +298,7 @@ def deepspeed_settings(config: Config, monitor_dir: Path) -> dict[str, Any]:
             "params": {
                 "lr": config.optimizer.learning_rate,
                 "betas": list(config.optimizer.betas),
+                "eps": config.optimizer.epsilon,
                 "weight_decay": config.optimizer.weight_decay,
                 "torch_adam": True,
             },

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -15,23 +16,35 @@ BUFFER_ENTRIES = 1 << 24  # of all samples' columns that a rank holds at a time:
 
 
 def gram_matrix(matrices: Iterable[Tensor], samples_per_rank: list[int]) -> np.ndarray | None:
-    """Exact Gram matrix G G' (N, N) in float64, on rank 0; None on the others.
+    """Exact Gram matrix G G' (N, N) in float64, on rank 0; None on the others. See
+    `gram_matrices`."""
+    grams = gram_matrices(matrices, samples_per_rank, repeat(0))
+    return None if grams is None else grams[0]
+
+
+def gram_matrices(
+    matrices: Iterable[Tensor], samples_per_rank: list[int], blocks: Iterable[int], count: int = 1
+) -> np.ndarray | None:
+    """Exact Gram matrices (count, N, N) in float64, on rank 0; None on the others.
 
     matrices: this rank's rows (n, columns) of G, one block of columns at a time; the blocks are
     the same on all ranks, n may differ and be 0. Samples are in rank order. Each rank forms the
     product of its share of the columns, so that the arithmetic and the buffers are shared out.
     Columns travel in the matrices' dtype; products are in float32 (or wider), their sum over
     blocks and ranks in float64.
+
+    blocks: of each matrix, the number of the Gram matrix that it is a part of.
     """
     total = sum(samples_per_rank)
-    gram = torch.zeros(total, total, dtype=torch.float64, device=comm.device())
+    grams = torch.zeros(count, total, total, dtype=torch.float64, device=comm.device())
     width = max(comm.world_size(), BUFFER_ENTRIES // max(1, total) * comm.world_size())
-    for matrix in matrices:
+    for matrix, number in zip(matrices, blocks, strict=False):  # blocks may go on for ever
         for block in matrix.split(width, dim=1):
             columns = _exchange_columns(block, samples_per_rank)  # (N, columns / ranks)
             columns = columns.to(torch.promote_types(columns.dtype, torch.float32))
-            gram += columns @ columns.T
-    return _symmetric_sum(gram)
+            grams[number] += columns @ columns.T
+    sums = [_symmetric_sum(gram) for gram in grams]
+    return np.stack(sums) if comm.is_main() else None
 
 
 def _symmetric_sum(gram: Tensor) -> np.ndarray | None:

@@ -8,6 +8,7 @@ import socket
 import sys
 
 from capo_ds.config import ConfigError
+from capo_ds.terminal import columns, wrapped
 
 MPI_RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")
 SLURM_TASKS = "SLURM_STEP_NUM_TASKS"  # set by srun alone, not by the batch script around it
@@ -46,7 +47,7 @@ def discover_ranks() -> None:
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    os.environ.setdefault("MASTER_PORT", str(_free_port()))
+    os.environ.setdefault("MASTER_PORT", str(free_port()))
 
 
 def ranks_here() -> int:
@@ -57,19 +58,33 @@ def ranks_here() -> int:
     return int(os.environ["WORLD_SIZE"])
 
 
+def busy_port() -> ConfigError:
+    """What to do about a port that rank 0 cannot have."""
+    address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    return ConfigError(
+        f"MASTER_PORT: port {port} of {address} is taken, by another run perhaps; give a free one, "
+        f"{free_port()} for instance: deepspeed --master_port N, torchrun --master_port N, or "
+        "MASTER_PORT=N mpirun (or srun)"
+    )
+
+
 def tell(message: str) -> None:
     """A last word on stderr, once per machine: only one of several may lack a file."""
     first = launched_rank() == 0
     if first or os.environ.get("LOCAL_RANK") == "0":
         where = "" if first else f" on {socket.gethostname()}"
-        print(f"{message}{where}", file=sys.stderr, flush=True)
+        text = wrapped(f"{message}{where}", columns(sys.stderr))
+        print(text, file=sys.stderr, flush=True)
 
 
 def _ask_mpi() -> None:
     from deepspeed.comm.comm import mpi_discovery
 
     try:
-        mpi_discovery(distributed_port=int(os.environ.get("MASTER_PORT", 29500)), verbose=False)
+        from mpi4py import MPI
+
+        port = os.environ.get("MASTER_PORT") or MPI.COMM_WORLD.bcast(free_port(), root=0)
+        mpi_discovery(distributed_port=int(port), verbose=False)
     except ImportError as error:
         raise ConfigError(
             f"mpirun needs mpi4py for its MPI ({error}): pip install -e '.[mpi]', or use another "
@@ -89,7 +104,8 @@ def _ask_slurm() -> None:
     slurm.setdefault("MASTER_PORT", str(PORTS + int(slurm.get("SLURM_JOB_ID", 0)) % PORTS))
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """One that nobody listens at now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

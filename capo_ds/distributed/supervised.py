@@ -1,6 +1,7 @@
 """A DeepSpeed engine that trains all parameters of a model on an ordinary loss."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -46,6 +47,16 @@ class SupervisedEngine:
         )
         self.module = self._engine.module
         self.micro_batches = micro_batches
+
+    def save(self, folder: Path, name: str) -> None:
+        """Weights and optimizer as DeepSpeed's checkpoint folder/name (all ranks)."""
+        with comm.collective("saving"):
+            self._engine.save_checkpoint(str(folder), tag=name)
+
+    def load(self, folder: Path, name: str) -> None:
+        """Take up what was saved there, on as many ranks (all ranks)."""
+        with comm.collective("resume"):
+            self._engine.load_checkpoint(str(folder), tag=name)
 
     def step(
         self,

@@ -58,11 +58,13 @@ class GradientStore:
     def combine(self, coefficients: Tensor) -> list[Tensor]:
         """sum_i c_i g_i, factor by factor in the parameters' shapes, in float32 or wider.
 
-        coefficients: (n,).
+        coefficients: (n,), or (factors, n) with a row for each factor.
         """
+        wide = map(_widened, self._on_device())
+        rows = coefficients.expand(len(self.rows), -1)
         return [
-            torch.einsum("n,noi->oi", coefficients.to(wide.dtype), wide)
-            for wide in map(_widened, self._on_device())
+            torch.einsum("n,noi->oi", row.to(factor.dtype), factor)
+            for row, factor in zip(rows, wide, strict=True)
         ]
 
     def discard(self, samples: Tensor) -> None:

@@ -19,7 +19,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from capo_ds.plugins import load_function, what
+from capo_ds.precision import DOUBLE, roundings
 from capo_ds.tasks.answers import BOX, find_boxes
 from capo_ds.tasks.base import Problem
 from capo_ds.tasks.judge import Judge
@@ -55,11 +58,13 @@ class Scores:
     Attributes:
         verdicts: by the rule, whichever functions give the reward.
         rewards: the weighted sum over the functions.
+        roundings: what rounding of the sum's terms may have changed in each reward.
         parts: by function, the rewards that it gave (unweighted; None where it gave none).
     """
 
     verdicts: list[Verdict]
     rewards: list[float]
+    roundings: list[float]
     parts: dict[str, list[float | None]]
 
 
@@ -123,16 +128,20 @@ class Scorer:
             else [verdict.reward for verdict in verdicts]
             for name in self._weights
         }
-        rewards = [self._sum(given) for given in zip(*parts.values(), strict=True)]
-        return Scores(verdicts, rewards, parts)
+        sums = [self._sum(given) for given in zip(*parts.values(), strict=True)]
+        rewards, rounding = [list(column) for column in zip(*sums, strict=True)] or ([], [])
+        return Scores(verdicts, rewards, rounding, parts)
 
-    def _sum(self, given: Sequence[float | None]) -> float:
-        """The weighted sum of what each function gave one completion."""
+    def _sum(self, given: Sequence[float | None]) -> tuple[float, float]:
+        """The weighted sum of what each function gave one completion, and its terms' rounding."""
         weighted = zip(self._weights.values(), given, strict=True)
-        terms = [weight * reward for weight, reward in weighted if reward is not None]
+        known = [(weight, reward) for weight, reward in weighted if reward is not None]
+        terms = [weight * reward for weight, reward in known]
         if not terms:
             raise RuntimeError(f"{', '.join(self._weights)}: no function rewards a completion")
-        return math.fsum(terms)
+        weights, rewards = np.array(known).T
+        rounding = np.abs(weights) @ roundings(rewards) + np.abs(terms).sum() * DOUBLE
+        return math.fsum(terms), float(rounding)
 
 
 def _call(

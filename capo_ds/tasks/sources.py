@@ -8,25 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from capo_ds.tasks.answers import find_boxes
 from capo_ds.tasks.base import Problem
+from capo_ds.tasks.files import READERS, ending, exact_text, plain_rows, read_split
 from capo_ds.tasks.rewards import final_answer
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-
     from capo_ds.config import DatasetConfig
 
 Split = Literal["train", "test"]
 
-# Builder of the `datasets` library by the ending of a local file's name.
-BUILDERS = {
-    ".jsonl": "json",
-    ".json": "json",
-    ".csv": "csv",
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-}
 _CALCULATION = re.compile(r"<<[^<>]*>>")  # GSM8K's notes to a calculator: 48/2 = <<48/2=24>>24
 _LOOSE_BOX = re.compile(r"\\(?:boxed|fbox) ([^$]+?)\s*(?:\$|$)")
 
@@ -56,13 +49,6 @@ def last_box(text: str) -> str:
     raise ValueError(r"no \boxed{...} in it; data set custom takes a column as it is")
 
 
-def as_text(value: Any) -> str:
-    """A value as a box would hold it: 27.0 is 27; text stays as it is (073 too)."""
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value).strip()
-
-
 @dataclass(frozen=True)
 class Source:
     """Where a data set is, what its columns are called, and how its answers are read.
@@ -76,7 +62,7 @@ class Source:
     prompt: str | None
     answer: str | None
     solution: str | None
-    read_answer: Callable[[Any], str] = as_text
+    read_answer: Callable[[Any], str] = exact_text
     read_solution: Callable[[str], str] = str
 
 
@@ -150,25 +136,22 @@ def load_source(
             f"{where}: it has no {split} problems of its own; name another data set, or a split"
         )
     rows = load_rows(path, config.subset, split_name, source, split)
-    if config.shuffle:
-        rows = rows.shuffle(seed=config.seed)
-    if limit is not None:
-        rows = rows.select(range(min(limit, len(rows))))
+    order = np.random.default_rng(config.seed).permutation(len(rows)) if config.shuffle else None
+    numbers = list(range(len(rows)) if order is None else order.tolist())[:limit]
     columns = {
         "prompt_column": config.prompt_column or source.prompt,
         "answer_column": config.answer_column or source.answer,
         "solution_column": config.solution_column or source.solution,
     }
     for key in ("prompt_column", "answer_column"):
-        if columns[key] not in rows.column_names:
+        if rows and columns[key] not in rows[0]:
             raise ConfigError(
-                f"{where}: no column {columns[key]!r}; set {key} to one of "
-                f"{', '.join(rows.column_names)}"
+                f"{where}: no column {columns[key]!r}; set {key} to one of {', '.join(rows[0])}"
             )
     problems = []
-    for number, row in enumerate(rows):
+    for number in numbers:
         try:
-            problems.append(_problem(row, source, *columns.values()))
+            problems.append(_problem(rows[number], source, *columns.values()))
         except ValueError as error:
             raise ConfigError(f"{where}: row {number}: {error}") from error
     if not problems:
@@ -179,51 +162,61 @@ def load_source(
 def _problem(
     row: dict[str, Any], source: Source, prompt: str, answer: str, solution: str | None
 ) -> Problem:
+    told = {}
     for column in (prompt, answer):
-        if row[column] is None or row[column] == "":
-            raise ValueError(f"column {column!r} is empty")
-        if not isinstance(row[column], str | int | float):
-            kind = type(row[column]).__name__
-            raise ValueError(f"column {column!r} holds a {kind}, no text or number")
+        try:
+            told[column] = exact_text(row[column])
+        except ValueError as error:
+            raise ValueError(f"column {column!r} {error}") from error
     worked = source.read_solution(row[solution]) if solution and row.get(solution) else None
     if worked is not None and final_answer(worked) is None:
         worked = None  # not in the required format: nothing to imitate
-    reference = source.read_answer(row[answer])
+    reference = source.read_answer(told[answer])
     if not reference:
         raise ValueError(f"column {answer!r} holds no answer")
-    return Problem(str(row[prompt]), reference, worked, dict(row))
+    text = row[prompt] if isinstance(row[prompt], str) else told[prompt]
+    return Problem(text, reference, worked, dict(row))
+
+
+def is_local(path: str) -> bool:
+    """Whether a path is no name of the hub: it exists here, or could not be one."""
+    place = Path(path)
+    return place.exists() or bool(ending(place)) or path.startswith(("/", ".", "~"))
 
 
 def load_rows(
     path: str, subset: str | None, split_name: str | None, source: Source, split: Split
-) -> Dataset:
+) -> list[dict[str, Any]]:
     """The rows of one split. A file or folder of that name comes before the hub.
 
     Raises:
-        ConfigError: with what the `datasets` library says.
+        ConfigError: with what the reader of the file, or the `datasets` library, says.
     """
     import datasets
 
     from capo_ds.config import ConfigError
 
     datasets.disable_progress_bars()
-    place, own_split = Path(path).expanduser(), source.splits.get(split)
+    place, own_split = Path(path), source.splits.get(split)
     try:
         if place.is_file():
-            # One file is one split, which `datasets` calls train.
-            builder = BUILDERS[place.suffix]
-            return datasets.load_dataset(
-                builder, data_files=str(place), split=split_name or "train"
-            )
+            return read_split(place, split_name or "train")  # one file is one split
         if (place / "dataset_dict.json").is_file():
-            return datasets.load_from_disk(str(place))[split_name or own_split]
+            return plain_rows(datasets.load_from_disk(str(place))[split_name or own_split])
         if (place / "state.json").is_file():
-            return datasets.load_from_disk(str(place))
-        if place.is_dir():
-            return datasets.load_dataset(str(place), subset, split=split_name or own_split)
-        if place.suffix in BUILDERS or path.startswith(("/", ".", "~")):
+            return plain_rows(datasets.load_from_disk(str(place)))
+        if place.is_dir() and not (subset or _has_configurations(place)):
+            return read_split(place, split_name or own_split)
+        if place.is_dir():  # a copy of the hub's, whose README says what is where
+            return plain_rows(
+                datasets.load_dataset(str(place), subset, split=split_name or own_split)
+            )
+        if is_local(path):
             raise FileNotFoundError(f"no file or folder {path!r}")
-        return datasets.load_dataset(path, subset or source.subset, split=split_name or own_split)
+        subset = subset or source.subset
+        return plain_rows(datasets.load_dataset(path, subset, split=split_name or own_split))
+    except ConfigError as error:
+        raise ConfigError(f"path: data set {path!r} cannot be loaded: {error}") from error
     except StopIteration as error:
         raise ConfigError(f"path: data set {path!r} is empty; give one with rows") from error
     except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
@@ -231,5 +224,11 @@ def load_rows(
         kind = f"{type(cause).__name__}: " if not isinstance(cause, FileNotFoundError) else ""
         raise ConfigError(
             f"path: data set {path!r} cannot be loaded: {kind}{cause}; give a hub name, or a sound "
-            f"local folder or file ({', '.join(BUILDERS)})"
+            f"local folder or file ({', '.join(READERS)})"
         ) from error
+
+
+def _has_configurations(folder: Path) -> bool:
+    """Whether it is a copy of a data set of the hub whose README lists its files."""
+    readme = folder / "README.md"
+    return readme.is_file() and b"\nconfigs:" in readme.read_bytes()

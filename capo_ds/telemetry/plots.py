@@ -17,6 +17,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from capo_ds.telemetry.metrics import read_metrics
 from capo_ds.telemetry.runs import Group, series
@@ -145,20 +146,31 @@ def reward_curve(folder: Path) -> Path:
     """Draw training reward and test accuracy over steps, and conflict; returns the PNG's path."""
     metrics = read_metrics(folder)
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    shares = left.twinx()  # rewards are of any scale, accuracies of one
     for name, axes, style, label in [
-        ("reward/mean", left, "-", "training reward (mean)"),
-        ("eval/accuracy", left, "o-", "test accuracy (greedy)"),
-        ("conflict/all_before", right, "-", "with the average $g_0$"),
-        ("conflict/positive_before", right, ":", "... samples of positive advantage"),
-        ("conflict/negative_before", right, ":", "... samples of negative advantage"),
-        ("conflict/all_after", right, "-", "with the gradient that is applied"),
+        ("reward/mean", left, ".-", "training reward (mean)"),
+        ("eval/accuracy", shares, "o--", "test accuracy (greedy)"),
+        ("conflict/all_before", right, ".-", "with the average $g_0$"),
+        ("conflict/positive_before", right, ".:", "... samples of positive advantage"),
+        ("conflict/negative_before", right, ".:", "... samples of negative advantage"),
+        ("conflict/all_after", right, ".-", "with the gradient that is applied"),
     ]:
-        axes.plot(*series(metrics, name), style, label=label)
-    left.set(title="Reward and accuracy", xlabel="step", ylim=(-1, 1))
+        steps, values = series(metrics, name)
+        if steps:
+            colour = {"color": COLOURS[1]} if axes is shares else {}
+            axes.plot(steps, values, style, label=label, **colour)
+    left.set(title="Reward and accuracy", xlabel="step", ylabel="reward")
     right.set(title="Share of samples whose gradient conflicts", xlabel="step", ylim=(0, 1))
+    shares.set(ylim=(-0.02, 1.02), ylabel="accuracy")
+    for axes in (shares, right):
+        axes.yaxis.set_major_formatter("{x:.0%}")
+    handles = left.get_lines() + shares.get_lines()
+    left.legend(handles, [line.get_label() for line in handles])
+    if right.get_lines():
+        right.legend()
     for axes in (left, right):
         axes.grid(alpha=0.3)
-        axes.legend()
+        _whole_steps(axes)
     path = folder / "reward.png"
     figure.savefig(path, dpi=120)
     plt.close(figure)
@@ -198,6 +210,15 @@ def _panels(rows: int, columns: int, height: float = 3.4) -> tuple[Figure, np.nd
     )
 
 
+def _whole_steps(axes: Axes) -> None:
+    """Ticks at whole steps only, also for a run of one."""
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    low, high = axes.get_xlim()
+    if high - low < 1:
+        middle = round((low + high) / 2)
+        axes.set_xlim(middle - 0.5, middle + 0.5)
+
+
 def _line(
     axes: Axes, curve: tuple[np.ndarray, np.ndarray], index: int, label: str, **style: Any
 ) -> None:
@@ -205,7 +226,10 @@ def _line(
     steps, values = curve
     colour = COLOURS[index % len(COLOURS)]
     dash = DASHES[index % len(DASHES)]
+    if len(steps) == 1:
+        style = {"marker": "o"} | style  # a line of one point is not seen
     axes.plot(steps, values.mean(0), color=colour, linestyle=dash, label=label, **style)
+    _whole_steps(axes)
     if len(values) > 1:
         axes.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.15, lw=0)
 

@@ -13,13 +13,13 @@ PACKAGES = ("torch", "deepspeed", "transformers", "peft")
 
 def provenance() -> dict[str, str | None]:
     """Versions of capo_ds and of the packages that numbers depend on, and the git commit."""
-    return {"commit": _commit(), "capo_ds": _version("capo_ds")} | {
-        name: _version(name) for name in PACKAGES
+    return {"commit": _commit(), "capo_ds": version("capo_ds")} | {
+        name: version(name) for name in PACKAGES
     }
 
 
-def _version(package: str) -> str | None:
-    """None for one that is on the path without being installed."""
+def version(package: str) -> str | None:
+    """Of an installed package; None for one that is on the path without being installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

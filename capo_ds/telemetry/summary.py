@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from peft import PeftModel
 
 from capo_ds.config import Config
 from capo_ds.memory import MemoryPlan, parameter_count, size
+from capo_ds.terminal import columns, wrapped
 
 
 def startup_summary(
@@ -37,7 +39,25 @@ def startup_summary(
     }
     width = max(map(len, rows))
     lines = (f"{name:>{width}}  {value}" for name, value in rows.items())
-    return "\n".join(line.replace("\n", "\n" + " " * width) for line in lines)
+    told = "\n".join(line.replace("\n", "\n" + " " * width) for line in lines)
+    return wrapped(told, columns(sys.stdout), indent=width + 2)
+
+
+def signal_hint(metrics: list[dict[str, float]]) -> str | None:
+    """What to do about a run in which most steps had nothing to learn from; None for others."""
+    steps = [line for line in metrics if "reward/zero_advantage" in line]
+    silent = [line for line in steps if line["reward/zero_advantage"] >= 1]
+    if len(silent) <= len(steps) / 2:
+        return None
+    right = sum(line["reward/accuracy"] for line in silent) / len(silent)
+    told = f"hint: in {len(silent)} of {len(steps)} steps all responses of every group were paid "
+    told += f"alike ({right:.0%} of them right), so that there was nothing to learn from. "
+    if right > 0.5:
+        return told + "Choose harder problems (task.levels, another data set)."
+    return told + (
+        "Warm the model up on worked solutions first (launchers/warmup.py), or choose easier "
+        "problems or a larger rollout.group_size; samples.jsonl shows what it answers."
+    )
 
 
 def final_table(before: float | None, after: float | None, seconds: dict[str, float]) -> str:

@@ -1,9 +1,8 @@
 """launchers/doctor.py as a user runs it."""
 
-import runpy
-
 import pytest
 
+from capo_ds.commands import doctor
 from tests.conftest import REPOSITORY, launch
 
 DOCTOR = REPOSITORY / "launchers" / "doctor.py"
@@ -24,10 +23,8 @@ def test_a_folder_that_cannot_be_made_is_bad(tmp_path):
     assert "Traceback" not in result.stderr
 
 
-def test_a_full_disk_is_bad(tmp_path):
-    doctor = runpy.run_path(str(DOCTOR))
-    disk = doctor["disk"]
-    assert str(tmp_path.parent) in disk(tmp_path)
-    disk.__globals__["LEAST_FREE"] = 2**60
-    with pytest.raises(doctor["Bad"], match="make room"):
-        disk(tmp_path)
+def test_a_full_disk_is_bad(tmp_path, monkeypatch):
+    assert str(tmp_path.parent) in doctor.disk(tmp_path)
+    monkeypatch.setattr(doctor, "LEAST_FREE", 2**60)
+    with pytest.raises(doctor.Bad, match="make room"):
+        doctor.disk(tmp_path)

@@ -55,7 +55,10 @@ def gradient(
     )
     means = Means()
     learner = Learner(config, engine, "device", means, PhaseTimer())
-    learner.update(learner.prepare(rollout, torch.tensor(advantages)), number=0)
+    learner.update(
+        learner.prepare(rollout, torch.tensor(advantages), torch.zeros(SAMPLES, dtype=torch.long)),
+        number=0,
+    )
     return applied[0], Means.merge([means])
 
 

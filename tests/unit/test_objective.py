@@ -1,5 +1,7 @@
+import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -85,3 +87,108 @@ def test_importance_weights_multiply_the_surrogate_and_not_the_kl_term():
     )
     torch.testing.assert_close(weighted.value - plain.value, torch.full((1, 2), 3.0))
     torch.testing.assert_close(weighted.kl, plain.kl)
+
+
+class TestNoAdvantageFromRounding:
+    """What differs from the mean, or from the rest of its group, by rounding has advantage 0."""
+
+    AT_THE_MEAN = (-0.46, -1.0, -0.45, -1.0, -0.5, -0.95, -0.48, 1.0)
+
+    @pytest.mark.parametrize("scale", [True, False])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize("unit", [1e-12, 1e-6, 1.0, 3.0, 1e6, 1e12])
+    def test_a_sample_at_the_mean(self, unit, dtype, scale):
+        rewards = unit * torch.tensor([self.AT_THE_MEAN], dtype=torch.float64)
+        advantages = group_advantages(rewards.to(dtype), scale)
+        expected = [1, -1, 1, -1, -1, -1, 0, 1]
+        assert advantages.dtype == dtype and advantages.sign().tolist() == [expected]
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize("count", [1, 2, 3, 7, 10, 49])
+    @pytest.mark.parametrize("value", [0.1, -0.7, 1e-6, 1e6 + 0.1, 1e-300, 0.0])
+    def test_equal_rewards(self, value, count, dtype):
+        rewards = torch.full((1, count), value, dtype=dtype)
+        for scale in (True, False):
+            assert group_advantages(rewards, scale).eq(0).all()
+
+    @pytest.mark.parametrize("sizes", [(0.1, 0.2, 0.3), (0.7, 0.1, 0.9), (1e3, 0.1, 0.7)])
+    @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+    def test_sums_in_another_order(self, sizes, dtype):
+        """Also float32 sums that come as Python numbers, beside the exact one."""
+        orders = [sum(map(dtype, order), dtype(0)) for order in itertools.permutations(sizes)]
+        rewards = torch.tensor([[*map(float, orders), math.fsum(sizes)]], dtype=torch.float64)
+        assert len(set(rewards[0].tolist())) > 1
+        for scale in (True, False):
+            assert group_advantages(rewards, scale).eq(0).all()
+
+    def test_sums_of_large_terms_that_cancel(self):
+        rewards = torch.tensor([[0.1, 0.1 + 1e-10, 0.1 - 1e-10, 0.1]], dtype=torch.float64)
+        assert group_advantages(rewards, True).ne(0).any()
+        rounding = torch.full((1, 4), 1e6 * 2.0**-52, dtype=torch.float64)
+        assert group_advantages(rewards, True, rounding).eq(0).all()
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_real_differences_under_a_large_offset_count(self, dtype):
+        steps = torch.tensor([[0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
+        expected = group_advantages(steps, scale=True)
+        for offset in (1e6, -1e6, 2.0**20):
+            rewards = (offset + steps).to(dtype)
+            torch.testing.assert_close(group_advantages(rewards, True).double(), expected)
+        tiny = 1.0 + 1e-9 * steps
+        torch.testing.assert_close(group_advantages(tiny, True), expected, rtol=1e-5, atol=0)
+
+    def test_scale_does_not_matter(self):
+        rewards = torch.tensor([[0.3, -0.2, 0.9, 0.1]], dtype=torch.float64)
+        expected = group_advantages(rewards, scale=True)
+        for unit in (1e-300, 1e-160, 1e-6, 1e6, 1e160, 1e300):
+            torch.testing.assert_close(group_advantages(unit * rewards, True), expected)
+
+    @pytest.mark.parametrize("bad", [math.nan, math.inf])
+    def test_no_reward(self, bad):
+        with pytest.raises(ValueError, match="NaN or infinite"):
+            group_advantages(torch.tensor([[1.0, bad]]), True)
+
+
+def surrogate_of_the_papers(log_ratio, advantage, low, high, dual):
+    """Schulman et al. 2017 eq. 7; Ye et al. 2020 eq. 5 for negative advantages."""
+    ratio = math.exp(log_ratio)
+    inner = min(ratio * advantage, min(max(ratio, 1 - low), 1 + high) * advantage)
+    return max(inner, dual * advantage) if dual and advantage < 0 else inner
+
+
+@pytest.mark.parametrize("dual", [None, 1.1, 3.0])
+@pytest.mark.parametrize("advantage", [1.5, -0.7])
+def test_objective_gradient_and_marks_against_the_papers_formula(dual, advantage):
+    config = ObjectiveConfig(clip_low=0.2, clip_high=0.28, kl_weight=0.0, dual_clip=dual)
+    points = torch.linspace(-25.0, 19.9, 97, dtype=torch.float64)[None]
+    points = torch.cat([points, torch.linspace(-0.5, 1.5, 97, dtype=torch.float64)[None]], 1)
+    log_probs = points.clone().requires_grad_()
+    terms = token_objective(
+        log_probs, torch.zeros_like(points), None, points.new_tensor([advantage]), config
+    )
+    formula = [surrogate_of_the_papers(x, advantage, 0.2, 0.28, dual) for x in points[0].tolist()]
+    torch.testing.assert_close(terms.value, points.new_tensor([formula]), rtol=1e-12, atol=0)
+    (gradient,) = torch.autograd.grad(terms.value.sum(), log_probs)
+    assert (gradient == 0).equal(terms.clipped)
+    kept = ~terms.clipped
+    torch.testing.assert_close(gradient[kept], advantage * points.exp()[kept], rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("distance", [15.0, 25.0, 60.0, 89.0, 800.0, 1e4])
+@pytest.mark.parametrize("advantage", [1.0, -1.0, 0.0])
+def test_far_off_policies_have_finite_gradients(dtype, distance, advantage):
+    config = ObjectiveConfig(kl_weight=0.1, dual_clip=3.0 if advantage < 0 else None)
+    log_probs = torch.tensor([[-1.0 - distance, -1.0]], dtype=dtype, requires_grad=True)
+    other = torch.tensor([[-1.0, -1.0 - distance]], dtype=dtype)
+    terms = token_objective(log_probs, other, other, log_probs.new_tensor([advantage]), config)
+    (gradient,) = torch.autograd.grad(terms.value.sum(), log_probs)
+    assert all(x.isfinite().all() for x in (terms.value, terms.ratio, terms.kl, gradient))
+    # Above the reference the KL term pulls down by 1, and no clip touches it.
+    assert gradient[0, 1].item() == pytest.approx(-0.1, rel=1e-5)
+    if distance <= 20:
+        expected = advantage * math.exp(-distance) * (advantage > 0)
+        expected += 0.1 * (math.exp(distance) - 1)
+        assert gradient[0, 0].item() == pytest.approx(expected, rel=1e-5)
+    weights = importance_weights(log_probs.detach() - other, "sequence", 2.0)
+    assert weights.isfinite().all()

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from capo_ds.config import load_config
+from capo_ds.telemetry import plots
 from capo_ds.telemetry.plots import FIGURES, NothingToDrawError, draw
 from capo_ds.telemetry.runs import NoRunError, group_runs, read_run, running_mean
 from tests.conftest import REPOSITORY, launch
@@ -121,3 +122,23 @@ def test_the_launcher_draws_what_can_be_drawn(tmp_path):
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {
         f"{name}.{kind}" for name in set(FIGURES) - {"conflict"} for kind in ("png", "svg")
     }
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "rewards", [[5e9], [0.0] * 3, [1e12, -1e12], [float("nan"), 1.0], [-3.0 + n for n in range(40)]]
+)
+def test_the_runs_figure_fits_any_rewards_and_whole_steps(tmp_path, monkeypatch, rewards):
+    lines = [{"step": 0, "eval/accuracy": 0.2}]
+    lines += [{"step": n, "reward/mean": reward} for n, reward in enumerate(rewards, start=1)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    drawn = []
+    monkeypatch.setattr(plots.plt, "close", drawn.append)
+    assert plots.reward_curve(tmp_path).read_bytes().startswith(b"\x89PNG")
+    for axes in drawn[0].axes:
+        low, high = axes.get_xlim()
+        ticks = [tick for tick in axes.get_xticks() if low <= tick <= high]
+        assert ticks and all(tick == round(tick) for tick in ticks)
+    known = [reward for reward in rewards if reward == reward]
+    low, high = drawn[0].axes[0].get_ylim()
+    assert low <= min(known) and max(known) <= high

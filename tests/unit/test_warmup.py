@@ -1,4 +1,6 @@
+import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from capo_ds.distributed import supervised
 from capo_ds.distributed.supervised import BETAS, SupervisedEngine
 from capo_ds.models import load_tokenizer
 from capo_ds.tasks import Problem
+from capo_ds.warmup_folder import CHECKPOINTS
 
 TINY = str(BUILTIN_MODELS["builtin:tiny"])
 pytestmark = pytest.mark.usefixtures("process_group")
@@ -139,6 +142,42 @@ def test_stops_at_the_first_evaluation_that_reaches_the_accuracy(
     accuracies = iter([0.1, 0.5, 0.6, 0.7])  # after steps 2, 4, 6 and the last
     batches = iter([[]] * 7)
     assert warmup.train(None, batches, 1, settings, lambda: next(accuracies)) == outcome
+
+
+def test_interrupted_and_resumed_ends_as_undisturbed(tmp_path, monkeypatch):
+    steps = {"max_steps": 4, "eval_every": 4, "stop_accuracy": 1.0}
+    warmup.run(config(tmp_path / "whole", **steps))
+    whole = AutoModelForCausalLM.from_pretrained(tmp_path / "whole").state_dict()
+
+    stopped = tmp_path / "stopped"
+    ends_after = iter([0, 0, 1])
+    with monkeypatch.context() as patch:
+        patch.setattr(warmup.Progress, "interrupted", property(lambda self: next(ends_after)))
+        outcome = warmup.run(config(stopped, save_every=1, **steps))
+    assert (outcome.steps, outcome.finished) == (3, False)
+    assert [p.name for p in (stopped / CHECKPOINTS).glob("step*")] == ["step000003"]
+    assert not (stopped / "model.safetensors").exists()
+    with pytest.raises(ConfigError, match=r"unfinished warm-up, at step 3; set warmup.resume"):
+        warmup.run(config(stopped, **steps))
+    with pytest.raises(ConfigError, match=r"warmup.seed: 0 in the checkpoint, 1 now"):
+        warmup.run(config(stopped, resume="auto", seed=1, **steps))
+    outcome = warmup.run(config(stopped, resume="auto", **steps))
+    assert (outcome.steps, outcome.finished) == (4, True)
+    again = AutoModelForCausalLM.from_pretrained(stopped).state_dict()
+    assert all(torch.equal(again[name], whole[name]) for name in whole)
+    assert not (stopped / CHECKPOINTS).exists()
+
+
+def test_a_model_that_could_not_be_saved_is_refused_before_any_step(tmp_path, monkeypatch):
+    folder = tmp_path / "model"
+    shutil.copytree(TINY, folder)
+    told = json.loads((folder / "generation_config.json").read_text())
+    told |= {"temperature": 0.7, "do_sample": False}
+    (folder / "generation_config.json").write_text(json.dumps(told))
+    monkeypatch.setattr(warmup, "train", lambda *_: pytest.fail("trained"))
+    settings = config(tmp_path / "run").model_dump() | {"model": {"path": str(folder)}}
+    with pytest.raises(ConfigError, match=r"model.path: .*generation_config.json.*temperature"):
+        warmup.run(parse_config(settings))
 
 
 def test_a_folder_without_weights_starts_from_random_ones(tmp_path):

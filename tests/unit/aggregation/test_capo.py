@@ -254,13 +254,16 @@ def test_true_norms_replace_sketched_ones():
     sketch = rows @ np.random.default_rng(0).choice([-1.0, 1.0], size=(20, 64)) / 8.0
     answer = aggregate("capo", problem_of(sketch, positives=5), radius=0.5)
     vanilla, dg = np.full(10, 0.1) @ rows, answer.xi @ rows
-    coefficients = answer.coefficients_for_norms(np.linalg.norm(vanilla), np.linalg.norm(dg))
+    true = answer.direction_scale(np.linalg.norm(vanilla), np.linalg.norm(dg))
+    coefficients = answer.base + true * answer.xi
     expected = vanilla + 0.5 * np.linalg.norm(vanilla) * dg / np.linalg.norm(dg)
     np.testing.assert_allclose(coefficients @ rows, expected, rtol=1e-12, atol=1e-14)
-    sketched = answer.coefficients_for_norms(
+    scale = answer.direction_scale(
         np.linalg.norm(np.full(10, 0.1) @ sketch), np.linalg.norm(answer.xi @ sketch)
     )
-    np.testing.assert_allclose(sketched, answer.coefficients, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(
+        answer.base + scale * answer.xi, answer.coefficients, rtol=1e-9, atol=1e-12
+    )
 
 
 def test_a_float32_gram_matrix_of_more_samples_than_rank():
@@ -299,6 +302,85 @@ def test_any_problem_has_a_certified_answer(family, count, seed, radius, price, 
     distance = np.linalg.norm((answer.coefficients - answer.base) @ rows)
     largest = np.linalg.norm(rows, axis=1).max()
     assert distance <= radius * problem.vanilla_norm * (1 + 1e-6) + 1e-9 * largest
+
+
+@given(
+    st.sampled_from(FAMILIES),
+    st.integers(1, 24),
+    st.integers(0, 10**6),
+    st.sampled_from([0.1, 0.5, 1.0, 2.0]),
+    st.sampled_from([10.0, np.inf]),
+    REGIONS,
+    st.sampled_from(["elastic", "vanilla"]),
+    st.sampled_from([1e-30, 1e-6, 1.0, 1e20]),
+)
+@settings(deadline=None, max_examples=200)
+def test_no_answer_leaves_its_ball(family, count, seed, radius, price, region, answer, scale):
+    """Tiny negatives, opposite ones, few dimensions: whatever the status."""
+    rng = np.random.default_rng(seed)
+    rows = gradients(family, count, seed)[:, : rng.integers(1, 2 * count + 1)]
+    sign = rng.choice([-1, 1], size=count)
+    rows[(sign < 0) & (rng.random(count) < 0.5)] *= rng.choice([1e-6, 1.0, 1e3])
+    rows *= scale
+    problem = GramProblem(rows @ rows.T, sign > 0, sign < 0)
+    result = aggregate(
+        "capo",
+        problem,
+        radius=radius,
+        slack_price=price,
+        region=region,
+        on_infeasible=answer,
+    )
+    centre = problem.vanilla @ rows if region == "difference" else 0.0
+    distance = np.linalg.norm(result.coefficients @ rows - centre)
+    largest = np.linalg.norm(rows, axis=1).max()
+    allowed = 1e-7 * radius * problem.vanilla_norm + 1e-9 * largest
+    assert distance <= radius * problem.vanilla_norm + allowed
+    if region == "norm" or radius >= 1.0:  # g = 0 violates nothing
+        assert result.report["hard_feasible"] == 1.0
+
+
+class TestNormBallIsAlwaysFeasible:
+    """A negative of length 1e-5 needs a price of 1e5; the hard program has no unit of its own."""
+
+    rows = np.array([[7.0, -2.0], [-1e-5, 2e-5]])
+
+    @pytest.mark.parametrize("on_infeasible", ["elastic", "vanilla"])
+    @pytest.mark.parametrize("shrink", [1.0, 1e-5, 1e3])
+    def test_hard_program(self, on_infeasible, shrink):
+        rows = self.rows * np.array([[1.0], [shrink]])
+        problem = problem_of(rows, positives=1)
+        answer = aggregate(
+            "capo",
+            problem,
+            radius=0.5,
+            slack_price=np.inf,
+            region="norm",
+            on_infeasible=on_infeasible,
+        )
+        assert (answer.status, answer.report["hard_feasible"]) == ("optimal", 1.0)
+        # On the line -x + 2y = 0, as long as the ball allows.
+        expected = 0.5 * problem.vanilla_norm * np.array([2.0, 1.0]) / 5**0.5
+        np.testing.assert_allclose(answer.coefficients @ rows, expected, rtol=1e-7)
+
+
+@pytest.mark.parametrize("radius", [0.1, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("region", ["difference", "norm"])
+@pytest.mark.parametrize("price", [10.0, np.inf])
+@pytest.mark.parametrize(("count", "rank"), [(48, 2), (300, 20)])
+def test_float32_gram_matrix_far_above_the_rank(count, rank, radius, region, price):
+    """One matrix: the answer, its certificate and its status are those of the exact one."""
+    rows = np.random.default_rng(rank).normal(size=(count, rank)).astype(np.float32)
+    positive = np.arange(count) < count // 2
+    rounded = GramProblem(rows @ rows.T, positive, ~positive)
+    exact = problem_of(rows.astype(np.float64), count // 2)
+    options = {"radius": radius, "region": region, "slack_price": price}
+    noisy, clean = (aggregate("capo", p, **options) for p in (rounded, exact))
+    assert noisy.status == clean.status != "inaccurate"
+    assert abs(noisy.report["gap"]) <= 1e-7 and abs(clean.report["gap"]) <= 1e-7
+    assert 0.0 < noisy.report["gram_shift"] < 1e-5 and clean.report["gram_shift"] == 0.0
+    shift = np.linalg.norm((noisy.coefficients - clean.coefficients) @ rows)
+    assert shift <= 1e-3 * exact.vanilla_norm
 
 
 def test_options_may_be_integers():

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from gradient_families import gradients, problem_of
 
-from capo_ds.aggregation import GramProblem, aggregate, diagnose
+from capo_ds.aggregation import GramProblem, aggregate
+from capo_ds.aggregation.diagnostics import Applied
+from capo_ds.aggregation.diagnostics import diagnose as diagnose_applied
+
+
+def diagnose(problem, coefficients, xi=None):
+    return diagnose_applied(problem, Applied.of([problem], coefficients[None]), xi)
 
 
 def test_measures_from_vectors():

@@ -116,7 +116,7 @@ def test_leaving_samples_out_first_changes_nothing(family, positives):
     count = 3 * solver.DIRECT
     program, _ = program_of(gradients(family, count, 4), positives).normalised()
     whole = solver._interior_point(program)
-    staged = solver._coarse_to_fine(program)
+    staged = solver._staged(program)
     unit = program.cancellation_scale(whole.xi)
     assert whole.certified and staged.certified
     assert program.dual_value(staged.xi) == pytest.approx(
@@ -127,7 +127,7 @@ def test_leaving_samples_out_first_changes_nothing(family, positives):
 def test_samples_left_out_at_first_are_taken_back():
     """The best aligned samples bind all the same if dg points away from them."""
     program, _ = program_of(gradients("orthogonal", 300, 0), positives=150, radius=2.0).normalised()
-    solution = solver._coarse_to_fine(program)
+    solution = solver._staged(program)
     left_out = np.setdiff1d(np.arange(300), solver._worst_aligned(program))
     assert solution.certified and np.count_nonzero(solution.xi[left_out]) > 10
 

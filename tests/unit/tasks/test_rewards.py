@@ -1,8 +1,10 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from capo_ds.config import ConfigError, RewardConfig
+from capo_ds.objective import group_advantages
 from capo_ds.tasks import Problem, Scorer, Verdict, score
 from capo_ds.tasks.worker import Comparison
 
@@ -164,6 +166,23 @@ def test_the_reward_is_the_weighted_sum_and_the_verdict_the_rules(file, judge):
     assert scores.rewards == [2 - 5 + 316, -2 - 1 + 316]
     assert scores.parts[f"{file}:brevity"] == [-10.0, -2.0]
     assert own([], []).rewards == []
+
+
+def test_weighted_float32_scores_that_agree_but_for_rounding_give_no_advantage(tmp_path, judge):
+    path = tmp_path / "model.py"
+    path.write_text(
+        "import numpy as np\n"
+        "def large(completions, **columns):\n"
+        "    return [np.float32(700.1) + np.float32(len(c)) * 0 for c in completions]\n"
+        "def small(completions, **columns):\n"
+        "    return [float(np.nextafter(np.float32(-699.9), np.float32(len(c) % 2 * -1e9)))"
+        " for c in completions]\n"
+    )
+    own = scorer(judge, **{f"{path}:large": 0.3, f"{path}:small": 0.3})
+    scores = own(["a", "ab", "abc"], [PROBLEM] * 3)
+    rewards, rounding = (torch.tensor([x]).double() for x in (scores.rewards, scores.roundings))
+    assert len(set(scores.rewards)) == 2  # 0.06 and a float32 step of 0.3 * 699.9
+    assert group_advantages(rewards, scale=True, rounding=rounding).eq(0).all()
 
 
 def test_a_function_may_pass(file, judge):

@@ -1,0 +1,182 @@
+"""From the Gram matrix of an update's samples to their coefficients in g~, with all measures.
+
+Pure NumPy, the same on every rank that calls it with the same matrices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from capo_ds.aggregation import aggregate
+from capo_ds.aggregation.diagnostics import Applied, diagnose, ratio
+from capo_ds.aggregation.given import Choices, given
+from capo_ds.aggregation.heldout import halves, heldout, total
+from capo_ds.aggregation.problem import Aggregation, GramProblem
+from capo_ds.aggregation.radius import RadiusChooser
+
+AUTO = "auto"  # capo.radius
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The samples of one update, in rank order.
+
+    Attributes:
+        grams: (blocks, N, N) inner products, one matrix a block of LoRA factors (or one for all).
+        signs: (N,) sign of the advantage; 0 also where the clip leaves no policy gradient.
+        groups: (N,) the prompt's number.
+        total: how many samples g_0 is the mean of; those without a gradient are not among the N.
+    """
+
+    grams: np.ndarray
+    signs: np.ndarray
+    groups: np.ndarray
+    total: int
+
+    def problems(self) -> list[GramProblem]:
+        """One a block."""
+        weights = np.full(len(self.signs), 1 / self.total)
+        positive, negative = self.signs > 0, self.signs < 0
+        return [GramProblem(gram, positive, negative, weights) for gram in self.grams]
+
+
+@dataclass(frozen=True)
+class Solved:
+    """The answer of an update, and what is told of it.
+
+    Attributes:
+        results: one aggregation a block, in coefficients of the samples.
+        vanilla: (N,) weights of the plain g_0; 0 for dropped samples.
+        norms: (N,) of the samples' gradients.
+        cosines_before, cosines_after: (N,) with the plain g_0 and with g~.
+        sketched_norms: ||g_0|| and ||dg|| by the Gram matrix, where g~ is on the boundary.
+        metrics: for the log.
+    """
+
+    results: list[Aggregation]
+    vanilla: np.ndarray
+    norms: np.ndarray
+    cosines_before: np.ndarray
+    cosines_after: np.ndarray
+    sketched_norms: tuple[float, float] | None
+    metrics: dict[str, float]
+    dropped: int = 0
+
+    @property
+    def coefficients(self) -> np.ndarray:
+        """(blocks, N) c of g~."""
+        return np.stack([result.coefficients for result in self.results])
+
+    @property
+    def xi(self) -> np.ndarray | None:
+        """(N,) weights of the direction: their mean over blocks, if the aggregator has any."""
+        if any(result.xi is None for result in self.results):
+            return None
+        return np.mean([result.xi for result in self.results], axis=0)
+
+
+@dataclass
+class Solver:
+    """An aggregator with its settings, and what it remembers from step to step.
+
+    Attributes:
+        name: of the aggregator, as `aggregate` takes it.
+        options: its own; `radius: auto` is settled here.
+        choices: what it is given.
+        measure_heldout: whether to report held-out conflict.
+    """
+
+    name: str
+    options: Mapping[str, object] = field(default_factory=dict)
+    choices: Choices = field(default_factory=Choices)
+    measure_heldout: bool = True
+    radius: RadiusChooser = field(default_factory=RadiusChooser)
+
+    def solve(self, samples: Samples, random: np.random.Generator, **options: object) -> Solved:
+        """Aggregate, and measure.
+
+        random: draws the halves of held-out measures.
+        options: of this step, beside the settings.
+        """
+        blocks = samples.problems()
+        groups, whole = samples.groups, total(blocks)
+        options = {**self.options, **options}
+        first = halves(groups, random)
+        held = bool(first.any())
+        metrics: dict[str, float] = {}
+        if options.get("radius") == AUTO:
+            options["radius"], metrics = self.radius.choose(
+                lambda radius: self._alignment(blocks, groups, first, options | {"radius": radius})
+            )
+        results = self._fit(blocks, groups, options)
+        coefficients = np.stack([result.coefficients for result in results])
+        applied = Applied.of(blocks, coefficients)
+        metrics |= self._report(results)
+        if self.measure_heldout and held:
+            metrics |= heldout(blocks, groups, first, self._coefficients(options))
+        solved = Solved(
+            results,
+            whole.vanilla,
+            whole.norms,
+            ratio(whole.q0, whole.norms * whole.vanilla_norm),
+            ratio(applied.products, whole.norms * applied.norm),
+            _sketched_norms(blocks, results),
+            metrics,
+            int(whole.dropped.sum()),
+        )
+        metrics |= diagnose(whole, applied, solved.xi)
+        return solved
+
+    def _fit(
+        self, blocks: Sequence[GramProblem], groups: np.ndarray, options: dict[str, object]
+    ) -> list[Aggregation]:
+        answers = []
+        for block in blocks:
+            program = given(block, groups, self.choices)
+            answers.append(program.answer(aggregate(self.name, program.problem, **options)))
+        return answers
+
+    def _coefficients(self, options: dict[str, object]):
+        return lambda blocks, groups: np.stack(
+            [result.coefficients for result in self._fit(blocks, groups, options)]
+        )
+
+    def _alignment(
+        self,
+        blocks: Sequence[GramProblem],
+        groups: np.ndarray,
+        first: np.ndarray,
+        options: dict[str, object],
+    ) -> float | None:
+        """The held-out alignment with these options; None where nothing is held out."""
+        if not first.any():
+            return None
+        measures = heldout(blocks, groups, first, self._coefficients(options))
+        return measures.get("conflict/heldout_alignment")
+
+    def _report(self, results: list[Aggregation]) -> dict[str, float]:
+        """The aggregator's own, as means over blocks."""
+        group = Path(self.name).name.replace(":", "_")
+        keys = results[0].report
+        return {
+            f"{group}/{key}": float(np.mean([result.report[key] for result in results]))
+            for key in keys
+        }
+
+
+def _sketched_norms(
+    blocks: list[GramProblem], results: list[Aggregation]
+) -> tuple[float, float] | None:
+    """||g_0|| of the trust region and ||dg|| as the Gram matrix has them; None off the boundary."""
+    if len(blocks) > 1 or not results[0].on_boundary:
+        return None
+    gram, result = blocks[0].gram, results[0]
+    first, second = (
+        float(np.sqrt(max(weights @ gram @ weights, 0.0)))
+        for weights in (result.average, result.xi)
+    )
+    return first, second

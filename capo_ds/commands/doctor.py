@@ -1,0 +1,180 @@
+"""Check that training can run here, on the ranks that this is launched on.
+
+    python launchers/doctor.py [--output FOLDER]
+    deepspeed --num_accelerators 2 launchers/doctor.py
+
+Versions, devices, the process group, FOLDER (free disk, seen by all ranks), an all-reduce, and a
+tiny CAPO step. Each is told as ok or BAD with the remedy; the exit status is 1 if any is bad.
+"""
+
+import argparse
+import contextlib
+import io
+import shutil
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable
+from datetime import timedelta
+from importlib import metadata, util
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from capo_ds.config import HOME, ConfigError, expand, load_config
+from capo_ds.distributed import comm, launch
+from capo_ds.memory import GIB, size
+from capo_ds.telemetry.metrics import read_metrics
+from capo_ds.telemetry.provenance import PACKAGES
+
+TIMEOUT = timedelta(minutes=2)  # of a collective: the doctor says so rather than wait
+LEAST_FREE = GIB  # bytes: checkpoints of LoRA factors, and logs
+TINY = {
+    "rollout.group_size": 4,
+    "rollout.max_new_tokens": 16,
+    "task.test_problems": 1,
+    "train.steps": 1,
+    "train.eval_every": 0,
+}
+
+
+class Bad(Exception):
+    """What is wrong, and the remedy."""
+
+
+def versions() -> str:
+    """Those that the tests run with."""
+    pins = (HOME / "launchers" / "constraints.txt").read_text().splitlines()
+    tested = dict(line.split("==") for line in pins if "==" in line)
+    found = {name: metadata.version(name).partition("+")[0] for name in PACKAGES}
+    if other := [f"{n} {found[n]}, not {tested[n]}" for n in PACKAGES if found[n] != tested[n]]:
+        raise Bad(
+            f"{'; '.join(other)}: pip install -c launchers/constraints.txt -e . brings the tested"
+        )
+    python = sys.version.split()[0]
+    return ", ".join([f"python {python}", *(f"{name} {found[name]}" for name in PACKAGES)])
+
+
+def devices() -> str:
+    """A GPU for each rank of the machine, or none at all."""
+    ranks, gpus = launch.ranks_here(), torch.cuda.device_count()
+    if not gpus:
+        return f"no GPU: {ranks} CPU ranks of {torch.get_num_threads()} threads here"
+    if ranks > gpus:
+        raise Bad(f"{ranks} ranks share {gpus} GPUs: start one rank a GPU (--num_gpus {gpus})")
+    return f"{gpus} x {torch.cuda.get_device_name()} for {ranks} ranks here"
+
+
+def process_group() -> str:
+    """Its backend; and whether mpirun could make one."""
+    mpi = "mpirun can" if util.find_spec("mpi4py") else "for mpirun: pip install -e '.[mpi]'"
+    return f"{dist.get_backend()}, {comm.world_size()} ranks; {mpi}"
+
+
+def disk(folder: Path) -> str:
+    """Free bytes of the output folder, which must take a file."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(b"capo_ds")
+    if (free := shutil.disk_usage(folder).free) < LEAST_FREE:
+        raise Bad(f"{size(free)} free in {folder.parent}, less than {size(LEAST_FREE)}: make room")
+    return f"{size(free)} free in {folder.parent}"
+
+
+def shared_folder(mark: Path) -> str:
+    """Whether this rank sees what rank 0 has written; only a vLLM server's adapters need it."""
+    if mark.exists():
+        return "shared with rank 0"
+    return "not shared with rank 0: its outputs will be on rank 0's machine alone"
+
+
+def all_reduce() -> str:
+    """A sum over the ranks, and its time."""
+    ones = torch.ones(2**18, device=comm.device())
+    start = time.perf_counter()
+    dist.all_reduce(ones)
+    if not bool((ones == comm.world_size()).all()):
+        raise Bad(f"the sum of ones over {comm.world_size()} ranks is {ones[0]:g}")
+    return f"1 MiB in {1e3 * (time.perf_counter() - start):.1f} ms"
+
+
+def tiny_step(folder: Path) -> str:
+    """One whole step of training on the embedded model, with its checkpoint."""
+    from capo_ds.trainer import Trainer
+
+    settings = TINY | {
+        "rollout.prompts_per_step": 2 * comm.world_size(),
+        "train.output_dir": folder / "run",
+    }
+    overrides = [f"{key}={value}" for key, value in settings.items()]
+    config = load_config("builtin:quickstart", overrides)
+    with contextlib.redirect_stdout(io.StringIO()):
+        Trainer(config).run()
+    last = comm.on_main("reading the log", lambda: read_metrics(folder / "run")[-1])
+    if "capo/gap" not in last:
+        return "a plain step: all responses of each group were equally right"
+    seconds = sum(value for name, value in last.items() if name.startswith("time/"))
+    return f"{seconds:.1f} s, duality gap {last['capo/gap']:.0e}"
+
+
+def report(name: str, check: Callable[[], str]) -> bool:
+    """Run a check on all ranks and tell its outcome once; whether it was good on all."""
+    outcome, good = "", True
+    try:
+        with comm.together(name):
+            outcome = check()
+    except (comm.PeerError, ConfigError) as error:
+        outcome, good = str(error), False
+    if comm.is_main():
+        print(f"{'ok ' if good else 'BAD'}  {name}: {outcome}", flush=True)
+    return good
+
+
+def examine(output: Path) -> bool:
+    """All checks in order, as far as each makes sense after those before it; whether all are good.
+
+    What is written goes to a new folder inside the output folder, and is removed again.
+    """
+    good = [report("versions", versions), report("devices", devices)]
+    good += [report("process group", process_group), report("all-reduce", all_reduce)]
+    folder = output / comm.broadcast(f"doctor-{uuid.uuid4().hex[:8]}")
+    if not report("output folder", lambda: _make(folder)):
+        return False
+    try:
+        good += [report("shared folder", lambda: shared_folder(folder / "mark"))]
+        good += [report("free disk", lambda: disk(output))]
+        good += [report("CAPO step", lambda: tiny_step(folder))]
+    finally:
+        comm.on_main("cleaning up", lambda: shutil.rmtree(folder))
+    return all(good)
+
+
+def _make(folder: Path) -> str:
+    """Made by rank 0 alone: nodes that do not share it must not see it."""
+    if comm.is_main():
+        folder.mkdir(parents=True)
+        (folder / "mark").touch()
+    return str(folder.parent)
+
+
+def folder(text: str) -> Path:
+    """A path of the command line; `~` after a `=` is not the shell's business."""
+    return Path(expand(text))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", type=folder, default=Path("runs"), help="folder (%(default)s)")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+    output = parser.parse_args().output
+    comm.init(TIMEOUT)
+    good = examine(output)
+    comm.finish()
+    sys.exit(not good)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""Whether the hub has what a config names, asked once, before a library asks for minutes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from capo_ds.config import BUILTIN_MODELS, Config, ConfigError
+from capo_ds.distributed.launch import tell
+
+OFFLINE = "HF_HUB_OFFLINE"  # of the Hugging Face libraries: use the cache alone
+
+
+def check_hub(config: Config) -> None:
+    """Ask the hub for every model and data set that is neither built in nor local.
+
+    One attempt a name and no retries: where the hub cannot be reached, this process is told to
+    use the cache of Hugging Face alone, which must then have them.
+
+    Raises:
+        ConfigError: a name that the hub does not know or does not give, no network and nothing in
+            the cache, or a cache that cannot be written.
+    """
+    for key, name, kind in _hub_names(config):
+        _check_name(key, name)
+        cached = _is_cached(name, kind)
+        if not _is_offline():
+            _ask(key, name, kind, cached)
+        if _is_offline() and not cached:
+            raise ConfigError(
+                f"{key}: offline, and {name!r} is not in the cache {_cache()}; give a local folder "
+                "or file, set HF_HOME to a cache that has it, or connect (HTTPS_PROXY, HF_ENDPOINT "
+                f"for a mirror; {OFFLINE} is {os.environ.get(OFFLINE, 'not set')})"
+            )
+        if not cached:
+            _check_writable(key, name)
+
+
+def _hub_names(config: Config) -> Iterator[tuple[str, str, str]]:
+    """Key, name and kind (of repository) of what is to come from the hub."""
+    from capo_ds.tasks.sources import SOURCES, is_local
+
+    path = config.model.path
+    if path not in BUILTIN_MODELS and not is_local(path):
+        yield "model.path", path, "model"
+    wanted = [("task.path", config.task.name, config.task.path)]
+    if config.task.test_path:
+        wanted.append(("task.test_path", config.task.name, config.task.test_path))
+    for number, entry in enumerate(config.evaluation.benchmarks):
+        wanted.append((f"evaluation.benchmarks.{number}.path", entry.name, entry.path))
+    for key, source, given in wanted:
+        place = given or (SOURCES[source].path if source in SOURCES else None)
+        if source != "arithmetic" and place and not is_local(place):
+            yield key, place, "dataset"
+
+
+def _check_name(key: str, name: str) -> None:
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise ConfigError(
+            f"{key}: {name!r} is no folder or file here, and no name of the hub (owner/name)"
+        ) from error
+
+
+def _ask(key: str, name: str, kind: str, cached: bool) -> None:
+    import huggingface_hub
+    from huggingface_hub import constants, errors
+
+    page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{name}"
+    try:
+        huggingface_hub.auth_check(name, repo_type=kind)
+    except errors.GatedRepoError as error:
+        if not cached:
+            raise ConfigError(
+                f"{key}: {name!r} is gated: accept its terms at {page}, and log in by "
+                "`hf auth login` or HF_TOKEN"
+            ) from error
+    except errors.RepositoryNotFoundError as error:
+        if not cached:
+            raise ConfigError(
+                f"{key}: there is no {kind} {name!r} at {page}, or it is private; check the "
+                "spelling, log in by `hf auth login` or HF_TOKEN, or give a local path"
+            ) from error
+    except errors.HfHubHTTPError:
+        pass  # it is there and busy: the libraries' own retries are for that
+    except Exception as error:  # of whatever HTTP library huggingface_hub stands on
+        _go_offline(error)
+
+
+def _go_offline(error: Exception) -> None:
+    """Tell the Hugging Face libraries, imported or not, to use their caches alone."""
+    from huggingface_hub import constants
+
+    tell(f"offline: {constants.ENDPOINT} cannot be reached ({error})")
+    os.environ[OFFLINE] = "1"
+    constants.HF_HUB_OFFLINE = True
+    if "datasets" in sys.modules:
+        import datasets
+
+        datasets.config.HF_HUB_OFFLINE = datasets.config.HF_DATASETS_OFFLINE = True
+
+
+def _is_offline() -> bool:
+    from huggingface_hub import constants
+
+    return constants.is_offline_mode()
+
+
+def _cache() -> str:
+    from huggingface_hub import constants
+
+    return constants.HF_HUB_CACHE
+
+
+def _is_cached(name: str, kind: str) -> bool:
+    """Whether the caches have something of it; a part that lacks is told by the loader."""
+    folder = Path(_cache()) / f"{kind}s--{name.replace('/', '--')}" / "snapshots"
+    if folder.is_dir() and any(folder.iterdir()):
+        return True
+    if kind == "dataset":
+        import datasets
+
+        return (Path(datasets.config.HF_DATASETS_CACHE) / name.replace("/", "___")).is_dir()
+    return False
+
+
+def _check_writable(key: str, name: str) -> None:
+    cache = Path(_cache()).absolute()
+    there = next(place for place in (cache, *cache.parents) if place.exists())
+    if not os.access(there, os.W_OK) or not _takes_files(there):
+        raise ConfigError(
+            f"{key}: {name!r} must be downloaded, and the cache {cache} cannot be written; set "
+            "HF_HOME to a folder that can"
+        )
+
+
+def _takes_files(folder: Path) -> bool:
+    """A file system may refuse what the permissions allow, such as /proc to root."""
+    import tempfile
+
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False

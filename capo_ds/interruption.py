@@ -1,0 +1,84 @@
+"""Ctrl-C and SIGTERM: one line, a checkpoint where there is something to save, no traceback.
+
+A thread hears of signals by the pipe that Python's own handler writes to, also while the main
+thread waits inside a collective or a long kernel, where a handler in Python would not run.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+from capo_ds.distributed.launch import tell
+
+INTERRUPTED = 130  # exit status, as of shells
+SAME_KEY = 0.5  # seconds within which a second SIGINT is the launcher's echo of the first
+STOP = 0  # byte that ends the thread; no signal has this number
+
+
+class Interruption:
+    """Inside, SIGINT ends the process at once with the last word, or where `finish` is set, makes
+    it note that it is `asked` to end (0 or 1), as SIGTERM then does; a second SIGINT ends it.
+
+    last_word: what is true when the process ends, such as where it can be gone on with.
+    finish: what it says when it is first asked to end, instead of ending.
+    """
+
+    def __init__(self, last_word: Callable[[], str], finish: str | None = None):
+        self.asked = 0
+        self._last_word, self._finish = last_word, finish
+        self._interrupted: float | None = None
+        self._signals = (signal.SIGINT, signal.SIGTERM) if finish else (signal.SIGINT,)
+
+    def __enter__(self) -> Interruption:
+        self._reads, writes = os.pipe()
+        os.set_blocking(writes, False)
+        self._writes = writes
+        self._handlers = [signal.signal(number, _nothing) for number in self._signals]
+        self._wakeup = signal.set_wakeup_fd(writes, warn_on_full_buffer=False)
+        self._thread = threading.Thread(target=self._listen, name="interruption", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        signal.set_wakeup_fd(self._wakeup)
+        for number, handler in zip(self._signals, self._handlers, strict=True):
+            signal.signal(number, handler)
+        os.write(self._writes, bytes([STOP]))
+        self._thread.join()
+        os.close(self._reads)
+        os.close(self._writes)
+
+    def _listen(self) -> None:
+        while (number := os.read(self._reads, 1)[0]) != STOP:
+            if number in self._signals:
+                self._note(number)
+
+    def _note(self, number: int) -> None:
+        now = time.monotonic()
+        if number == signal.SIGINT and self._interrupted is None:
+            self._interrupted = now
+            if self._finish is None:
+                self._end()
+            tell(f"\n{self._finish}; Ctrl-C again ends at once")
+        elif number == signal.SIGINT and now - self._interrupted > SAME_KEY:
+            self._end()
+        self.asked = 1
+
+    def _end(self) -> None:
+        """Without the interpreter's own end, in which waiting collectives would abort."""
+        tell(f"\ninterrupted: {self._last_word()}")
+        os._exit(INTERRUPTED)
+
+
+def _nothing(*_: object) -> None:
+    """A handler, so that the signal reaches the pipe and not the default action."""

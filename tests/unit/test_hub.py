@@ -1,0 +1,100 @@
+"""Names of the hub, asked of a hub that is not there, and of one that says no."""
+
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+from huggingface_hub import constants
+
+from capo_ds import hub
+from capo_ds.config import ConfigError, parse_config
+from tests.conftest import free_port
+
+
+class _Hub(BaseHTTPRequestHandler):
+    def do_GET(self):
+        answers = {"gated": (403, "GatedRepo"), "typo": (401, "RepoNotFound"), "busy": (503, "")}
+        word = next((word for word in answers if word in self.path), None)
+        status, code = answers.get(word, (200, ""))
+        self.send_response(status)
+        if code:
+            self.send_header("X-Error-Code", code)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def endpoint(tmp_path, monkeypatch) -> Iterator[str]:
+    """A hub's address; the cache is empty, and what is set is put back."""
+    server = HTTPServer(("127.0.0.1", 0), _Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setenv(hub.OFFLINE, "0")
+    import datasets
+
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+        monkeypatch.setattr(datasets.config, name, False)
+    monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", address)
+    yield address
+    server.shutdown()
+
+
+def config(model: str, **keys):
+    return parse_config({"model": {"path": model}} | keys)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("me/gated", "model.path: 'me/gated' is gated: accept its terms at http.*HF_TOKEN"),
+        ("me/typo", "model.path: there is no model 'me/typo' at http.*check the spelling"),
+        ("a/b/c", "model.path: 'a/b/c' is no folder or file here, and no name of the hub"),
+    ],
+)
+def test_what_the_hub_does_not_give(endpoint, name, message):
+    with pytest.raises(ConfigError, match=message):
+        hub.check_hub(config(name))
+
+
+@pytest.mark.parametrize("name", ["me/good", "me/busy"])
+def test_what_is_there_is_left_to_the_libraries(endpoint, name):
+    hub.check_hub(config(name))
+
+
+def test_data_sets_are_asked_for_by_their_key(endpoint):
+    with pytest.raises(ConfigError, match=r"evaluation.benchmarks.1.path: .*dataset 'me/typo'"):
+        benchmarks = [{"name": "gsm8k"}, {"name": "math", "path": "me/typo"}]
+        hub.check_hub(config("builtin:tiny", evaluation={"benchmarks": benchmarks}))
+
+
+def test_no_network_is_told_once_and_the_cache_is_used(endpoint, monkeypatch, tmp_path, capsys):
+    nowhere = f"http://127.0.0.1:{free_port()}"
+    monkeypatch.setattr(constants, "ENDPOINT", nowhere)
+    monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", nowhere)
+    with pytest.raises(ConfigError, match=r"model.path: offline, and 'me/good' .*HF_HOME"):
+        hub.check_hub(config("me/good"))
+    assert capsys.readouterr().err.count("offline: http://127.0.0.1") == 1
+    (tmp_path / "cache" / "models--me--good" / "snapshots" / "abc").mkdir(parents=True)
+    hub.check_hub(config("me/good"))  # offline by now: nothing is asked
+
+
+def test_a_cache_that_cannot_be_written(endpoint, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", "/proc/cache")
+    with pytest.raises(ConfigError, match="cache /proc/cache cannot be written; set HF_HOME"):
+        hub.check_hub(config("me/good"))
+
+
+def test_local_and_built_in_names_ask_nobody(monkeypatch, tmp_path):
+    monkeypatch.setattr(hub, "_ask", lambda *_: pytest.fail("asked"))
+    hub.check_hub(config("builtin:tiny"))
+    hub.check_hub(config(str(tmp_path), task={"name": "gsm8k", "path": str(tmp_path)}))

@@ -1,0 +1,138 @@
+"""A run's folder is one run's: locks that die with their owner, and checks that leave no trace."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from capo_ds.config import ConfigError, parse_config
+from capo_ds.run_folder import LOCK_FILE, FolderLock, check_folder, claim_run, going_on
+from tests.conftest import clean_environment
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from capo_ds.run_folder import FolderLock
+lock = FolderLock("train.output_dir", Path(sys.argv[1]))
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """A process that holds the lock of tmp_path / "run"."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path / "run")],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=clean_environment(),
+    )
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_a_folder_in_use_is_refused_with_its_owner(tmp_path, holder):
+    for take in (FolderLock, check_folder):
+        with pytest.raises(ConfigError, match=f"in use by process {holder.pid} on .*choose anoth"):
+            take("train.output_dir", tmp_path / "run")
+
+
+def test_the_lock_of_a_killed_run_is_gone(tmp_path, holder):
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    assert (tmp_path / "run" / LOCK_FILE).exists()
+    check_folder("train.output_dir", tmp_path / "run")
+    FolderLock("train.output_dir", tmp_path / "run").release()
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").touch()
+    for take in (FolderLock, check_folder):
+        with pytest.raises(ConfigError, match=r"train.output_dir: .*choose another folder"):
+            take("train.output_dir", tmp_path / "file" / "run")
+
+
+@pytest.mark.usefixtures("process_group")
+def test_a_dry_claim_refuses_the_same_and_makes_nothing(tmp_path):
+    config = parse_config({"train": {"output_dir": str(tmp_path / "a" / "b")}})
+    assert claim_run(config, dry=True) is None
+    assert not (tmp_path / "a").exists()
+    lock = claim_run(config)
+    (tmp_path / "a" / "b" / "metrics.jsonl").touch()
+    for dry in (True, False):
+        with pytest.raises(ConfigError, match="already holds a run"):
+            claim_run(config, dry)
+    lock.release()
+
+
+def test_last_words_promise_no_checkpoint_that_is_not_there(tmp_path):
+    assert "no checkpoint" in going_on(tmp_path)
+    (tmp_path / "checkpoints" / "step000004.unfinished").mkdir(parents=True)
+    assert "no checkpoint" in going_on(tmp_path)
+    (tmp_path / "checkpoints" / "step000003").mkdir()
+    assert "after step 3" in going_on(tmp_path)
+
+
+INTERRUPTED = """
+import sys, time
+from capo_ds.interruption import Interruption
+finish = "ending after this step" if sys.argv[1] == "finish" else None
+with Interruption(lambda: "going on is easy", finish) as interruption:
+    print("ready", flush=True)
+    end = time.monotonic() + 5
+    while time.monotonic() < end and not (interruption.asked and sys.argv[2] == "once"):
+        time.sleep(0.01)
+print("finished", flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("mode", "sent", "status", "said"),
+    [
+        ("end", [signal.SIGINT], 130, "interrupted: going on is easy"),
+        ("finish", [signal.SIGINT], 0, "ending after this step; Ctrl-C again ends at once"),
+        ("finish", [signal.SIGTERM], 0, ""),
+        # As deepspeed and torchrun pass it on: at the same moment, which is one wish.
+        ("finish", [signal.SIGINT, signal.SIGTERM, signal.SIGINT], 0, "ending after this step"),
+        ("finish", [signal.SIGINT, 0.8, signal.SIGINT], 130, "interrupted: going on is easy"),
+    ],
+)
+def test_signals(mode, sent, status, said):
+    times = "twice" if 0.8 in sent else "once"
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, mode, times],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=clean_environment(),
+    )
+    assert process.stdout.readline() == "ready\n"
+    for what in sent:
+        if isinstance(what, float):
+            time.sleep(what)
+        else:
+            process.send_signal(what)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == status, err
+    assert (out == "finished\n") == (status == 0)
+    assert said in err and "Traceback" not in err
+    assert len(list(filter(None, err.splitlines()))) <= 2
+
+
+def test_handlers_are_put_back():
+    from capo_ds.interruption import Interruption
+
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with Interruption(str, "finishing") as interruption:
+        os.kill(os.getpid(), signal.SIGTERM)
+        deadline = time.monotonic() + 5
+        while not interruption.asked and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert interruption.asked == 1
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
