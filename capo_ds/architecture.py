@@ -186,6 +186,9 @@ def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         if not is_grad_enabled():
             return forward(*args, **kwargs)
+        for name in CACHE_NAMES[:2]:  # else the second pass would write to it once more
+            if kwargs.get(name) is not None:
+                kwargs[name] = None
         # Nothing in the pass is random, so no generator's state needs to be kept.
         options = {"use_reentrant": False, "preserve_rng_state": False}
         return checkpoint(forward, *args, **options, **kwargs)
