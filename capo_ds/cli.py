@@ -34,7 +34,7 @@ def main(
     if dry_run:
         parser.add_argument("--dry-run", action="store_true", help=dry_run.__doc__)
     args = parser.parse_args()
-    with Interruption(lambda: "before the first step; nothing new was learned or saved"):
+    with Interruption(lambda: "nothing new was saved"):
         _run(args, run, dry_run)
 
 
