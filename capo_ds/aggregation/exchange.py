@@ -10,7 +10,7 @@ b being what is fixed. Then u' Q (v + b) = t_v 1' u_P = 0, so s^2 = ||dg||^2 / R
 
     s^2 = ||v + b||_Q^2 / (R^2 - ||u||_Q^2),
 
-one Cholesky factor of Q_FF. If the denominator is not positive, the value falls along u without end.
+one Cholesky factor of Q_FF. Where the denominator is not positive, the value falls along u.
 
 All samples that leave their bounds go to them, all at a bound whose gradient points inwards become
 free, and so on: block principal pivoting (Portugal, Judice and Vicente 1994; Kim and Park 2011 for

@@ -160,7 +160,7 @@ def _proves_infeasible(violation: ConeProgram, beta: np.ndarray) -> bool:
 
 
 def _staged(program: ConeProgram) -> Solution:
-    """Whole sets of samples exchanged; else the same from a smaller program; else the interior point.
+    """Sets of samples exchanged; else the same from a smaller program; else the interior point.
 
     At the optimum most constraints are slack, or most bind: exchanges find out which in a few
     rounds. Where Q is too ill-conditioned for them, half of the samples, those that c serves best,
