@@ -15,6 +15,7 @@ from capo_ds.distributed import comm
 from capo_ds.distributed.engine import deepspeed_settings
 from capo_ds.memory import parameter_count, plan_on_all_ranks, size
 from capo_ds.preparation import prepare
+from capo_ds.rollout.choose import check_sampler
 from capo_ds.run_folder import check_resume
 
 
@@ -28,6 +29,8 @@ def dry_run(config: Config) -> None:
     policy = ready.policy
     check_resume(config)
     deepspeed_settings(config, Path(config.train.output_dir))
+    with comm.together("looking for the sampler"):
+        check_sampler(config, policy, ready.tokenizer)
     plan = plan_on_all_ranks(config, policy)
     store = plan.choose(config.gradients.store)
     ranks = comm.gather(_this_rank(config))

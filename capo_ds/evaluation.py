@@ -8,7 +8,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ from capo_ds.rollout.base import (
 )
 from capo_ds.rollout.hf import HuggingFaceSampler, stop_at
 from capo_ds.run_folder import FolderLock
-from capo_ds.tasks import Judge, Problem, Verdict, load_benchmark, load_problems, score
+from capo_ds.tasks import Judge, Problem, Verdict, load_benchmark, load_data_set, score
+from capo_ds.tasks.groups import Groups
 from capo_ds.tasks.prompts import cut, encode, fitting, render
 from capo_ds.tasks.worker import Comparison
 from capo_ds.terminal import aligned, columns, wrapped
@@ -94,6 +95,17 @@ class Evaluation:
         """Mean length of a response in tokens."""
         return self._mean(lambda answered: answered.lengths)
 
+    def parts(self) -> dict[str, Evaluation]:
+        """Of each group of the problems (such as `by_level/3`), if they are of several."""
+        benchmark = self.benchmark
+        return {
+            name: Evaluation(
+                replace(benchmark, problems=[benchmark.problems[row] for row in rows]),
+                [self.answered[row] for row in rows],
+            )
+            for name, rows in Groups(benchmark.problems).rows(benchmark.problems).items()
+        }
+
     def count(self, comparison: Comparison) -> int:
         """Boxed answers of which this became."""
         verdicts = (verdict for answered in self.answered for verdict in answered.verdicts)
@@ -118,8 +130,10 @@ class Evaluator:
         if settings.benchmarks:
             loaded = {b.title: load_benchmark(b, settings.limit) for b in settings.benchmarks}
         else:
-            problems = load_problems(config.task, "test")
-            loaded = {config.task.name: problems[: settings.limit]}
+            loaded = {
+                entry.title: load_data_set(entry, "test")[: settings.limit]
+                for entry in config.task.entries
+            }
         self.benchmarks = [self._prepare(title, problems) for title, problems in loaded.items()]
 
     def _prepare(self, title: str, problems: list[Problem]) -> Benchmark:
@@ -187,16 +201,21 @@ def decode(
 
 
 def as_metrics(evaluations: list[Evaluation]) -> dict[str, float]:
-    """Scalars for the logs: the first benchmark's as eval/*, each of several as eval/NAME/*."""
-    named = [("eval", evaluations[0])]
+    """Scalars for the logs: the first benchmark's as eval/*, each of several as eval/NAME/*, each
+    of their levels as by_level/LEVEL/*, and the lowest of several accuracies as eval/worst."""
+    named = {"eval": evaluations[0]}
     if len(evaluations) > 1:
-        named += [(f"eval/{e.benchmark.title}", e) for e in evaluations]
+        named |= {f"eval/{e.benchmark.title}": e for e in evaluations}
+    for name, evaluation in list(named.items()):
+        named |= {f"{name}/{group}": part for group, part in evaluation.parts().items()}
     scalars = {}
-    for name, evaluation in named:
+    for name, evaluation in named.items():
         scalars[f"{name}/accuracy"] = evaluation.accuracy
         scalars[f"{name}/formatted"] = evaluation.formatted
         if len(evaluation.answered[0].verdicts) > 1:
             scalars[f"{name}/pass_at_k"] = evaluation.solved
+    if len(evaluations) > 1:
+        scalars["eval/worst"] = min(evaluation.accuracy for evaluation in evaluations)
     return scalars
 
 

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
-from capo_ds.config import Config
+from capo_ds.config import Config, ConfigError
 from capo_ds.distributed import comm
 from capo_ds.evaluation import Evaluator
 from capo_ds.models import load_policy, load_tokenizer
 from capo_ds.rollout.base import check_length, model_context
 from capo_ds.run_folder import FolderLock, claim_run
 from capo_ds.tasks import Judge, Problem, Scorer, load_problems
+from capo_ds.tasks.mixture import PromptOrder, by_source
 from capo_ds.tasks.prompts import encode, fitting, render
 
 
@@ -26,6 +27,7 @@ class Prepared:
     scorer: Scorer
     train_problems: list[Problem]
     left_out: int
+    order: PromptOrder
     evaluator: Evaluator | None
     policy: PeftModel
 
@@ -45,6 +47,7 @@ def prepare(config: Config, dry: bool = False) -> Prepared:
         scorer = Scorer(config.reward, judge)
         problems = render(load_problems(config.task, "train"), config.prompt, tokenizer)
         kept = fitting(problems, tokenizer, config.rollout.max_prompt_tokens)
+        order = prompt_order(config, kept)
         evaluator = Evaluator(config, tokenizer, judge) if config.train.eval_every else None
         policy = load_policy(config.model, config.train.seed, comm.device())
         context = model_context(policy)
@@ -53,4 +56,21 @@ def prepare(config: Config, dry: bool = False) -> Prepared:
         if evaluator:
             evaluator.check_lengths(context)
     left_out = len(problems) - len(kept)
-    return Prepared(lock, tokenizer, scorer, kept, left_out, evaluator, policy)
+    return Prepared(lock, tokenizer, scorer, kept, left_out, order, evaluator, policy)
+
+
+def prompt_order(config: Config, problems: list[Problem]) -> PromptOrder:
+    """Which of the problems each step draws.
+
+    Raises:
+        ConfigError: of a data set of the mixture, no problem is left.
+    """
+    members = by_source(problems)
+    if empty := [entry.title for entry in config.task.entries if entry.title not in members]:
+        raise ConfigError(
+            f"rollout.max_prompt_tokens: {config.rollout.max_prompt_tokens} leaves no problem of "
+            f"{empty[0]!r} in task.mixture; raise it"
+        )
+    parts = [members[entry.title] for entry in config.task.entries]
+    weights, per_step = config.task.weights, config.rollout.prompts_per_step
+    return PromptOrder(parts, weights, per_step, config.train.seed)

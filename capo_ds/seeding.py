@@ -14,6 +14,7 @@ class Stream(IntEnum):
     MINIBATCH_ORDER = 2
     SAMPLING = 3
     HELDOUT_HALVES = 4
+    MIXTURE = 5
 
 
 def generator(seed: int, stream: Stream, first: int, second: int = 0) -> np.random.Generator:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from capo_ds.rollout.choose import make_sampler
 from capo_ds.run_folder import check_unchanged, going_on
 from capo_ds.seeding import Stream, generator
 from capo_ds.tasks import Problem, Verdict
+from capo_ds.tasks.groups import Groups
 from capo_ds.tasks.prompts import encode
 from capo_ds.tasks.worker import Comparison
 from capo_ds.telemetry.card import model_card
@@ -74,6 +76,7 @@ class Trainer:
         self.lock, self.tokenizer, self.scorer = ready.lock, ready.tokenizer, ready.scorer
         self.train_problems, self.left_out = ready.train_problems, ready.left_out
         self.evaluator, policy = ready.evaluator, ready.policy
+        self.order, self.groups = ready.order, Groups(ready.train_problems)
         self.updates_per_step = config.objective.epochs * config.objective.minibatches
         self.engine = CapoEngine(
             policy,
@@ -161,6 +164,7 @@ class Trainer:
                 bar.close()
                 if comm.is_main():
                     print(f"terminated after step {done}; train.resume=auto goes on from there")
+                    _tell_hint(read_metrics(self.folder))
                 return False
         bar.close()
         return True
@@ -214,7 +218,7 @@ class Trainer:
     def _sample(self, step: int) -> tuple[list[Problem], Rollout]:
         """This rank's prompts of the step, and G responses to each."""
         rollout, seed = self.config.rollout, self.config.train.seed
-        order = prompt_order(len(self.train_problems), rollout.prompts_per_step, step, seed)
+        order = self.order(step)
         numbers = comm.shard(list(range(rollout.prompts_per_step)))
         problems = [self.train_problems[order[number]] for number in numbers]
         responses = self.sampler.sample(
@@ -245,18 +249,24 @@ class Trainer:
 
     def _count(self, rollout: Rollout, scored: Scored) -> None:
         """Add the metrics of a step's responses."""
-        add, group = self.means.add, self.config.rollout.group_size
+        add, rewards = self.means.add, scored.rewards
         correct = torch.tensor([verdict.correct for verdict in scored.verdicts]).double()
         formatted = torch.tensor([verdict.formatted for verdict in scored.verdicts]).double()
-        rewards = scored.rewards
-        right = correct.view(-1, group).mean(1)
-        add("reward/mean", rewards)
-        add("reward/group_std", rewards.std(1))
-        add("reward/accuracy", correct)
-        add("reward/formatted", formatted)
-        add("reward/groups_all_right", right == 1)
-        add("reward/groups_all_wrong", right == 0)
-        add("reward/zero_advantage", scored.advantages == 0)
+        right = correct.view(rewards.shape).mean(1)
+        measures = {  # of each prompt or (P, G) of each response
+            "mean": rewards,
+            "group_std": rewards.std(1),
+            "accuracy": correct.view(rewards.shape),
+            "formatted": formatted.view(rewards.shape),
+            "groups_all_right": right == 1,
+            "groups_all_wrong": right == 0,
+            "zero_advantage": scored.advantages.view(rewards.shape) == 0,
+        }
+        prompts = scored.problems[:: self.config.rollout.group_size]
+        for name, values in measures.items():
+            add(f"reward/{name}", values)
+            for group, rows in self.groups.rows(prompts).items():
+                add(f"reward/{group}/{name}", values[rows])
         for name, outcome in JUDGED.items():
             add(name, torch.tensor([v.comparison is outcome for v in scored.verdicts]))
         if len(scored.parts) > 1:
@@ -319,8 +329,7 @@ class Trainer:
             "ranks": comm.world_size(),
             "device": f"{comm.device()}, {torch.get_num_threads()} threads a rank",
             "deepspeed": self.config.deepspeed,
-            "task": f"{self.config.task.name}: {len(self.train_problems)} training problems"
-            + (f" ({self.left_out} left out, too long)" if self.left_out else ""),
+            "task": self._task_row(),
             "evaluation": self._evaluation_row(),
             "prompt": self.train_problems[0].prompt,
             "reward": " + ".join(
@@ -342,6 +351,15 @@ class Trainer:
         recorder = Recorder(self.folder, self.engine.monitor, first_line)
         recorder.settings(self.config.model_dump(mode="json"))
         return recorder
+
+    def _task_row(self) -> str:
+        sources = Counter(problem.source for problem in self.train_problems)
+        task = self.config.task
+        shares = [f"{share:.0%} of the prompts from " for share in task.weights]
+        return ", ".join(
+            f"{share if task.mixture else ''}{title}: {sources[title]} training problems"
+            for share, title in zip(shares, sources, strict=True)
+        ) + (f" ({self.left_out} left out, too long)" if self.left_out else "")
 
     def _evaluation_row(self) -> str:
         if self.evaluator is None:
@@ -395,26 +413,16 @@ class Trainer:
         print(f"adapter      {self.folder / 'adapter'}")
         print(f"metrics      {self.folder / METRICS_FILE} and TensorBoard beside it")
         print(f"reward curve {reward_curve(self.folder)}", flush=True)
-        if hint := signal_hint(metrics):
-            print(wrapped(hint, columns(sys.stdout)), flush=True)
+        _tell_hint(metrics)
+
+
+def _tell_hint(metrics: list[dict[str, float]]) -> None:
+    if hint := signal_hint(metrics):
+        print(wrapped(hint, columns(sys.stdout)), flush=True)
 
 
 def checkpoint_name(step: int) -> str:
     return f"step{step:06d}"
-
-
-def prompt_order(problems: int, prompts_per_step: int, step: int, seed: int) -> list[int]:
-    """Indices of the problems that a step draws.
-
-    The stream of problems is one seeded permutation after another, so each is drawn once an
-    epoch; the position in it follows from the step, so resuming needs no cursor.
-    """
-    positions = np.arange(prompts_per_step) + step * prompts_per_step
-    permutations = {
-        epoch: generator(seed, Stream.PROMPT_ORDER, epoch).permutation(problems)
-        for epoch in set((positions // problems).tolist())
-    }
-    return [int(permutations[p // problems][p % problems]) for p in positions.tolist()]
 
 
 def _with_sample_size(metrics: dict[str, float]) -> dict[str, float]:

@@ -14,8 +14,12 @@ train() { # NAME KEY=VALUE...: the run runs/experiments/NAME-seedN, unless it is
   for setting in "${@:2}" "train.seed=$seed" "train.steps=${STEPS:-40}"; do
     settings+=(--set "$setting")
   done
-  deepspeed --quiet --num_accelerators "$RANKS" --master_port "$MASTER_PORT" launchers/train.py \
-    --config launchers/recipes/quickstart.yaml --set "train.output_dir=$folder" "${settings[@]}"
+  (
+    trap '' INT # the ranks finish their step and save
+    exec deepspeed --quiet --num_accelerators "$RANKS" --master_port "$MASTER_PORT" \
+      launchers/train.py --config launchers/recipes/quickstart.yaml \
+      --set "train.output_dir=$folder" "${settings[@]}"
+  )
 }
 
 for seed in ${SEEDS:-0 1}; do

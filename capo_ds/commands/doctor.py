@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from capo_ds.config import HOME, ConfigError, load_config
+from capo_ds.config import HOME, ConfigError, expand, load_config
 from capo_ds.distributed import comm, launch
 from capo_ds.memory import GIB, size
 from capo_ds.telemetry.metrics import read_metrics
@@ -158,11 +158,16 @@ def _make(folder: Path) -> str:
     return str(folder.parent)
 
 
+def folder(text: str) -> Path:
+    """A path of the command line; `~` after a `=` is not the shell's business."""
+    return Path(expand(text))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--output", type=Path, default=Path("runs"), help="folder (%(default)s)")
+    parser.add_argument("--output", type=folder, default=Path("runs"), help="folder (%(default)s)")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     output = parser.parse_args().output
     comm.init(TIMEOUT)

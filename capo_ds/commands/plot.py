@@ -11,8 +11,14 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+from capo_ds.config import expand
 from capo_ds.telemetry.plots import FIGURES, NothingToDrawError, draw
 from capo_ds.telemetry.runs import NoRunError, group_runs, read_run
+
+
+def folder(text: str) -> Path:
+    """A path of the command line; `~` after a `=` is not the shell's business."""
+    return Path(expand(text))
 
 
 def main() -> None:
@@ -21,12 +27,15 @@ def main() -> None:
         epilog="figures:\n" + "\n".join(f"  {n:<11} {f.__doc__}" for n, f in FIGURES.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
+    parser.add_argument("runs", nargs="+", type=folder, metavar="RUN", help="folder of a run")
     parser.add_argument(
         "--only", nargs="+", choices=FIGURES, help="draw these (default: all that can be drawn)"
     )
     parser.add_argument(
-        "--output", type=Path, default=Path("runs/figures"), help="folder they go to (%(default)s)"
+        "--output",
+        type=folder,
+        default=Path("runs/figures"),
+        help="folder they go to (%(default)s)",
     )
     args = parser.parse_args()
     try:

@@ -26,6 +26,7 @@ from capo_ds.config.settings import (
     RewardConfig,
     Section,
     TaskConfig,
+    TrainingSetConfig,
     WarmupConfig,
 )
 from capo_ds.config.text import decode
@@ -49,6 +50,7 @@ __all__ = [
     "RewardConfig",
     "Section",
     "TaskConfig",
+    "TrainingSetConfig",
     "WarmupConfig",
     "config_reference",
     "decode",

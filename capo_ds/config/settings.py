@@ -115,7 +115,15 @@ class DatasetConfig(Section):
     levels: list[Level] = Field(
         [1, 2, 3], min_length=1, description="levels of difficulty of the arithmetic task, 1 to 5"
     )
+    asks: Literal["total", "before", "backwards"] = Field(
+        "total",
+        description="what the arithmetic task asks for: the number at the end, that before the "
+        "last operation, or the digits of the last in reverse order",
+    )
     seed: StrictInt = Field(0, ge=0, description="seed that generates or shuffles the problems")
+    label: str | None = Field(
+        None, min_length=1, description="name in tables and metrics; null: that of the data set"
+    )
     shuffle: StrictBool = Field(
         False, description="shuffle a data set's rows, so that a limit draws them at random"
     )
@@ -127,13 +135,17 @@ class DatasetConfig(Section):
                 if getattr(self, key) is None:
                     raise ValueError(
                         f"data set 'custom' needs {key}: set task.{key}, or {key} of the entry in "
-                        "evaluation.benchmarks"
+                        "task.mixture or evaluation.benchmarks"
                     )
         return self
 
+    @property
+    def title(self) -> str:
+        return self.label or self.name
 
-class TaskConfig(DatasetConfig):
-    """The problems that are trained on, and the test problems that go with them."""
+
+class TrainingSetConfig(DatasetConfig):
+    """Problems that are trained on, and the test problems that go with them."""
 
     train_split: str | None = Field(None, description="split to train on; null: the data set's own")
     test_path: PathText | None = Field(
@@ -148,17 +160,51 @@ class TaskConfig(DatasetConfig):
     )
 
 
+class MixtureEntryConfig(TrainingSetConfig):
+    """One entry of task.mixture."""
+
+    weight: Number = Field(
+        1.0, gt=0, description="its share of a step's prompts is this over the sum of all weights"
+    )
+
+
+class TaskConfig(TrainingSetConfig):
+    """What is trained on: one data set, described here, or the mixture of several."""
+
+    mixture: list[MixtureEntryConfig] = Field(
+        [],
+        description="data sets that every step draws its prompts from, each with a weight and a "
+        "label of its own; the first is the headline in testing; empty: the one described by the "
+        "other keys of task",
+    )
+
+    @model_validator(mode="after")
+    def _mixture_stands_alone(self) -> TaskConfig:
+        _refuse_doubles("task.mixture", [entry.title for entry in self.mixture])
+        for key, field in TrainingSetConfig.model_fields.items():
+            if self.mixture and getattr(self, key) != field.default:
+                raise ValueError(
+                    f"task.{key}: {getattr(self, key)!r} says nothing beside task.mixture; write "
+                    f"{key} into the mixture's entries"
+                )
+        return self
+
+    @property
+    def entries(self) -> list[TrainingSetConfig]:
+        """The data sets that are trained on."""
+        return [*self.mixture] or [self]
+
+    @property
+    def weights(self) -> list[float]:
+        """Their shares of a step's prompts, with sum 1."""
+        weights = [entry.weight for entry in self.mixture] or [1.0]
+        return [weight / sum(weights) for weight in weights]
+
+
 class BenchmarkConfig(DatasetConfig):
     """One entry of evaluation.benchmarks."""
 
     split: str | None = Field(None, description="split; null: the data set's own for testing")
-    label: str | None = Field(
-        None, description="name in tables and metrics; null: that of the data set"
-    )
-
-    @property
-    def title(self) -> str:
-        return self.label or self.name
 
 
 class PromptConfig(Section):
@@ -449,6 +495,12 @@ class OptimizerConfig(Section):
     learning_rate: Number = Field(1e-6, gt=0, description="peak learning rate")
     betas: tuple[DecayRate, DecayRate] = Field(
         (0.9, 0.999), description="Adam's moment decay rates, each in [0, 1)"
+    )
+    epsilon: Number = Field(
+        1e-8,
+        gt=0,
+        description="Adam's epsilon; far above the gradient's entries it makes Adam SGD with "
+        "momentum, at the rate learning_rate / epsilon",
     )
     weight_decay: Number = Field(0.0, ge=0, description="decoupled weight decay")
     max_grad_norm: Number = Field(1.0, ge=0, description="gradient clipping by norm; 0 = none")

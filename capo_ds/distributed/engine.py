@@ -297,6 +297,7 @@ def deepspeed_settings(config: Config, monitor_dir: Path) -> dict[str, Any]:
             "params": {
                 "lr": config.optimizer.learning_rate,
                 "betas": list(config.optimizer.betas),
+                "eps": config.optimizer.epsilon,
                 "weight_decay": config.optimizer.weight_decay,
                 "torch_adam": True,
             },

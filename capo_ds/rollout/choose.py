@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from capo_ds.config import Config
 from capo_ds.rollout.base import Sampler, end_tokens
-from capo_ds.rollout.colocated import ColocatedSampler
+from capo_ds.rollout.colocated import ColocatedSampler, require_vllm
 from capo_ds.rollout.engine import context_length
 from capo_ds.rollout.hf import HuggingFaceSampler, stop_at
 from capo_ds.rollout.probe import Probe
@@ -39,3 +39,11 @@ def make_sampler(
     else:
         sampler = ServerSampler(*arguments, run=run, loads=loads)
     return sampler, Probe(sampler, policy, prompts, context, config)
+
+
+def check_sampler(config: Config, policy: PeftModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises the `ConfigError` that `make_sampler` would, without starting an engine."""
+    if config.rollout.sampler == "vllm":
+        require_vllm(config)
+    else:  # a server is asked what it is, and nothing more
+        make_sampler(config, policy, tokenizer, prompts=[[0]], run="dry", loads=False)

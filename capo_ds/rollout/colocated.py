@@ -135,12 +135,8 @@ def _settle() -> None:
         torch.cuda.synchronize()
 
 
-def _start(config: Config, context: int) -> LLM:
-    """The engine, without its lines on the terminal and its changes to this process's threads."""
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    set_num_threads, threads = torch.set_num_threads, torch.get_num_threads()
-    # vLLM reads torch's old names, and warns of each.
-    warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
+def require_vllm(config: Config) -> type[LLM]:
+    """vLLM's engine. Raises `ConfigError` if it is not installed, or the ranks do not fit it."""
     try:
         from vllm import LLM
     except ImportError as error:
@@ -151,9 +147,19 @@ def _start(config: Config, context: int) -> LLM:
     ranks, shared = torch.distributed.get_world_size(), config.rollout.tensor_parallel
     if ranks % shared:
         raise ConfigError(f"rollout.tensor_parallel: {shared} does not divide {ranks} ranks")
+    return LLM
+
+
+def _start(config: Config, context: int) -> LLM:
+    """The engine, without its lines on the terminal and its changes to this process's threads."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    set_num_threads, threads = torch.set_num_threads, torch.get_num_threads()
+    # vLLM reads torch's old names, and warns of each.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
+    engine = require_vllm(config)
     gpu = torch.cuda.is_available()
     try:
-        llm = LLM(
+        llm = engine(
             **engine_settings(config, context),
             skip_tokenizer_init=not config.prompt.stop,  # which it needs to find them
             enable_sleep_mode=gpu,

@@ -1,9 +1,10 @@
 """Tasks: problems with verifiable answers, and the rules that reward completions.
 
 A data set is either generated (`arithmetic`) or an entry of `sources.SOURCES`, under the name that
-stands in the configuration.
+stands in the configuration; a task is one data set or a mixture of several (`mixture`).
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from capo_ds.tasks.rewards import Scorer, Scores, Verdict, score
 from capo_ds.tasks.sources import Split, load_source
 
 if TYPE_CHECKING:
-    from capo_ds.config import BenchmarkConfig, DatasetConfig, TaskConfig
+    from capo_ds.config import BenchmarkConfig, DatasetConfig, TaskConfig, TrainingSetConfig
 
 __all__ = [
     "Judge",
@@ -24,18 +25,25 @@ __all__ = [
     "Split",
     "Verdict",
     "load_benchmark",
+    "load_data_set",
     "load_problems",
     "score",
 ]
 
 
 def load_problems(config: "TaskConfig", split: Split) -> list[Problem]:
-    """The problems of the configured task's split, the same on every rank for the same config.
+    """The problems of the configured task's split, the same on every rank for the same config;
+    of a mixture, those of each of its data sets in turn.
 
     Raises:
         ConfigError: there is no such data, or it cannot be read.
         ValueError: the generated task cannot give what the config asks for.
     """
+    return [problem for entry in config.entries for problem in load_data_set(entry, split)]
+
+
+def load_data_set(config: "TrainingSetConfig", split: Split) -> list[Problem]:
+    """The problems of one data set's split. Raises as `load_problems` does."""
     from capo_ds.config import ConfigError
 
     if split == "train":
@@ -59,5 +67,7 @@ def _load(
 ) -> list[Problem]:
     if config.name == "arithmetic":
         count = limit or arithmetic.SIZES[split]
-        return arithmetic.generate(split, count, config.levels, config.seed)
-    return load_source(config, split, path, name, limit)
+        problems = arithmetic.generate(split, count, config.levels, config.seed, config.asks)
+    else:
+        problems = load_source(config, split, path, name, limit)
+    return [replace(problem, source=config.title) for problem in problems]

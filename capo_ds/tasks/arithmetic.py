@@ -12,6 +12,12 @@ The worked solution carries out one operation a line and boxes the last result:
     19-3=16
     \boxed{16}
 
+What is asked for (`asks`) may differ between data sets, so that one may pull a model away from the
+other: each story is worked through to its end in the same way, and another number is boxed.
+    total      the number at the end: 16
+    before     the number before the last operation: 19
+    backwards  the digits of the number at the end in reverse order: 61
+
 Train and test are disjoint whatever the seeds: a chain of operations belongs to the test split
 or to the train split by its hash, so the numbers of a test problem never occur together in a
 train problem, not even under other names.
@@ -64,6 +70,12 @@ SUBTRACTIONS = (
 SHARINGS = ("{he} shares them equally among {n} friends.",)
 QUESTIONS = ("How many {things} does {who} have now?", "How many {things} has {who} in the end?")
 SHARE_QUESTIONS = ("How many {things} does each friend get?",)
+BEFORE_QUESTIONS = (
+    "How many {things} did {who} have before that?",
+    "How many {things} had {who} just before?",
+)
+BACKWARDS = "{question} Write it backwards."
+ASKS = ("total", "before", "backwards")
 
 _EVENTS = {"+": ADDITIONS, "-": SUBTRACTIONS, "/": SHARINGS}
 
@@ -88,8 +100,12 @@ class Chain:
         return values
 
 
-def generate(split: str, count: int, levels: list[int], seed: int) -> list[Problem]:
+def generate(
+    split: str, count: int, levels: list[int], seed: int, asks: str = "total"
+) -> list[Problem]:
     """`count` distinct problems of a split ("train" or "test"), as equally many of each level.
+
+    asks: for what, one of `ASKS`.
 
     Raises:
         ValueError: unknown split or level, or fewer distinct problems exist than asked for.
@@ -107,7 +123,7 @@ def generate(split: str, count: int, levels: list[int], seed: int) -> list[Probl
         level = levels[len(problems) % len(levels)]
         chain = _draw_chain(rng, level)
         if chain is not None and is_test(chain) == (split == "test"):
-            problem = _tell(rng, chain, level)
+            problem = _tell(rng, chain, level, asks)
             problems.setdefault(problem.prompt, problem)
     shuffled = list(problems.values())
     rng.shuffle(shuffled)
@@ -120,15 +136,23 @@ def is_test(chain: Chain) -> bool:
     return int.from_bytes(digest, "big") % TEST_SHARE == 0
 
 
-def worked_solution(chain: Chain) -> str:
-    """One equation a line for each step, then the boxed result."""
+def answer_of(chain: Chain, asks: str) -> str:
+    """What is to be boxed."""
+    total = str(chain.results()[-1])
+    if asks == "before":
+        return str([chain.start, *chain.results()][-2])
+    return total[::-1] if asks == "backwards" else total
+
+
+def worked_solution(chain: Chain, asks: str = "total") -> str:
+    """One equation a line for each step, then the boxed answer."""
     results = chain.results()
     lefts = [chain.start, *results[:-1]]
     equations = [
         f"{left}{sign}{operand}={result}"
         for left, (sign, operand), result in zip(lefts, chain.steps, results, strict=True)
     ]
-    return "\n".join([*equations, rf"\boxed{{{results[-1]}}}"])
+    return "\n".join([*equations, rf"\boxed{{{answer_of(chain, asks)}}}"])
 
 
 def _apply(value: int, sign: str, operand: int) -> int:
@@ -168,8 +192,8 @@ def _draw_operand(rng: random.Random, sign: str, value: int) -> int | None:
     return rng.choice(divisors) if divisors else None
 
 
-def _tell(rng: random.Random, chain: Chain, level: int) -> Problem:
-    """Tell a chain as a story."""
+def _tell(rng: random.Random, chain: Chain, level: int, asks: str) -> Problem:
+    """Tell a chain as a story, and ask."""
     pronoun = rng.choice(("he", "she"))
     who = rng.choice(NAMES[pronoun])
     things = rng.choice(OBJECTS)
@@ -193,11 +217,17 @@ def _tell(rng: random.Random, chain: Chain, level: int) -> Problem:
     for sign, operand in steps:
         friend = rng.choice([n for names in NAMES.values() for n in names if n != who])
         sentences.append(rng.choice(_EVENTS[sign]).format(n=operand, friend=friend, **words))
-    shared = chain.steps[-1][0] == "/"
-    sentences.append(rng.choice(SHARE_QUESTIONS if shared else QUESTIONS).format(**words))
+    sentences.append(_question(rng, chain, asks).format(**words))
     return Problem(
         prompt=" ".join(sentences),
-        answer=str(chain.results()[-1]),
-        solution=worked_solution(chain),
+        answer=answer_of(chain, asks),
+        solution=worked_solution(chain, asks),
         columns={"level": level, "expression": chain.expression},
     )
+
+
+def _question(rng: random.Random, chain: Chain, asks: str) -> str:
+    if asks == "before":
+        return rng.choice(BEFORE_QUESTIONS)
+    question = rng.choice(SHARE_QUESTIONS if chain.steps[-1][0] == "/" else QUESTIONS)
+    return BACKWARDS.replace("{question}", question) if asks == "backwards" else question

@@ -16,9 +16,11 @@ class Problem:
             in the supervised warm-up; None where the task has none.
         columns: the data set's row, or further facts such as the level: what a user's reward
             function gets, and what reports group by.
+        source: the label of the data set that it is of, which metrics and reports group by.
     """
 
     prompt: str
     answer: str
     solution: str | None = None
     columns: dict[str, Any] = field(default_factory=dict)
+    source: str = ""

@@ -155,8 +155,10 @@ def reward_curve(folder: Path) -> Path:
         ("conflict/negative_before", right, ".:", "... samples of negative advantage"),
         ("conflict/all_after", right, ".-", "with the gradient that is applied"),
     ]:
-        colour = {"color": COLOURS[1]} if axes is shares else {}
-        axes.plot(*series(metrics, name), style, label=label, **colour)
+        steps, values = series(metrics, name)
+        if steps:
+            colour = {"color": COLOURS[1]} if axes is shares else {}
+            axes.plot(steps, values, style, label=label, **colour)
     left.set(title="Reward and accuracy", xlabel="step", ylabel="reward")
     right.set(title="Share of samples whose gradient conflicts", xlabel="step", ylim=(0, 1))
     shares.set(ylim=(-0.02, 1.02), ylabel="accuracy")
@@ -164,7 +166,8 @@ def reward_curve(folder: Path) -> Path:
         axes.yaxis.set_major_formatter("{x:.0%}")
     handles = left.get_lines() + shares.get_lines()
     left.legend(handles, [line.get_label() for line in handles])
-    right.legend()
+    if right.get_lines():
+        right.legend()
     for axes in (left, right):
         axes.grid(alpha=0.3)
         _whole_steps(axes)

@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -84,18 +85,50 @@ def test_bad_requests_are_refused(arguments, message):
 
 
 def test_more_problems_than_exist_are_refused(monkeypatch):
-    monkeypatch.setattr(arithmetic, "_tell", lambda rng, chain, level: arithmetic.Problem("?", "1"))
+    monkeypatch.setattr(arithmetic, "_tell", lambda *_: arithmetic.Problem("?", "1"))
     with pytest.raises(ValueError, match="could not draw 5 distinct train problems"):
         arithmetic.generate("train", 5, [1], 0)
 
 
 def test_load_problems_follows_the_config():
     config = TaskConfig(train_problems=30, test_problems=10, levels=[2], seed=5)
-    assert load_problems(config, "train") == arithmetic.generate("train", 30, [2], 5)
-    assert load_problems(config, "test") == arithmetic.generate("test", 10, [2], 5)
+    for split, count in (("train", 30), ("test", 10)):
+        generated = arithmetic.generate(split, count, [2], 5)
+        expected = [replace(problem, source="arithmetic") for problem in generated]
+        assert load_problems(config, split) == expected
 
 
 def test_the_sizes_that_hold_without_a_number():
     assert len(load_problems(TaskConfig(), "train")) == 4096
     assert len(load_problems(TaskConfig(), "test")) == 256
     assert len(load_benchmark(BenchmarkConfig(levels=[4]), limit=9)) == 9
+
+
+def test_what_is_asked_for_changes_question_and_box_and_nothing_else():
+    chain = arithmetic.Chain(12, (("+", 7), ("-", 3)))
+    steps = "12+7=19\n19-3=16\n"
+    for asks, answer in (("total", "16"), ("before", "19"), ("backwards", "61")):
+        assert arithmetic.answer_of(chain, asks) == answer
+        assert arithmetic.worked_solution(chain, asks) == steps + rf"\boxed{{{answer}}}"
+    one_step = arithmetic.Chain(20, (("+", 10),))
+    assert arithmetic.answer_of(one_step, "before") == "20"
+    assert arithmetic.answer_of(one_step, "backwards") == "03"
+
+
+@pytest.mark.parametrize("asks", arithmetic.ASKS)
+def test_solutions_are_right_whatever_is_asked_for(asks, judge):
+    problems = arithmetic.generate("train", 100, sorted(arithmetic.LEVELS), 1, asks)
+    verdicts = score([problem.solution for problem in problems], problems, judge)
+    assert all(verdict.correct for verdict in verdicts)
+    chains = {p.columns["expression"] for p in arithmetic.generate("test", 200, [2], 1, asks)}
+    assert not chains & {p.columns["expression"] for p in arithmetic.generate("train", 999, [2], 1)}
+
+
+def test_each_question_is_its_own():
+    asked = {
+        asks: {
+            p.prompt.rpartition(". ")[2] for p in arithmetic.generate("train", 300, [2], 0, asks)
+        }
+        for asks in arithmetic.ASKS
+    }
+    assert not asked["total"] & asked["before"] and not asked["before"] & asked["backwards"]
