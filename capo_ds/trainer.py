@@ -176,6 +176,7 @@ class Trainer:
                 bar.close()
                 if comm.is_main():
                     print(f"terminated after step {done}; train.resume=auto goes on from there")
+                    _tell_hint(read_metrics(self.folder))
                 return False
         bar.close()
         return True
@@ -424,8 +425,12 @@ class Trainer:
         print(f"adapter      {self.folder / 'adapter'}")
         print(f"metrics      {self.folder / METRICS_FILE} and TensorBoard beside it")
         print(f"reward curve {reward_curve(self.folder)}", flush=True)
-        if hint := signal_hint(metrics):
-            print(wrapped(hint, columns(sys.stdout)), flush=True)
+        _tell_hint(metrics)
+
+
+def _tell_hint(metrics: list[dict[str, float]]) -> None:
+    if hint := signal_hint(metrics):
+        print(wrapped(hint, columns(sys.stdout)), flush=True)
 
 
 def checkpoint_name(step: int) -> str:
