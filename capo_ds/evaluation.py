@@ -281,7 +281,7 @@ def run(config: Config) -> None:
     folder = Path(config.evaluation.output_dir)
     with comm.together("start-up"):
         lock = FolderLock("evaluation.output_dir", folder) if comm.is_main() else None
-        tokenizer = load_tokenizer(config.model.path)
+        tokenizer = load_tokenizer(config.model)
         judge = Judge(config.reward.time_limit, config.reward.workers)
         evaluator = Evaluator(config, tokenizer, judge)
         model = load_model(config).to(comm.device()).eval()
