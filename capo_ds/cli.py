@@ -10,10 +10,8 @@ import warnings
 from collections.abc import Callable
 from datetime import timedelta
 
-import torch
-
 from capo_ds.config import Config, ConfigError, config_reference, load_config
-from capo_ds.distributed import comm, launch
+from capo_ds.distributed import launch
 from capo_ds.hub import check_hub
 from capo_ds.interruption import Interruption
 
@@ -36,7 +34,7 @@ def main(
     if dry_run:
         parser.add_argument("--dry-run", action="store_true", help=dry_run.__doc__)
     args = parser.parse_args()
-    with Interruption(lambda: "before the first step; nothing new was learned or saved"):
+    with Interruption(lambda: "nothing new was saved"):
         _run(args, run, dry_run)
 
 
@@ -45,6 +43,8 @@ def _run(
     run: Callable[[Config], None],
     dry_run: Callable[[Config], None] | None,
 ) -> None:
+    from capo_ds.distributed import comm  # and with it torch, only where Ctrl-C is listened to
+
     try:
         config = load_config(args.config, args.set)
         check_files(config)
@@ -71,6 +71,7 @@ def _run(
 
 def _hush_libraries() -> None:
     """Leave the terminal to the run's own lines."""
+    import torch
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # one bar per rank for reading the weights

@@ -9,6 +9,7 @@ from huggingface_hub import constants
 
 from capo_ds import hub
 from capo_ds.config import ConfigError, parse_config
+from capo_ds.evaluation import load_model
 from tests.conftest import free_port
 
 
@@ -98,3 +99,9 @@ def test_local_and_built_in_names_ask_nobody(monkeypatch, tmp_path):
     monkeypatch.setattr(hub, "_ask", lambda *_: pytest.fail("asked"))
     hub.check_hub(config("builtin:tiny"))
     hub.check_hub(config(str(tmp_path), task={"name": "gsm8k", "path": str(tmp_path)}))
+
+
+def test_an_adapter_that_is_nowhere(endpoint):
+    for name, message in [("runs/x/adapter", "no folder or file here"), ("me/typo", "no model")]:
+        with pytest.raises(ConfigError, match=f"evaluation.adapter: .*{message}"):
+            load_model(parse_config({"evaluation": {"adapter": name}}))
