@@ -25,6 +25,9 @@ from capo_ds.rollout.caches import cache_bytes, select_rows
 from capo_ds.rollout.hf import HuggingFaceSampler
 from capo_ds.weights import base_precision
 
+STATES = ["qwen3_5_text", "qwen3_next", "lfm2", "mamba2", "bamba", "falcon_h1"]
+EXPERTS = ["mixtral", "phimoe", "gpt_oss", "granitemoe", "deepseek_v3"]
+OTHERS = ["granite", "gemma3"]
 pytestmark = pytest.mark.usefixtures("process_group")
 
 
@@ -34,24 +37,7 @@ def saved(config, folder) -> str:
     return str(folder)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "qwen3_5_text",
-        "lfm2",
-        "mamba2",
-        "bamba",
-        "falcon_h1",
-        "deepseek_v3",
-        "mixtral",
-        "phimoe",
-        "granite",
-        "gemma3",
-        "gpt_oss",
-        "granitemoe",
-        "qwen3_next",
-    ],
-)
+@pytest.mark.parametrize("name", STATES + EXPERTS + OTHERS)
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_rehearsal_finds_nothing(name, checkpointing, tmp_path):
     build_listed(name, tmp_path)
