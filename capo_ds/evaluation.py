@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from capo_ds.config import Config, ConfigError
 from capo_ds.distributed import comm
+from capo_ds.hub import check_name
 from capo_ds.models import load_base_model, load_tokenizer
 from capo_ds.rollout.base import (
     Draw,
@@ -280,7 +281,7 @@ def run(config: Config) -> None:
     folder = Path(config.evaluation.output_dir)
     with comm.together("start-up"):
         lock = FolderLock("evaluation.output_dir", folder) if comm.is_main() else None
-        tokenizer = load_tokenizer(config.model.path)
+        tokenizer = load_tokenizer(config.model)
         judge = Judge(config.reward.time_limit, config.reward.workers)
         evaluator = Evaluator(config, tokenizer, judge)
         model = load_model(config).to(comm.device()).eval()
@@ -308,6 +309,8 @@ def load_model(config: Config) -> PreTrainedModel | PeftModel:
     model, adapter = load_base_model(config.model), config.evaluation.adapter
     if adapter is None:
         return model
+    if not Path(adapter).exists():
+        check_name("evaluation.adapter", adapter, "model")
     try:
         return PeftModel.from_pretrained(model, adapter)
     except (OSError, ValueError, RuntimeError) as error:

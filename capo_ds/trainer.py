@@ -25,6 +25,7 @@ from capo_ds.learner import SEQUENCE_RATIO_SQUARE, Batch, Learner
 from capo_ds.memory import plan_on_all_ranks, used_memory
 from capo_ds.objective import group_advantages
 from capo_ds.preparation import prepare
+from capo_ds.rehearsal import Passes, rehearse, rehearse_saving
 from capo_ds.rollout.base import Draw, Rollout
 from capo_ds.rollout.choose import make_sampler
 from capo_ds.run_folder import check_unchanged, going_on
@@ -84,11 +85,22 @@ class Trainer:
             optimizer_steps=config.train.steps * self.updates_per_step,
             monitor_dir=self.folder,
         )
+        rehearse(
+            config,
+            self.engine.module,
+            encode(self.tokenizer, self.train_problems[:PROBE_PROBLEMS]),
+            Passes(
+                self.engine.gathered,
+                self.engine.whole,
+                self.engine.end_of_pass,
+                self.engine.lockstep,
+            ),
+        )
+        rehearse_saving(self.folder, self.engine, self.tokenizer)
         self.timer, self.means = PhaseTimer(), Means()
         self.memory = plan_on_all_ranks(config, policy)
         store = self.memory.choose(config.gradients.store)
         self.learner = Learner(config, self.engine, store, self.means, self.timer)
-        self.engine.module.eval()
         self.first_step = 0
         self.accuracy: dict[str, float | None] = {"before": None, "latest": None, "best": None}
         self.best_step = 0  # where that was measured
@@ -239,7 +251,8 @@ class Trainer:
         group = self.config.rollout.group_size
         repeated = [problem for problem in problems for _ in range(group)]
         texts = decode(self.tokenizer, rollout, self.config.prompt.stop)
-        scores = self.scorer(texts, repeated)
+        rows = zip(rollout.completion_ids, rollout.completion_mask, strict=True)
+        scores = self.scorer(texts, repeated, [ids[mask].tolist() for ids, mask in rows])
         rewards = torch.tensor(scores.rewards, dtype=torch.float64).view(-1, group)
         rounding = torch.tensor(scores.roundings, dtype=torch.float64).view(-1, group)
         scale = self.config.objective.scale_advantages

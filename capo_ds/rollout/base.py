@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from capo_ds.architecture import context_of
 from capo_ds.config import ConfigError
 from capo_ds.seeding import Stream, generator
 
@@ -109,7 +109,7 @@ class Rollout:
 
 def model_context(model: nn.Module) -> int:
     """The longest sequence, in tokens, that the model's positions are made for."""
-    return getattr(model.config, "max_position_embeddings", sys.maxsize)
+    return context_of(model.config)
 
 
 def check_length(

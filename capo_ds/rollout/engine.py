@@ -5,11 +5,11 @@ Imports little, so that a server can be started where nothing but vLLM is instal
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import torch
 
+from capo_ds.architecture import context_of
 from capo_ds.config import BUILTIN_MODELS, Config, ConfigError
 
 # The probe's prompts (see there): shorter than a block of vLLM's prefix cache (16 tokens on GPUs,
@@ -29,8 +29,7 @@ def context_length(config: Config, architecture: Any) -> int:
     longest_probe = max(PROBE_LENGTHS) + PROBE_TOKENS
     response = max(config.rollout.max_new_tokens, config.evaluation.max_new_tokens or 0)
     longest = config.rollout.max_prompt_tokens + response
-    limit = getattr(architecture, "max_position_embeddings", sys.maxsize)
-    return min(max(longest, longest_probe), limit)
+    return min(max(longest, longest_probe), context_of(architecture))
 
 
 def model_location(config: Config) -> str:

@@ -1,20 +1,28 @@
 """Sampling with the training model itself: batched decoding over a KV cache.
 
 Each prompt is read once for its G responses, rows that have ended leave the batch, and tokens are
-drawn by inverting the distribution at given uniform numbers (see `uniforms`).
+drawn by inverting the distribution at given uniform numbers (see `uniforms`). The cache is the
+model's own, of whatever class (see `caches`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedTokenizerBase, StopStringCriteria
+from transformers import PreTrainedTokenizerBase, StopStringCriteria
 
-from capo_ds.models import position_ids
+from capo_ds.architecture import (
+    cache_name,
+    forward_takes,
+    position_ids,
+    state_is_in_the_layers,
+)
 from capo_ds.rollout.base import (
     Draw,
     Rollout,
@@ -24,6 +32,7 @@ from capo_ds.rollout.base import (
     model_context,
     uniforms,
 )
+from capo_ds.rollout.caches import select_rows
 
 COMPACT_BELOW = 0.8  # drop ended rows once fewer than this share of the batch is alive
 
@@ -50,6 +59,11 @@ class HuggingFaceSampler:
         self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
         self.context = model_context(model)
         self._ends = torch.tensor(ends)
+        base = model.get_base_model() if isinstance(model, PeftModel) else model
+        self._takes, self._cache_name = forward_takes(base), cache_name(base)
+        # Where the layers keep the state there is no cache to select rows of: each response reads
+        # its prompt itself, and stays in the batch to its end.
+        self._fixed_rows = state_is_in_the_layers(base)
 
     def awake(self) -> AbstractContextManager[None]:
         return nullcontext()
@@ -104,12 +118,14 @@ class HuggingFaceSampler:
         )
         if n == 0:
             return result
-        cache = DynamicCache(config=self.model.config)
         mask = prompt_mask.long()
-        logits = self._forward(prompt_ids, mask, position_ids(mask), cache)
-        if group > 1:
-            cache.batch_repeat_interleave(group)
-        logits, mask = logits.repeat_interleave(group, 0), mask.repeat_interleave(group, 0)
+        if self._fixed_rows:
+            prompt_ids, mask = (part.repeat_interleave(group, 0) for part in (prompt_ids, mask))
+        logits, cache = self._forward(prompt_ids, mask, position_ids(mask), None)
+        if group > 1 and not self._fixed_rows:
+            each = torch.arange(len(prompts), device=device).repeat_interleave(group)
+            select_rows(cache, len(prompts), each)
+            logits, mask = logits[each], mask[each]
         rows = torch.arange(n, device=device)  # of `result`, one per row still in the batch
         alive = torch.ones(n, dtype=torch.bool, device=device)
         for step in range(limit):
@@ -127,31 +143,36 @@ class HuggingFaceSampler:
             left = int(alive.sum())
             if left == 0 or step + 1 == limit:
                 break
-            if left < COMPACT_BELOW * len(rows):
-                cache.batch_select_indices(alive.nonzero().squeeze(1))
+            if left < COMPACT_BELOW * len(rows) and not self._fixed_rows:
+                select_rows(cache, len(rows), alive.nonzero().squeeze(1))
                 tokens, mask, rows = tokens[alive], mask[alive], rows[alive]
                 alive = alive[alive]
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-            logits = self._forward(tokens[:, None], mask, mask.sum(1, keepdim=True) - 1, cache)
+            positions = mask.sum(1, keepdim=True) - 1
+            logits, cache = self._forward(tokens[:, None], mask, positions, cache)
         width = max(1, int(result.completion_mask.sum(1).max()))
         for name in ("completion_ids", "completion_mask", "log_probs", "entropy"):
             setattr(result, name, getattr(result, name)[:, :width])
         return result
 
-    def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
-        """Logits (rows, vocabulary) of the next token, in float32."""
-        return (
-            self.model(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            .logits[:, -1]
-            .float()
-        )
+    def _forward(
+        self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any
+    ) -> tuple[Tensor, Any]:
+        """Logits (rows, vocabulary) of the next token, in float32, and the cache after it.
+
+        cache: None for the first tokens; the model then makes one of its own class.
+        """
+        arguments = {
+            "attention_mask": mask,
+            "position_ids": positions,
+            "use_cache": True,
+            "logits_to_keep": 1,
+        }
+        arguments = {name: value for name, value in arguments.items() if self._takes(name)}
+        if cache is not None:
+            arguments[self._cache_name] = cache
+        output = self.model(input_ids=ids, **arguments)
+        return output.logits[:, -1].float(), getattr(output, self._cache_name)
 
 
 def stop_at(
