@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from capo_ds.config import Config, ConfigError
 from capo_ds.distributed import comm
+from capo_ds.hub import check_name
 from capo_ds.models import load_base_model, load_tokenizer
 from capo_ds.rollout.base import (
     Draw,
@@ -308,6 +309,8 @@ def load_model(config: Config) -> PreTrainedModel | PeftModel:
     model, adapter = load_base_model(config.model), config.evaluation.adapter
     if adapter is None:
         return model
+    if not Path(adapter).exists():
+        check_name("evaluation.adapter", adapter, "model")
     try:
         return PeftModel.from_pretrained(model, adapter)
     except (OSError, ValueError, RuntimeError) as error:

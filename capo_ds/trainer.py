@@ -251,7 +251,8 @@ class Trainer:
         group = self.config.rollout.group_size
         repeated = [problem for problem in problems for _ in range(group)]
         texts = decode(self.tokenizer, rollout, self.config.prompt.stop)
-        scores = self.scorer(texts, repeated)
+        rows = zip(rollout.completion_ids, rollout.completion_mask, strict=True)
+        scores = self.scorer(texts, repeated, [ids[mask].tolist() for ids, mask in rows])
         rewards = torch.tensor(scores.rewards, dtype=torch.float64).view(-1, group)
         rounding = torch.tensor(scores.roundings, dtype=torch.float64).view(-1, group)
         scale = self.config.objective.scale_advantages

@@ -256,8 +256,19 @@ class PromptConfig(Section):
     instruction: str | None = Field(
         None, description="what is asked of the answer; null: the template's own words"
     )
-    stop: list[str] = Field(
-        [], description="texts that end a response; they are cut off before it is judged"
+    system: str | None = Field(
+        None,
+        description="system message of template chat, for conversations that have none of their "
+        "own",
+    )
+    template_kwargs: dict[str, Any] = Field(
+        {},
+        description="variables of the tokenizer's chat template, e.g. {enable_thinking: false}",
+    )
+    stop: list[Annotated[str, Field(min_length=1)]] = Field(
+        [],
+        description="texts, special tokens among them, that end a response; they are cut off "
+        "before it is judged",
     )
 
     @model_validator(mode="after")
@@ -267,6 +278,12 @@ class PromptConfig(Section):
                 f"prompt.template: {self.template!r} is none of {', '.join(PROMPT_TEMPLATES)} and "
                 "has no {problem} in it"
             )
+        for key in ("system", "template_kwargs"):
+            if getattr(self, key) and self.template != "chat":
+                raise ValueError(
+                    f"prompt.{key}: only the tokenizer's chat template has a place for it; set "
+                    "prompt.template to chat, or write the text into your own template"
+                )
         return self
 
 
