@@ -421,7 +421,8 @@ class RolloutConfig(TruncatedSampling):
         gt=0,
         description="largest mean difference between vLLM's and the trainer's log-probabilities "
         "over a sequence of the probe that follows each weight sync, in nats a token; the run "
-        "ends beyond it; null: 0.001 for model.dtype float32, 0.1 for bfloat16",
+        "ends beyond it; null: by model.dtype and the size of the logits (float32 0.001, "
+        "bfloat16 0.1 and more where logits exceed 6)",
     )
     importance_correction: Literal["none", "token", "sequence"] = Field(
         "none",
