@@ -176,12 +176,6 @@ MODELS: dict[str, Tiny] = {
     "deepseek_v2": Tiny("latent", DEEPSEEK | {"q_lora_rank": None}),
     "deepseek_v3": Tiny("latent", DEEPSEEK | {"q_lora_rank": 16}),
     "minicpm3": Tiny("latent", TEXT | LATENT | {"q_lora_rank": 16, "num_key_value_heads": 4}),
-    "longcat_flash": Tiny(
-        "latent",
-        DEEPSEEK
-        | {"q_lora_rank": 16, "ffn_hidden_size": 48, "expert_ffn_hidden_size": 24}
-        | {"num_layers": 2, "moe_topk": 2, "zero_expert_num": 2},
-    ),
     "youtu": Tiny("latent", DEEPSEEK | {"q_lora_rank": 16}),
     "glm4_moe_lite": Tiny("latent", DEEPSEEK | {"q_lora_rank": 16}),
     # Hybrids and state spaces
@@ -206,14 +200,6 @@ MODELS: dict[str, Tiny] = {
     "granitemoehybrid": Tiny(
         "hybrid",
         MOE | MAMBA | {"layer_types": ["mamba", "attention"], "shared_intermediate_size": 24},
-    ),
-    "zamba": Tiny(
-        "hybrid",
-        TEXT
-        | MAMBA
-        | {"layers_block_type": ["mamba", "hybrid"], "use_mamba_kernels": False}
-        | {"n_mamba_heads": 2, "mamba_dt_rank": 4, "attention_hidden_size": 64}
-        | {"attention_head_dim": 16, "num_key_value_heads": 4},
     ),
     "zamba2": Tiny(
         "hybrid",
@@ -256,7 +242,6 @@ MODELS: dict[str, Tiny] = {
         | {"qk_dim_factor": 1.0, "mode": "inference"},
     ),
     "rwkv": Tiny("hybrid", TEXT | {"attention_hidden_size": 32, "context_length": 256}),
-    "zaya": Tiny("hybrid", MOE),
     # Composite: a language model and towers beside it
     "gemma3": Tiny(
         "composite",
@@ -301,16 +286,6 @@ MODELS: dict[str, Tiny] = {
         | {
             "vision_config": {"depth": 1, "hidden_size": 16, "intermediate_size": 16}
             | {"num_heads": 2, "out_hidden_size": 32}
-        },
-    ),
-    "emu3": Tiny(
-        "composite",
-        {
-            "text_config": TEXT,
-            "vq_config": {"base_channels": 32, "channel_multiplier": [1, 1]}
-            | {"num_res_blocks": 1, "attn_resolutions": [], "codebook_size": 8, "embed_dim": 4}
-            | {"latent_channels": 4},
-            "vocabulary_map": {"<image>": 5},
         },
     ),
 }

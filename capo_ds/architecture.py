@@ -19,7 +19,9 @@ from capo_ds.config import ConfigError
 CONTEXT_NAMES = ("max_position_embeddings", "max_seq_len", "seq_length", "context_length")
 # Kinds of rotary positions whose frequencies depend on the longest sequence of the batch.
 SWITCHING_POSITIONS = ("longrope", "dynamic")
-PLAIN_LINEAR = ("Linear", "Conv1D", "Linear4bit", "Linear8bitLt", "FP8Linear")
+PLAIN_LINEAR = ("Linear", "Conv1D", "Linear4bit", "Linear8bitLt", "FalconLinear")
+NOT_CALLED = ("dt_proj",)
+EXPERT_NAMES = ("gate_proj", "up_proj", "down_proj", "w1", "w2", "w3", "gate")
 CACHE_NAMES = ("past_key_values", "cache_params", "state")
 
 
@@ -104,15 +106,24 @@ def linear_names(model: PreTrainedModel) -> list[str]:
 
 
 def plain_linear_layers(model: PreTrainedModel) -> list[str]:
-    """Whole names of the language model's layers that are linear and nothing more: not the output
-    layer, and not routers, which make choices of what they compute."""
+    """Whole names of the language model's layers that are linear and nothing more.
+
+    Not the output layer; not routers; not what PEFT takes for routed experts (their names are
+    those of dense and shared MLPs too); not those that state-space layers use without calling.
+    """
     inside, head = decoder_name(model), model.get_output_embeddings()
+    left_out = set(NOT_CALLED)
+    if any("experts" in name for name, _ in model.named_parameters()):
+        left_out |= set(EXPERT_NAMES)
+    if any("A_log" in name for name, _ in model.named_parameters()):
+        left_out.add("out_proj")
     return [
         name
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | Conv1D)
         and type(module).__name__ in PLAIN_LINEAR
         and name.startswith(inside)
+        and name.rpartition(".")[2] not in left_out
         and module is not head
     ]
 

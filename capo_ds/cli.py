@@ -59,7 +59,7 @@ def _run(
     except ConfigError as error:  # found on all ranks alike
         _exit(BAD_CONFIG, f"config error\n{error}")
     except comm.PeerError as error:
-        if error.__cause__:
+        if error.__cause__ and error.rank in (None, comm.rank()):
             traceback.print_exception(error.__cause__)  # on the rank where it happened
         _exit(comm.FAILED, f"error: {error}")
     except Exception as error:  # of this rank alone, where no phase was named

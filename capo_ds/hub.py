@@ -50,9 +50,12 @@ def _hub_names(config: Config) -> Iterator[tuple[str, str, str]]:
     path = config.model.path
     if path not in BUILTIN_MODELS and not is_local(path):
         yield "model.path", path, "model"
-    wanted = [("task.path", config.task.name, config.task.path)]
-    if config.task.test_path:
-        wanted.append(("task.test_path", config.task.name, config.task.test_path))
+    wanted = []
+    for number, entry in enumerate(config.task.entries):
+        prefix = f"task.mixture.{number}" if config.task.mixture else "task"
+        wanted.append((f"{prefix}.path", entry.name, entry.path))
+        if entry.test_path:
+            wanted.append((f"{prefix}.test_path", entry.name, entry.test_path))
     for number, entry in enumerate(config.evaluation.benchmarks):
         wanted.append((f"evaluation.benchmarks.{number}.path", entry.name, entry.path))
     for key, source, given in wanted:

@@ -14,6 +14,9 @@ from capo_ds.architecture import forward_takes, position_ids
 
 LOGIT_CHUNK_TOKENS = 1024
 WHOLE_LOGITS = "capo_ds_whole_logits"  # attribute of a policy whose output layer is not the last
+# Nats, mean over a row, that passes which round differently may differ by: at least the first; in
+# bfloat16 logits have steps of their size times 2^-8, of which the second number counts some.
+LOG_PROBS = {"float32": (1e-3, 64.0), "bfloat16": (0.1, 4.0)}
 RAMP = 128  # logits of the check, -128 to 128: exact in bfloat16, beyond any cap
 
 
@@ -161,3 +164,10 @@ def largest_logit(policy: PeftModel, input_ids: Tensor, attention_mask: Tensor) 
     """max |logit| over the real tokens of some short rows: what rounding is measured by."""
     logits = _logits(policy, input_ids, attention_mask, input_ids.shape[1])
     return float(logits[attention_mask.bool()].float().abs().max())
+
+
+def log_prob_bound(dtype: str, largest: float) -> float:
+    """The largest mean difference, in nats a token, that rounding explains between two ways of
+    computing a row's log-probabilities, for logits up to `largest`."""
+    floor, steps = LOG_PROBS[dtype]
+    return max(floor, steps * torch.finfo(getattr(torch, dtype)).eps * largest)

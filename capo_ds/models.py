@@ -57,7 +57,15 @@ def load_policy(config: ModelConfig, seed: int, device: torch.device = CPU) -> P
         checkpoint_layers(policy.get_base_model())
     if isinstance(policy.get_output_embeddings(), LoraLayer):
         raise ConfigError("model.lora_targets: the output layer cannot have LoRA factors")
-    find_output_layer(policy, device)
+    try:
+        find_output_layer(policy, device)
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"model.path: a first pass through this {policy.config.model_type} model fails: "
+            f"{type(error).__name__}: {error}"
+        ) from error
     return policy.eval()
 
 

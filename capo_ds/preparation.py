@@ -48,6 +48,7 @@ def prepare(config: Config, dry: bool = False) -> Prepared:
         scorer = Scorer(config.reward, judge)
         problems = render(load_problems(config.task, "train"), config.prompt, tokenizer)
         kept = fitting(problems, tokenizer, config.rollout.max_prompt_tokens)
+        scorer.check(kept)
         order = prompt_order(config, kept)
         evaluator = Evaluator(config, tokenizer, judge) if config.train.eval_every else None
         policy = load_policy(config.model, config.train.seed, comm.device())

@@ -31,7 +31,7 @@ from capo_ds.distributed import comm
 from capo_ds.distributed.engine import CapoEngine
 from capo_ds.gradients.per_sample import PerSampleGradients
 from capo_ds.gradients.store import GradientStore
-from capo_ds.log_probs import largest_logit, token_log_probs
+from capo_ds.log_probs import largest_logit, log_prob_bound, token_log_probs
 from capo_ds.rollout.base import Draw, Rollout, assemble, model_context
 from capo_ds.rollout.hf import HuggingFaceSampler
 
@@ -40,10 +40,8 @@ NEW_TOKENS = 6
 ENDS_EVERY = 3  # every third token of the vocabulary ends a row, so that they end apart
 NOISE = 0.02  # standard deviation of what is added to the factors
 SEED = 20  # of the noise and of the sampling
-# Bounds by dtype. LOG_PROBS: nats, mean over a row, of passes that round differently; in bfloat16
-# logits have steps of their size times 2^-8, which the second number counts. REPEATED: as a share
-# of that, of passes that round alike. GRADIENTS: relative, over all factors.
-LOG_PROBS = {"float32": (1e-3, 64.0), "bfloat16": (0.1, 4.0)}
+# REPEATED: of two passes that round alike, as a share of `log_prob_bound`. GRADIENTS: relative,
+# over all factors, by dtype.
 REPEATED = 0.1
 GRADIENTS = {"float32": 1e-3, "bfloat16": 0.2}
 SAVING = "train.output_dir: what the run will save cannot be saved in a rehearsal:"
@@ -51,13 +49,6 @@ MICRO_BATCH_REMEDY = (
     "set train.micro_batch_size to 1 and rollout.batch_size to rollout.group_size, so that rows of "
     "unequal length never share a pass; or choose another model"
 )
-
-
-def log_prob_bound(dtype: str, largest: float) -> float:
-    """The largest mean difference, in nats a token, that rounding explains between two ways of
-    computing a row's log-probabilities, for logits up to `largest`."""
-    floor, steps = LOG_PROBS[dtype]
-    return max(floor, steps * torch.finfo(getattr(torch, dtype)).eps * largest)
 
 
 @dataclass

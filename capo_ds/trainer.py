@@ -29,7 +29,7 @@ from capo_ds.memory import plan_on_all_ranks, used_memory
 from capo_ds.objective import group_advantages
 from capo_ds.preparation import prepare
 from capo_ds.rehearsal import Passes, rehearse, rehearse_saving
-from capo_ds.rollout.base import Draw, Rollout
+from capo_ds.rollout.base import Draw, Rollout, Truncation
 from capo_ds.rollout.choose import make_sampler
 from capo_ds.run_folder import check_unchanged, going_on
 from capo_ds.seeding import Stream, generator
@@ -252,6 +252,7 @@ class Trainer:
             [Draw(seed, step, number) for number in numbers],
             rollout.group_size,
             rollout.temperature,
+            truncation=Truncation(rollout.top_p, rollout.top_k, rollout.min_p),
         )
         return problems, responses
 
@@ -266,7 +267,8 @@ class Trainer:
         group = self.config.rollout.group_size
         repeated = [problem for problem in problems for _ in range(group)]
         texts = decode(self.tokenizer, rollout, self.config.prompt.stop)
-        scores = self.scorer(texts, repeated)
+        rows = zip(rollout.completion_ids, rollout.completion_mask, strict=True)
+        scores = self.scorer(texts, repeated, [ids[mask].tolist() for ids, mask in rows])
         rewards = torch.tensor(scores.rewards, dtype=torch.float64).view(-1, group)
         rounding = torch.tensor(scores.roundings, dtype=torch.float64).view(-1, group)
         scale = self.config.objective.scale_advantages

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -215,7 +216,10 @@ def _unreadable(
 def _on_disk(location: Path | str) -> Path | None:
     if isinstance(location, Path):
         return location
-    cached = try_to_load_from_cache(location, "config.json")
+    try:
+        cached = try_to_load_from_cache(location, "config.json")
+    except HFValidationError:  # no name of the hub; the loader says so
+        return None
     return Path(cached).parent if isinstance(cached, str) else None
 
 

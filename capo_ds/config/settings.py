@@ -256,8 +256,19 @@ class PromptConfig(Section):
     instruction: str | None = Field(
         None, description="what is asked of the answer; null: the template's own words"
     )
-    stop: list[str] = Field(
-        [], description="texts that end a response; they are cut off before it is judged"
+    system: str | None = Field(
+        None,
+        description="system message of template chat, for conversations that have none of their "
+        "own",
+    )
+    template_kwargs: dict[str, Any] = Field(
+        {},
+        description="variables of the tokenizer's chat template, e.g. {enable_thinking: false}",
+    )
+    stop: list[Annotated[str, Field(min_length=1)]] = Field(
+        [],
+        description="texts, special tokens among them, that end a response; they are cut off "
+        "before it is judged",
     )
 
     @model_validator(mode="after")
@@ -267,6 +278,12 @@ class PromptConfig(Section):
                 f"prompt.template: {self.template!r} is none of {', '.join(PROMPT_TEMPLATES)} and "
                 "has no {problem} in it"
             )
+        for key in ("system", "template_kwargs"):
+            if getattr(self, key) and self.template != "chat":
+                raise ValueError(
+                    f"prompt.{key}: only the tokenizer's chat template has a place for it; set "
+                    "prompt.template to chat, or write the text into your own template"
+                )
         return self
 
 
@@ -302,7 +319,31 @@ class RewardConfig(Section):
         return self
 
 
-class EvaluationConfig(Section):
+class TruncatedSampling(Section):
+    """Tokens that may be drawn; keys of rollout and of evaluation."""
+
+    top_p: Number = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="draw from the likeliest tokens that together have this probability; 1 = all "
+        "(less makes a rollout off-policy: docs/prompts.md)",
+    )
+    top_k: StrictInt = Field(0, ge=0, description="draw from this many likeliest tokens; 0 = all")
+    min_p: Number = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="draw from tokens of at least this probability relative to the likeliest; "
+        "0 = all",
+    )
+
+    @property
+    def truncates(self) -> bool:
+        return self.top_p < 1 or self.top_k > 0 or self.min_p > 0
+
+
+class EvaluationConfig(TruncatedSampling):
     """Accuracy on benchmarks, in training and by launchers/evaluate.py."""
 
     benchmarks: list[BenchmarkConfig] = Field(
@@ -333,6 +374,11 @@ class EvaluationConfig(Section):
                 f"evaluation.samples: {self.samples} greedy responses are all the same; set "
                 "evaluation.temperature"
             )
+        if self.truncates and self.temperature == 0:
+            raise ValueError(
+                "evaluation.top_p, top_k, min_p: greedy decoding takes the likeliest token in any "
+                "case; set evaluation.temperature, or leave them out"
+            )
         _refuse_doubles("evaluation.benchmarks", [entry.title for entry in self.benchmarks])
         return self
 
@@ -342,7 +388,7 @@ def _refuse_doubles(key: str, names: list[str]) -> None:
         raise ValueError(f"{key}: {', '.join(doubles)} is there twice; remove or relabel one")
 
 
-class RolloutConfig(Section):
+class RolloutConfig(TruncatedSampling):
     """Sampling of responses from the current policy."""
 
     prompts_per_step: StrictInt = Field(64, ge=1, description="prompts in a step, over all ranks")
@@ -375,7 +421,8 @@ class RolloutConfig(Section):
         gt=0,
         description="largest mean difference between vLLM's and the trainer's log-probabilities "
         "over a sequence of the probe that follows each weight sync, in nats a token; the run "
-        "ends beyond it; null: 0.001 for model.dtype float32, 0.1 for bfloat16",
+        "ends beyond it; null: by model.dtype and the size of the logits (float32 0.001, "
+        "bfloat16 0.1 and more where logits exceed 6)",
     )
     importance_correction: Literal["none", "token", "sequence"] = Field(
         "none",

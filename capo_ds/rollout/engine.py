@@ -45,6 +45,16 @@ def max_rank(rank: int) -> int:
     raise ConfigError(f"model.lora_rank: vLLM takes ranks up to {MAX_RANKS[-1]}, not {rank}")
 
 
+def _rank(config: Config) -> int:
+    """Of the adapter that is made, or gone on from."""
+    if config.model.adapter is None:
+        return config.model.lora_rank
+    from capo_ds.adapters import read_adapter
+
+    adapter = read_adapter(config.model.adapter)
+    return max([adapter.r, *adapter.rank_pattern.values()])
+
+
 def engine_settings(config: Config, context: int) -> dict[str, Any]:
     """Arguments of `vllm.LLM`, and with dashes of `vllm serve`.
 
@@ -67,7 +77,8 @@ def engine_settings(config: Config, context: int) -> dict[str, Any]:
         "enable_prefix_caching": True,
         "enable_lora": True,
         "max_loras": 1,
-        "max_lora_rank": max_rank(config.model.lora_rank),
+        "max_lora_rank": max_rank(_rank(config)),
+        "trust_remote_code": config.model.trust_remote_code,
         "logprobs_mode": "processed_logprobs",  # at the sampling temperature, as the trainer's
         "generation_config": "vllm",  # nothing from the model's folder decides how to sample
         "enforce_eager": not torch.cuda.is_available(),

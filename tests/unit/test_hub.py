@@ -78,6 +78,12 @@ def test_data_sets_are_asked_for_by_their_key(endpoint):
         hub.check_hub(config("builtin:tiny", evaluation={"benchmarks": benchmarks}))
 
 
+def test_every_set_of_a_mixture_is_asked_for(endpoint):
+    mixture = [{"name": "gsm8k"}, {"name": "math", "path": "me/typo"}]
+    with pytest.raises(ConfigError, match=r"task.mixture.1.path: .*dataset 'me/typo'"):
+        hub.check_hub(config("builtin:tiny", task={"mixture": mixture}))
+
+
 def test_no_network_is_told_once_and_the_cache_is_used(endpoint, monkeypatch, tmp_path, capsys):
     nowhere = f"http://127.0.0.1:{free_port()}"
     monkeypatch.setattr(constants, "ENDPOINT", nowhere)
