@@ -24,6 +24,7 @@ from capo_ds.rollout.base import (
     Draw,
     Rollout,
     Sampler,
+    Truncation,
     check_length,
     end_tokens,
     model_context,
@@ -32,7 +33,7 @@ from capo_ds.rollout.hf import HuggingFaceSampler, stop_at
 from capo_ds.run_folder import FolderLock
 from capo_ds.tasks import Judge, Problem, Verdict, load_benchmark, load_data_set, score
 from capo_ds.tasks.groups import Groups
-from capo_ds.tasks.prompts import cut, encode, fitting, render
+from capo_ds.tasks.prompts import encode, fitting, render, text_before
 from capo_ds.tasks.worker import Comparison
 from capo_ds.terminal import aligned, columns, wrapped
 
@@ -183,7 +184,12 @@ class Evaluator:
         # By the problem's number: the same responses on any number of ranks.
         draws = [Draw(settings.seed, benchmark, number) for number, _ in problems]
         rollout = sampler.sample(
-            encode(self.tokenizer, posed), draws, k, settings.temperature, self.limit
+            encode(self.tokenizer, posed),
+            draws,
+            k,
+            settings.temperature,
+            self.limit,
+            Truncation(settings.top_p, settings.top_k, settings.min_p),
         )
         texts = decode(self.tokenizer, rollout, self.config.prompt.stop)
         verdicts = score(texts, [problem for problem in posed for _ in range(k)], self.judge)
@@ -197,8 +203,7 @@ def decode(
 ) -> list[str]:
     """Completions as text, without padding, special tokens, and what ended them."""
     rows = zip(rollout.completion_ids, rollout.completion_mask, strict=True)
-    texts = [tokenizer.decode(ids[mask], skip_special_tokens=True) for ids, mask in rows]
-    return [cut(text, stop) for text in texts]
+    return [text_before(tokenizer, ids[mask].tolist(), list(stop)) for ids, mask in rows]
 
 
 def as_metrics(evaluations: list[Evaluation]) -> dict[str, float]:

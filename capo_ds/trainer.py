@@ -26,7 +26,7 @@ from capo_ds.memory import plan_on_all_ranks, used_memory
 from capo_ds.objective import group_advantages
 from capo_ds.preparation import prepare
 from capo_ds.rehearsal import Passes, rehearse, rehearse_saving
-from capo_ds.rollout.base import Draw, Rollout
+from capo_ds.rollout.base import Draw, Rollout, Truncation
 from capo_ds.rollout.choose import make_sampler
 from capo_ds.run_folder import check_unchanged, going_on
 from capo_ds.seeding import Stream, generator
@@ -238,6 +238,7 @@ class Trainer:
             [Draw(seed, step, number) for number in numbers],
             rollout.group_size,
             rollout.temperature,
+            truncation=Truncation(rollout.top_p, rollout.top_k, rollout.min_p),
         )
         return problems, responses
 

@@ -319,7 +319,31 @@ class RewardConfig(Section):
         return self
 
 
-class EvaluationConfig(Section):
+class TruncatedSampling(Section):
+    """Tokens that may be drawn; keys of rollout and of evaluation."""
+
+    top_p: Number = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="draw from the likeliest tokens that together have this probability; 1 = all "
+        "(less makes a rollout off-policy: docs/prompts.md)",
+    )
+    top_k: StrictInt = Field(0, ge=0, description="draw from this many likeliest tokens; 0 = all")
+    min_p: Number = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="draw from tokens of at least this probability relative to the likeliest; "
+        "0 = all",
+    )
+
+    @property
+    def truncates(self) -> bool:
+        return self.top_p < 1 or self.top_k > 0 or self.min_p > 0
+
+
+class EvaluationConfig(TruncatedSampling):
     """Accuracy on benchmarks, in training and by launchers/evaluate.py."""
 
     benchmarks: list[BenchmarkConfig] = Field(
@@ -350,6 +374,11 @@ class EvaluationConfig(Section):
                 f"evaluation.samples: {self.samples} greedy responses are all the same; set "
                 "evaluation.temperature"
             )
+        if self.truncates and self.temperature == 0:
+            raise ValueError(
+                "evaluation.top_p, top_k, min_p: greedy decoding takes the likeliest token in any "
+                "case; set evaluation.temperature, or leave them out"
+            )
         _refuse_doubles("evaluation.benchmarks", [entry.title for entry in self.benchmarks])
         return self
 
@@ -359,7 +388,7 @@ def _refuse_doubles(key: str, names: list[str]) -> None:
         raise ValueError(f"{key}: {', '.join(doubles)} is there twice; remove or relabel one")
 
 
-class RolloutConfig(Section):
+class RolloutConfig(TruncatedSampling):
     """Sampling of responses from the current policy."""
 
     prompts_per_step: StrictInt = Field(64, ge=1, description="prompts in a step, over all ranks")

@@ -7,6 +7,7 @@ model's own, of whatever class (see `caches`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -24,8 +25,10 @@ from capo_ds.architecture import (
     state_is_in_the_layers,
 )
 from capo_ds.rollout.base import (
+    WHOLE,
     Draw,
     Rollout,
+    Truncation,
     check_prompts,
     concatenate,
     left_pad,
@@ -78,14 +81,21 @@ class HuggingFaceSampler:
         samples: int,
         temperature: float,
         max_new_tokens: int | None = None,
+        truncation: Truncation = WHOLE,
     ) -> Rollout:
         limit = max_new_tokens or self.max_new_tokens
         noise = [uniforms(*draw, samples, limit) for draw in draws]
-        return self._in_batches(prompts, np.reshape(noise, (-1, samples, limit)), temperature)
+        return self._in_batches(
+            prompts, np.reshape(noise, (-1, samples, limit)), temperature, truncation
+        )
 
     @torch.no_grad()
     def _in_batches(
-        self, prompts: list[list[int]], noise: np.ndarray, temperature: float
+        self,
+        prompts: list[list[int]],
+        noise: np.ndarray,
+        temperature: float,
+        truncation: Truncation,
     ) -> Rollout:
         """G responses per prompt. noise: (prompts, G, tokens), uniform in [0, 1)."""
         check_prompts(prompts, noise.shape[2], self.context)
@@ -93,14 +103,20 @@ class HuggingFaceSampler:
         by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
         batches = [by_length[i : i + per_batch] for i in range(0, len(prompts), per_batch)]
         parts = [
-            self._decode([prompts[i] for i in batch], noise[batch], temperature)
+            self._decode([prompts[i] for i in batch], noise[batch], temperature, truncation)
             for batch in batches or [[]]
         ]
         order = torch.as_tensor(np.argsort(by_length), dtype=torch.long)
         group = torch.arange(noise.shape[1])
         return concatenate(parts, self.pad).take((order[:, None] * len(group) + group).flatten())
 
-    def _decode(self, prompts: list[list[int]], noise: np.ndarray, temperature: float) -> Rollout:
+    def _decode(
+        self,
+        prompts: list[list[int]],
+        noise: np.ndarray,
+        temperature: float,
+        truncation: Truncation,
+    ) -> Rollout:
         device = next(self.model.parameters()).device
         group, limit = noise.shape[1:]
         prompt_ids, prompt_mask = left_pad(prompts, self.pad, device)
@@ -129,7 +145,7 @@ class HuggingFaceSampler:
         rows = torch.arange(n, device=device)  # of `result`, one per row still in the batch
         alive = torch.ones(n, dtype=torch.bool, device=device)
         for step in range(limit):
-            tokens, log_probs, entropy = _draw(logits, uniform[rows, step], temperature)
+            tokens, log_probs, entropy = _draw(logits, uniform[rows, step], temperature, truncation)
             writing = rows[alive]
             result.completion_ids[writing, step] = tokens[alive]
             result.completion_mask[writing, step] = True
@@ -188,9 +204,13 @@ def stop_at(
     return lambda ids: criterion(ids, None)
 
 
-def _draw(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+def _draw(
+    logits: Tensor, uniform: Tensor, temperature: float, truncation: Truncation = WHOLE
+) -> tuple[Tensor, Tensor, Tensor]:
     """Token, its log-probability, and the distribution's entropy, for each row of logits."""
     all_log_probs = torch.log_softmax(logits / (temperature or 1.0), -1)
+    if temperature and truncation != WHOLE:
+        all_log_probs = truncate(all_log_probs, truncation)
     probs = all_log_probs.exp()
     if temperature == 0:
         tokens = logits.argmax(-1)
@@ -202,3 +222,23 @@ def _draw(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, 
     log_probs = all_log_probs.gather(1, tokens[:, None]).squeeze(1)
     entropy = -(probs * all_log_probs.nan_to_num(neginf=0.0)).sum(-1)
     return tokens, log_probs, entropy
+
+
+def truncate(log_probs: Tensor, truncation: Truncation) -> Tensor:
+    """The distributions (rows, vocabulary) on the tokens that may be drawn; -inf elsewhere.
+
+    As vLLM does: min_p, then top_k (equals of the last stay), then the least number of likeliest
+    tokens that have top_p of what is left.
+    """
+    if truncation.min_p:
+        least = log_probs.amax(-1, keepdim=True) + math.log(truncation.min_p)
+        log_probs = log_probs.masked_fill(log_probs < least, -math.inf)
+    if 0 < truncation.top_k < log_probs.shape[-1]:
+        least = log_probs.topk(truncation.top_k, -1).values[:, -1:]
+        log_probs = log_probs.masked_fill(log_probs < least, -math.inf)
+    if truncation.top_p < 1:
+        ordered, places = log_probs.sort(-1)
+        below = ordered.double().softmax(-1).cumsum(-1) <= 1 - truncation.top_p
+        below[:, -1] = False
+        log_probs = log_probs.masked_fill(below.scatter(-1, places, below), -math.inf)
+    return log_probs.log_softmax(-1)

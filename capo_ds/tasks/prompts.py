@@ -214,3 +214,18 @@ def cut(text: str, stop: Sequence[str]) -> str:
     """The text before the first of the stop strings."""
     ends = [end for end in (text.find(string) for string in stop) if end >= 0]
     return text[: min(ends, default=len(text))]
+
+
+def text_before(tokenizer: PreTrainedTokenizerBase, ids: list[int], stop: Sequence[str]) -> str:
+    """Token ids as text without special tokens, up to the first stop string.
+
+    A stop string with a special token in it is looked for where these still stand.
+    """
+    special = [token for token in tokenizer.all_special_tokens if token]
+    whole = [string for string in stop if any(token in string for token in special)]
+    text = tokenizer.decode(ids, skip_special_tokens=True)
+    if whole:
+        told = tokenizer.decode(ids, skip_special_tokens=False)
+        if (shorter := cut(told, whole)) != told:
+            text = re.sub("|".join(map(re.escape, special)), "", shorter)
+    return cut(text, stop)

@@ -12,6 +12,11 @@ from capo_ds.memory import MemoryPlan, parameter_count, size
 from capo_ds.terminal import columns, wrapped
 from capo_ds.weights import base_precision
 
+OFF_POLICY = (
+    "; top_p, top_k or min_p: off-policy, responses are not drawn from the policy that the "
+    "objective differentiates"
+)
+
 
 def startup_summary(
     config: Config, policy: PeftModel, plan: MemoryPlan, store: str, facts: dict[str, Any]
@@ -30,7 +35,7 @@ def startup_summary(
         "rollout": f"{rollout.prompts_per_step} prompts x {rollout.group_size} responses = "
         f"{samples} samples a step, up to {rollout.max_new_tokens} tokens, "
         f"temperature {rollout.temperature:g}, sampler {rollout.sampler}, importance correction "
-        f"{rollout.importance_correction}",
+        f"{rollout.importance_correction}" + (OFF_POLICY if rollout.truncates else ""),
         "aggregator": config.aggregator
         + (f" {_values(config.capo)}" if config.aggregator == "capo" else ""),
         "gradients": _gradients_row(config, store),
