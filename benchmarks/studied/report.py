@@ -11,7 +11,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from studied.numbers import (
+from studied.summaries import (
     DATA_SETS,
     MEASURES,
     WINDOW,
