@@ -3,6 +3,7 @@
     export OMP_NUM_THREADS=1 RAYON_NUM_THREADS=1   # of the linear algebra, and of Clarabel
     python benchmarks/dual_solver.py               # table, JSON, figure
     python benchmarks/dual_solver.py --prices      # what rho = 1, 10, 100 do
+    python benchmarks/dual_solver.py --large 4096  # every family at C = 0.1 to 2, both regions
 
 Times are CPU seconds on one thread, so that a busy machine does not spoil the ratios. Ours is timed
 whole: `aggregate("capo", ...)`, with the feasibility verdict and the report. CVXPY's time is that
@@ -46,13 +47,17 @@ class Family:
     mode: float = 0.0
     mode_spread: float = 0.0
     heavy: float = 0.0
-    rank: float = 2.0  # dimension over N
+    rank: float = 2.0  # dimension over N; above 4 the dimension itself
     scale: float = 1.0
+    copies: int = 1  # of each gradient, but for noise of 1e-4
 
     def problem(self, count: int, seed: int) -> GramProblem:
         rng = np.random.default_rng(seed)
-        d = max(2, int(self.rank * count))
+        d = int(self.rank) if self.rank > 4 else max(2, int(self.rank * count))
         rows = rng.normal(size=(count, d)) / np.sqrt(d)
+        if self.copies > 1:
+            noise = 1e-4 * rows
+            rows = rows[rng.integers(0, count // self.copies, size=count)] + noise
         loads = self.mode + self.mode_spread * rng.normal(size=(count, 1))
         rows += loads * rng.normal(size=d) / np.sqrt(d)
         rows *= self.scale * np.exp(self.heavy * rng.normal(size=(count, 1)))
@@ -71,6 +76,16 @@ FAMILIES = {
     "scaled 1e-12": Family(mode_spread=0.5, scale=1e-12),
     "scaled 1e+12": Family(mode_spread=0.5, scale=1e12),
 }
+# Harder ones, for `--large`.
+MORE = {
+    "heavier tail": Family(heavy=3.0),
+    "unlike loads": Family(mode_spread=3.0),
+    "rank 64": Family(rank=64.0),
+    "near duplicates": Family(copies=4),
+}
+PLACES = (("difference", 0.1), ("difference", 0.5), ("difference", 1.0), ("difference", 2.0))
+PLACES += (("norm", 0.5),)
+SECONDS = {2048: 0.5, 4096: 3.0, 8192: 20.0}  # what a solve may take
 LARGE = ("near-orthogonal", "shared mode", "infeasible", "rank-deficient")
 
 
@@ -189,6 +204,27 @@ def solve_with_cvxpy(task, solver: str, settings: dict[str, float]) -> float | N
     return task.value
 
 
+def measure_large(count: int) -> list[dict]:
+    """Seconds, gap and status of every family, radius and region at one N."""
+    rows = []
+    for name, family in (FAMILIES | MORE).items():
+        problem = family.problem(count, seed=count)
+        for region, radius in PLACES:
+            seconds, answer = fastest(
+                lambda p=problem, r=region, c=radius: aggregate("capo", p, radius=c, region=r),
+                repeats=1,
+            )
+            row = {"family": name, "count": count, "region": region, "radius": radius}
+            row |= {"seconds": seconds, "gap": answer.report["gap"], "status": answer.status}
+            rows.append(row)
+        took = "  ".join(f"{row['seconds']:7.3f}s" for row in rows[-len(PLACES) :])
+        worst = max(abs(row["gap"]) for row in rows[-len(PLACES) :])
+        print(f"{name:16} {count:5d} {took}  gap {worst:.0e}  {rows[-1]['status']}", flush=True)
+    over = [row for row in rows if row["seconds"] > SECONDS.get(count, np.inf)]
+    print(f"{len(rows) - len(over)} of {len(rows)} within {SECONDS.get(count)} s")
+    return rows
+
+
 def fastest(call: Callable[[], Aggregation], repeats: int) -> tuple[float, Aggregation]:
     seconds = []
     for _ in range(repeats):
@@ -280,7 +316,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--prices", action="store_true", help="only the table of prices")
     parser.add_argument("--quick", action="store_true", help="N up to 512; writes nothing")
+    parser.add_argument("--large", type=int, metavar="N", help="every family at this N, ours only")
     arguments = parser.parse_args()
+    if arguments.large:
+        path = RESULTS.with_name(f"dual_solver_{arguments.large}.json")
+        path.write_text(json.dumps(measure_large(arguments.large), indent=1) + "\n")
+        print(f"wrote {path.relative_to(ROOT)}")
+        return
     if arguments.prices:
         print_prices()
         return

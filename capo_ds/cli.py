@@ -10,10 +10,8 @@ import warnings
 from collections.abc import Callable
 from datetime import timedelta
 
-import torch
-
 from capo_ds.config import Config, ConfigError, config_reference, load_config
-from capo_ds.distributed import comm, launch
+from capo_ds.distributed import launch
 from capo_ds.hub import check_hub
 from capo_ds.interruption import Interruption
 
@@ -36,7 +34,7 @@ def main(
     if dry_run:
         parser.add_argument("--dry-run", action="store_true", help=dry_run.__doc__)
     args = parser.parse_args()
-    with Interruption(lambda: "before the first step; nothing new was learned or saved"):
+    with Interruption(lambda: "nothing new was saved"):
         _run(args, run, dry_run)
 
 
@@ -45,6 +43,8 @@ def _run(
     run: Callable[[Config], None],
     dry_run: Callable[[Config], None] | None,
 ) -> None:
+    from capo_ds.distributed import comm  # and with it torch, only where Ctrl-C is listened to
+
     try:
         config = load_config(args.config, args.set)
         check_files(config)
@@ -59,7 +59,7 @@ def _run(
     except ConfigError as error:  # found on all ranks alike
         _exit(BAD_CONFIG, f"config error\n{error}")
     except comm.PeerError as error:
-        if error.__cause__:
+        if error.__cause__ and error.rank in (None, comm.rank()):
             traceback.print_exception(error.__cause__)  # on the rank where it happened
         _exit(comm.FAILED, f"error: {error}")
     except Exception as error:  # of this rank alone, where no phase was named
@@ -71,6 +71,7 @@ def _run(
 
 def _hush_libraries() -> None:
     """Leave the terminal to the run's own lines."""
+    import torch
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # one bar per rank for reading the weights

@@ -15,8 +15,10 @@ from capo_ds.distributed import comm
 from capo_ds.distributed.engine import deepspeed_settings
 from capo_ds.memory import parameter_count, plan_on_all_ranks, size
 from capo_ds.preparation import prepare
+from capo_ds.rehearsal import rehearse
 from capo_ds.rollout.choose import check_sampler
 from capo_ds.run_folder import check_resume
+from capo_ds.tasks.prompts import encode
 
 
 def dry_run(config: Config) -> None:
@@ -31,6 +33,7 @@ def dry_run(config: Config) -> None:
     deepspeed_settings(config, Path(config.train.output_dir))
     with comm.together("looking for the sampler"):
         check_sampler(config, policy, ready.tokenizer)
+    rehearse(config, policy, encode(ready.tokenizer, ready.train_problems[:2]))
     plan = plan_on_all_ranks(config, policy)
     store = plan.choose(config.gradients.store)
     ranks = comm.gather(_this_rank(config))

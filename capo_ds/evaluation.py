@@ -18,11 +18,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from capo_ds.config import Config, ConfigError
 from capo_ds.distributed import comm
+from capo_ds.hub import check_name
 from capo_ds.models import load_base_model, load_tokenizer
 from capo_ds.rollout.base import (
     Draw,
     Rollout,
     Sampler,
+    Truncation,
     check_length,
     end_tokens,
     model_context,
@@ -31,7 +33,7 @@ from capo_ds.rollout.hf import HuggingFaceSampler, stop_at
 from capo_ds.run_folder import FolderLock
 from capo_ds.tasks import Judge, Problem, Verdict, load_benchmark, load_data_set, score
 from capo_ds.tasks.groups import Groups
-from capo_ds.tasks.prompts import cut, encode, fitting, render
+from capo_ds.tasks.prompts import encode, fitting, render, text_before
 from capo_ds.tasks.worker import Comparison
 from capo_ds.terminal import aligned, columns, wrapped
 
@@ -182,7 +184,12 @@ class Evaluator:
         # By the problem's number: the same responses on any number of ranks.
         draws = [Draw(settings.seed, benchmark, number) for number, _ in problems]
         rollout = sampler.sample(
-            encode(self.tokenizer, posed), draws, k, settings.temperature, self.limit
+            encode(self.tokenizer, posed),
+            draws,
+            k,
+            settings.temperature,
+            self.limit,
+            Truncation(settings.top_p, settings.top_k, settings.min_p),
         )
         texts = decode(self.tokenizer, rollout, self.config.prompt.stop)
         verdicts = score(texts, [problem for problem in posed for _ in range(k)], self.judge)
@@ -196,8 +203,7 @@ def decode(
 ) -> list[str]:
     """Completions as text, without padding, special tokens, and what ended them."""
     rows = zip(rollout.completion_ids, rollout.completion_mask, strict=True)
-    texts = [tokenizer.decode(ids[mask], skip_special_tokens=True) for ids, mask in rows]
-    return [cut(text, stop) for text in texts]
+    return [text_before(tokenizer, ids[mask].tolist(), list(stop)) for ids, mask in rows]
 
 
 def as_metrics(evaluations: list[Evaluation]) -> dict[str, float]:
@@ -280,7 +286,7 @@ def run(config: Config) -> None:
     folder = Path(config.evaluation.output_dir)
     with comm.together("start-up"):
         lock = FolderLock("evaluation.output_dir", folder) if comm.is_main() else None
-        tokenizer = load_tokenizer(config.model.path)
+        tokenizer = load_tokenizer(config.model)
         judge = Judge(config.reward.time_limit, config.reward.workers)
         evaluator = Evaluator(config, tokenizer, judge)
         model = load_model(config).to(comm.device()).eval()
@@ -308,6 +314,8 @@ def load_model(config: Config) -> PreTrainedModel | PeftModel:
     model, adapter = load_base_model(config.model), config.evaluation.adapter
     if adapter is None:
         return model
+    if not Path(adapter).exists():
+        check_name("evaluation.adapter", adapter, "model")
     try:
         return PeftModel.from_pretrained(model, adapter)
     except (OSError, ValueError, RuntimeError) as error:

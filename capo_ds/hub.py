@@ -24,18 +24,23 @@ def check_hub(config: Config) -> None:
             the cache, or a cache that cannot be written.
     """
     for key, name, kind in _hub_names(config):
-        _check_name(key, name)
-        cached = _is_cached(name, kind)
-        if not _is_offline():
-            _ask(key, name, kind, cached)
-        if _is_offline() and not cached:
-            raise ConfigError(
-                f"{key}: offline, and {name!r} is not in the cache {_cache()}; give a local folder "
-                "or file, set HF_HOME to a cache that has it, or connect (HTTPS_PROXY, HF_ENDPOINT "
-                f"for a mirror; {OFFLINE} is {os.environ.get(OFFLINE, 'not set')})"
-            )
-        if not cached:
-            _check_writable(key, name)
+        check_name(key, name, kind)
+
+
+def check_name(key: str, name: str, kind: str) -> None:
+    """`check_hub` of one name. kind: of repository, model or dataset."""
+    _check_words(key, name)
+    cached = _is_cached(name, kind)
+    if not _is_offline():
+        _ask(key, name, kind, cached)
+    if _is_offline() and not cached:
+        raise ConfigError(
+            f"{key}: offline, and {name!r} is not in the cache {_cache()}; give a local folder "
+            "or file, set HF_HOME to a cache that has it, or connect (HTTPS_PROXY, HF_ENDPOINT "
+            f"for a mirror; {OFFLINE} is {os.environ.get(OFFLINE, 'not set')})"
+        )
+    if not cached:
+        _check_writable(key, name)
 
 
 def _hub_names(config: Config) -> Iterator[tuple[str, str, str]]:
@@ -45,9 +50,12 @@ def _hub_names(config: Config) -> Iterator[tuple[str, str, str]]:
     path = config.model.path
     if path not in BUILTIN_MODELS and not is_local(path):
         yield "model.path", path, "model"
-    wanted = [("task.path", config.task.name, config.task.path)]
-    if config.task.test_path:
-        wanted.append(("task.test_path", config.task.name, config.task.test_path))
+    wanted = []
+    for number, entry in enumerate(config.task.entries):
+        prefix = f"task.mixture.{number}" if config.task.mixture else "task"
+        wanted.append((f"{prefix}.path", entry.name, entry.path))
+        if entry.test_path:
+            wanted.append((f"{prefix}.test_path", entry.name, entry.test_path))
     for number, entry in enumerate(config.evaluation.benchmarks):
         wanted.append((f"evaluation.benchmarks.{number}.path", entry.name, entry.path))
     for key, source, given in wanted:
@@ -56,7 +64,7 @@ def _hub_names(config: Config) -> Iterator[tuple[str, str, str]]:
             yield key, place, "dataset"
 
 
-def _check_name(key: str, name: str) -> None:
+def _check_words(key: str, name: str) -> None:
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     try:

@@ -147,9 +147,7 @@ class Learner:
             self.config.rollout.max_new_tokens,
         )
         self.means.add("loss/learning_rate", self.engine.learning_rate)
-        self.policy.train()  # Hugging Face checkpoints activations in training mode only,
         gradient = self._gradient(batch, int(samples), number)
-        self.policy.eval()  # and decodes with its cache in evaluation mode only.
         with self.timer("optimizer"):
             self.means.add("loss/grad_norm", self.engine.apply(gradient))
         self.means.add("comm/optimizer_bytes", self.engine.bytes_sent)

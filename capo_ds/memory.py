@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import psutil
 import torch
 from peft import PeftModel
+from transformers import PretrainedConfig
 
+from capo_ds.architecture import text_config
 from capo_ds.config import Config, ConfigError
 from capo_ds.distributed import comm, launch
-from capo_ds.models import LOGIT_CHUNK_TOKENS
+from capo_ds.log_probs import LOGIT_CHUNK_TOKENS, WHOLE_LOGITS
 
 GIB = 2**30
 USABLE = 0.9  # of the memory: the rest goes to fragments, and to what is not estimated
@@ -93,18 +95,18 @@ class MemoryPlan:
 def plan_memory(config: Config, policy: PeftModel, ranks: int, capacity: Capacity) -> MemoryPlan:
     """The plan for the run's shapes, if all responses are as long as they may be."""
     trainable = sum(parameter_count(p) for p in policy.parameters() if p.requires_grad)
-    rollout, architecture = config.rollout, policy.get_base_model().config
+    rollout, architecture = config.rollout, text_config(policy.get_base_model().config)
     samples = -(-rollout.prompts_per_step // ranks) * rollout.group_size
     vocabulary = architecture.vocab_size
-    heads = getattr(architecture, "num_key_value_heads", architecture.num_attention_heads)
-    head_size = getattr(architecture, "head_dim", None) or (
-        architecture.hidden_size // architecture.num_attention_heads
-    )
+    heads, head_size = cache_heads(architecture)
     tokens = rollout.max_prompt_tokens + rollout.max_new_tokens
     layers, number = architecture.num_hidden_layers, getattr(torch, config.model.dtype).itemsize
     sampled = min(samples, rollout.batch_size)
     cache = sampled * tokens * layers * 2 * heads * head_size * number
     trained = min(samples, config.train.micro_batch_size) * tokens * architecture.hidden_size
+    logit_rows = LOGIT_CHUNK_TOKENS
+    if getattr(policy, WHOLE_LOGITS, False):
+        logit_rows += min(samples, config.train.micro_batch_size) * (rollout.max_new_tokens + 1)
     kept = trained * number // 2 * ACTIVATION_BYTES  # of one layer
     if config.model.gradient_checkpointing:
         activations = kept + trained * number * layers
@@ -121,7 +123,7 @@ def plan_memory(config: Config, policy: PeftModel, ranks: int, capacity: Capacit
         "weights": weights - 4 * trainable,
         "LoRA and optimizer (model.lora_rank)": trainable * TRAINED_BYTES,
         "the larger of training and sampling": max(
-            activations + 2 * 4 * LOGIT_CHUNK_TOKENS * vocabulary, sampling[rollout.sampler]
+            activations + 2 * 4 * logit_rows * vocabulary, sampling[rollout.sampler]
         ),
     }
     if rollout.sampler == "vllm" and capacity.shared:
@@ -139,6 +141,22 @@ def plan_memory(config: Config, policy: PeftModel, ranks: int, capacity: Capacit
         if sketched:
             stores["recompute"] = Capacity(sketches + 4 * trainable, 0)
     return MemoryPlan(needs, stores, capacity)
+
+
+def cache_heads(architecture: PretrainedConfig) -> tuple[int, int]:
+    """Number and size of the heads that a layer keeps keys of: the largest, where layers differ,
+    and 0 for models without attention, whose states do not grow."""
+
+    def largest(*names: str) -> int:
+        values = [getattr(architecture, name, None) or 0 for name in names]
+        return max(max(v) if isinstance(v, list | tuple) else v for v in values)
+
+    attention = largest("num_attention_heads")
+    if not attention:
+        return 0, 0
+    heads = largest("num_key_value_heads", "num_global_key_value_heads") or attention
+    size = largest("head_dim", "global_head_dim") or architecture.hidden_size // attention
+    return heads, size
 
 
 def plan_on_all_ranks(config: Config, policy: PeftModel) -> MemoryPlan:

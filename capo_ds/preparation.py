@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
+from capo_ds.architecture import check_positions
 from capo_ds.config import Config, ConfigError
 from capo_ds.distributed import comm
 from capo_ds.evaluation import Evaluator
@@ -42,16 +43,18 @@ def prepare(config: Config, dry: bool = False) -> Prepared:
     """
     with comm.together("start-up"):
         lock = claim_run(config, dry)
-        tokenizer = load_tokenizer(config.model.path)
+        tokenizer = load_tokenizer(config.model)
         judge = Judge(config.reward.time_limit, config.reward.workers)
         scorer = Scorer(config.reward, judge)
         problems = render(load_problems(config.task, "train"), config.prompt, tokenizer)
         kept = fitting(problems, tokenizer, config.rollout.max_prompt_tokens)
+        scorer.check(kept)
         order = prompt_order(config, kept)
         evaluator = Evaluator(config, tokenizer, judge) if config.train.eval_every else None
         policy = load_policy(config.model, config.train.seed, comm.device())
         context = model_context(policy)
         longest = max(map(len, encode(tokenizer, kept)))
+        check_positions(policy.config, longest + config.rollout.max_new_tokens)
         check_length(longest, config.rollout.max_new_tokens, context)
         if evaluator:
             evaluator.check_lengths(context)

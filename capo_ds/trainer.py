@@ -25,7 +25,8 @@ from capo_ds.learner import SEQUENCE_RATIO_SQUARE, Batch, Learner
 from capo_ds.memory import plan_on_all_ranks, used_memory
 from capo_ds.objective import group_advantages
 from capo_ds.preparation import prepare
-from capo_ds.rollout.base import Draw, Rollout
+from capo_ds.rehearsal import Passes, rehearse, rehearse_saving
+from capo_ds.rollout.base import Draw, Rollout, Truncation
 from capo_ds.rollout.choose import make_sampler
 from capo_ds.run_folder import check_unchanged, going_on
 from capo_ds.seeding import Stream, generator
@@ -84,11 +85,22 @@ class Trainer:
             optimizer_steps=config.train.steps * self.updates_per_step,
             monitor_dir=self.folder,
         )
+        rehearse(
+            config,
+            self.engine.module,
+            encode(self.tokenizer, self.train_problems[:PROBE_PROBLEMS]),
+            Passes(
+                self.engine.gathered,
+                self.engine.whole,
+                self.engine.end_of_pass,
+                self.engine.lockstep,
+            ),
+        )
+        rehearse_saving(self.folder, self.engine, self.tokenizer)
         self.timer, self.means = PhaseTimer(), Means()
         self.memory = plan_on_all_ranks(config, policy)
         store = self.memory.choose(config.gradients.store)
         self.learner = Learner(config, self.engine, store, self.means, self.timer)
-        self.engine.module.eval()
         self.first_step = 0
         self.accuracy: dict[str, float | None] = {"before": None, "latest": None, "best": None}
         self.best_step = 0  # where that was measured
@@ -164,6 +176,7 @@ class Trainer:
                 bar.close()
                 if comm.is_main():
                     print(f"terminated after step {done}; train.resume=auto goes on from there")
+                    _tell_hint(read_metrics(self.folder))
                 return False
         bar.close()
         return True
@@ -225,6 +238,7 @@ class Trainer:
             [Draw(seed, step, number) for number in numbers],
             rollout.group_size,
             rollout.temperature,
+            truncation=Truncation(rollout.top_p, rollout.top_k, rollout.min_p),
         )
         return problems, responses
 
@@ -238,7 +252,8 @@ class Trainer:
         group = self.config.rollout.group_size
         repeated = [problem for problem in problems for _ in range(group)]
         texts = decode(self.tokenizer, rollout, self.config.prompt.stop)
-        scores = self.scorer(texts, repeated)
+        rows = zip(rollout.completion_ids, rollout.completion_mask, strict=True)
+        scores = self.scorer(texts, repeated, [ids[mask].tolist() for ids, mask in rows])
         rewards = torch.tensor(scores.rewards, dtype=torch.float64).view(-1, group)
         rounding = torch.tensor(scores.roundings, dtype=torch.float64).view(-1, group)
         scale = self.config.objective.scale_advantages
@@ -412,8 +427,12 @@ class Trainer:
         print(f"adapter      {self.folder / 'adapter'}")
         print(f"metrics      {self.folder / METRICS_FILE} and TensorBoard beside it")
         print(f"reward curve {reward_curve(self.folder)}", flush=True)
-        if hint := signal_hint(metrics):
-            print(wrapped(hint, columns(sys.stdout)), flush=True)
+        _tell_hint(metrics)
+
+
+def _tell_hint(metrics: list[dict[str, float]]) -> None:
+    if hint := signal_hint(metrics):
+        print(wrapped(hint, columns(sys.stdout)), flush=True)
 
 
 def checkpoint_name(step: int) -> str:

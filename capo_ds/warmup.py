@@ -94,7 +94,7 @@ def run(config: Config) -> Outcome:
     with comm.together("warm-up set-up"):
         check_batch_size(config)
         lock = FolderLock("warmup.output_dir", folder) if comm.is_main() else None
-        tokenizer = load_tokenizer(config.model.path)
+        tokenizer = load_tokenizer(config.model)
         demonstrations = encode(config, tokenizer)
         judge = Judge(config.reward.time_limit, config.reward.workers)
         evaluator = Evaluator(config, tokenizer, judge)

@@ -10,7 +10,7 @@ b being what is fixed. Then u' Q (v + b) = t_v 1' u_P = 0, so s^2 = ||dg||^2 / R
 
     s^2 = ||v + b||_Q^2 / (R^2 - ||u||_Q^2),
 
-one Cholesky factor of Q_FF. If the denominator is not positive, the value falls along u without end.
+one Cholesky factor of Q_FF. Where the denominator is not positive, the value falls along u.
 
 All samples that leave their bounds go to them, all at a bound whose gradient points inwards become
 free, and so on: block principal pivoting (Portugal, Judice and Vicente 1994; Kim and Park 2011 for
@@ -31,7 +31,7 @@ from capo_ds.aggregation.program import ConeProgram
 SOLVED = 1e-10  # relative gap at which to stop
 MAX_ROUNDS = 40
 PATIENCE = 8  # rounds without fewer exchanges
-DAMPING = 1e-13  # makes Q_FF definite if gradients are duplicated
+DAMPING = (1e-13, 1e-12)  # makes Q_FF definite if gradients are duplicated; tried in turn
 SLACK = 1e-12  # of a sample's own terms: what counts as a gradient of zero
 
 
@@ -52,6 +52,8 @@ class Sides:
 def exchange(program: ConeProgram, sides: Sides) -> tuple[np.ndarray | None, float]:
     """The best feasible xi met, and its relative gap with the recovery c + R dg / ||dg||.
 
+    If dg vanishes at one, that is it, with an infinite gap: there is no such recovery.
+
     Args:
         program: finite price.
         sides: where to start; changed.
@@ -67,7 +69,7 @@ def exchange(program: ConeProgram, sides: Sides) -> tuple[np.ndarray | None, flo
             xi = _clipped(program, face.xi)
             products = program.gram @ xi
             if program.direction_vanishes(xi, products):
-                break
+                return xi, np.inf
             gap, _ = program.boundary_gap(xi, products)
             if gap < best_gap:
                 best, best_gap = xi, gap
@@ -145,10 +147,13 @@ class _FreeSystem:
     def factor(cls, program: ConeProgram, free: np.ndarray) -> _FreeSystem | None:
         if len(free) == 0:
             return None
-        matrix = program.gram[np.ix_(free, free)]
-        matrix.flat[:: len(free) + 1] *= 1.0 + DAMPING
-        factor, info = dpotrf(matrix.T, lower=True, clean=False, overwrite_a=True)
-        if info != 0:
+        for damping in DAMPING:
+            matrix = program.gram[np.ix_(free, free)]
+            matrix.flat[:: len(free) + 1] *= 1.0 + damping
+            factor, info = dpotrf(matrix.T, lower=True, clean=False, overwrite_a=True)
+            if info == 0:
+                break
+        else:
             return None
         ones = (free < program.positives).astype(float)
         solved, _ = dpotrs(factor, ones, lower=True)

@@ -84,7 +84,7 @@ def given(problem: GramProblem, groups: np.ndarray, choices: Choices) -> Given:
     )
     if choices.tasks == "sample":
         return Given(scaled, np.arange(count), scale)
-    return _group_sums(scaled, groups, scale)
+    return _group_sums(scaled, groups, scale, ~problem.dropped)
 
 
 def norm_scale(problem: GramProblem, norms: str, quantile: float) -> np.ndarray:
@@ -147,12 +147,13 @@ def geometric_median(gram: np.ndarray, iterations: int = 200) -> np.ndarray:
     return weights
 
 
-def _group_sums(scaled: GramProblem, groups: np.ndarray, scale: np.ndarray) -> Given:
+def _group_sums(
+    scaled: GramProblem, groups: np.ndarray, scale: np.ndarray, kept: np.ndarray
+) -> Given:
     """Tasks that are the sums over a prompt's positives, negatives and other samples."""
     kind = scaled.positive.astype(int) - scaled.negative  # 1, -1, 0
     keys, task = np.unique(np.stack([groups, kind]), axis=1, return_inverse=True)
     task = task.reshape(-1)
-    kept = ~scaled.dropped
     members = np.zeros((keys.shape[1], scaled.count))
     members[task[kept], np.flatnonzero(kept)] = 1.0
     # All samples of a prompt weigh the same in g_0; one that was dropped weighs nothing.

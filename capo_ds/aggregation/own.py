@@ -20,7 +20,9 @@ def own_aggregator(name: str, problem: GramProblem) -> Aggregation:
     function = load_function("aggregator", name)
     try:
         coefficients = np.asarray(function(problem), dtype=np.float64)
-    except Exception as error:  # the user's code may raise anything
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the user's code may raise anything, sys.exit too
         raise RuntimeError(f"aggregator {name}: {what(error)}") from error
     if coefficients.shape != (problem.count,) or not np.isfinite(coefficients).all():
         raise RuntimeError(

@@ -11,11 +11,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+from scipy.linalg.lapack import dpotrf
 
 from capo_ds.aggregation.problem import GramProblem
 
 SOUND = 1e-13  # eigenvalues of the cosines above minus this share of the largest are float64's zero
 NOISE = 3.0  # eigenvalues up to this multiple of the most negative one are rounding as well
+CHOLESKY = 512  # up to here a Cholesky factor is the quickest proof that a matrix is sound
 DENSE = 256  # up to here all eigenvalues are computed at once
 LANCZOS_STEPS = 24
 OVERSAMPLING = 16
@@ -50,6 +52,8 @@ def semidefinite(problem: GramProblem) -> tuple[GramProblem, float]:
 def _without_noise(matrix: np.ndarray) -> np.ndarray | None:
     """The matrix on the eigenvalues above its noise; None if it is sound."""
     count = len(matrix)
+    if count <= CHOLESKY and _positive(matrix, SOUND * count):
+        return None
     if count <= DENSE:
         values, vectors = np.linalg.eigh(matrix)
         least, most = values[0], values[-1]
@@ -70,6 +74,13 @@ def _without_noise(matrix: np.ndarray) -> np.ndarray | None:
     kept = values > noise
     root = vectors[:, kept] * np.sqrt(values[kept])
     return root @ root.T
+
+
+def _positive(matrix: np.ndarray, shift: float) -> bool:
+    """Whether all eigenvalues are above -shift."""
+    shifted = matrix.copy()
+    shifted.flat[:: len(matrix) + 1] += shift
+    return dpotrf(shifted, overwrite_a=True, clean=False)[1] == 0
 
 
 def _extremes(matrix: np.ndarray) -> tuple[float, float]:

@@ -23,7 +23,8 @@ ACTIVE = 1e-6  # Clarabel's weights below this share of the largest are at their
 USABLE = 1e-3  # with more than this there is no answer
 DIRECT = 32  # up to this many samples the interior point starts at once
 FEW = 16  # positives, or negatives, that are never halved further
-WORKING_SET = 64  # samples that `nearest` adds at a time, at least
+WORKING_SET = 64  # samples that a working set takes in at a time, at least
+NEARLY_ALL = 0.8  # a working set of more than this share of the samples is not worth it
 PROXIMAL_STEPS = (1e1, 1e2, 1e3, 1e4, 1e5)  # mu of `nearest`, where norms and R are about 1
 
 
@@ -113,17 +114,20 @@ def nearest(program: ConeProgram, scale: float) -> np.ndarray | None:
     tolerance = CERTIFIED * scale * scaled.radius * step_unit / program.radius**2
     count = len(program.linear)
     products, kept, step = scaled.linear, np.zeros(0, int), np.zeros(count)
+    steps = list(PROXIMAL_STEPS)
     while scaled.primal_value(products) < -tolerance:
-        violated = _most_violated(scaled, products, max(WORKING_SET, len(kept)))
+        violated = _most_violated(scaled, products, 0.0, _batch(kept))
         grown = np.union1d(kept, violated)
         if len(grown) == len(kept):
             return None
         kept, step = grown, np.zeros(count)
         part = _with_zero(scaled.restricted(kept))
-        for mu in PROXIMAL_STEPS:
-            part_step = interior_point.proximal(part, mu)
-            if part.primal_value(part.products(part_step)) >= -tolerance / 2:
+        while True:
+            part_step = interior_point.proximal(part, steps[0])
+            enough = part.primal_value(part.products(part_step)) >= -tolerance / 2
+            if enough or len(steps) == 1:
                 break
+            steps.pop(0)
         step[kept] = part_step[len(part_step) - len(kept) :]
         products = scaled.products(step)
     return step_unit * step
@@ -142,11 +146,21 @@ def _with_zero(program: ConeProgram) -> ConeProgram:
     return replace(program, gram=gram, linear=linear, positives=program.positives + 1)
 
 
-def _most_violated(program: ConeProgram, products: np.ndarray, count: int) -> np.ndarray:
-    """Up to `count` samples with <g, g_i> < 0, those of the least cosine first."""
-    cosines = products / np.maximum(program.norms, np.finfo(float).tiny)
+def _most_violated(
+    program: ConeProgram, products: np.ndarray, threshold: float, count: int
+) -> np.ndarray:
+    """Up to `count` samples that spoil the value at a point, those of the least cosine first:
+    negatives with <g, g_i> < 0, positives with <g, g_i> < threshold."""
+    limits = np.zeros(len(products))
+    limits[: program.positives] = threshold
+    cosines = (products - limits) / np.maximum(program.norms, np.finfo(float).tiny)
     order = np.argsort(cosines, kind="stable")[:count]
-    return order[products[order] < 0.0]
+    return order[cosines[order] < 0.0]
+
+
+def _batch(kept: np.ndarray) -> int:
+    """How many samples a working set takes in at a time."""
+    return max(WORKING_SET, len(kept) // 2)
 
 
 def optimum_is_zero(program: ConeProgram, xi: np.ndarray) -> bool:
@@ -160,7 +174,7 @@ def _proves_infeasible(violation: ConeProgram, beta: np.ndarray) -> bool:
 
 
 def _staged(program: ConeProgram) -> Solution:
-    """Whole sets of samples exchanged; else the same from a smaller program; else the interior point.
+    """Sets of samples exchanged; else the same from a smaller program; else the interior point.
 
     At the optimum most constraints are slack, or most bind: exchanges find out which in a few
     rounds. Where Q is too ill-conditioned for them, half of the samples, those that c serves best,
@@ -176,20 +190,41 @@ def _staged(program: ConeProgram) -> Solution:
     if solution:
         return solution
     coarse = _staged(program.restricted(kept))
-    spent = coarse.iterations
-    xi = np.zeros(len(program.linear))
-    xi[kept] = coarse.xi
-    if not coarse.on_boundary and optimum_is_zero(program, xi):
-        solution = _recover(program, xi, np.zeros_like(xi), spent, fallback=False)
-        if solution.certified:
-            return solution
-    else:
-        solution = _exchanged(program, Sides.of(program, xi), spent)
-        if solution:
-            return solution
-        xi, gap = polish(program, xi, _between_bounds(program, xi, margin=0.0))
-        if gap <= POLISHED:
-            return _recover(program, xi, program.boundary_step(xi), spent, fallback=False)
+    solution = None
+    if coarse.on_boundary:
+        xi = np.zeros(len(program.linear))
+        xi[kept] = coarse.xi
+        solution = _exchanged(program, Sides.of(program, xi), coarse.iterations)
+    return solution or _grown(program, kept, coarse)
+
+
+def _grown(program: ConeProgram, kept: np.ndarray, coarse: Solution) -> Solution:
+    """The solution from that of the samples `kept`, by adding those that its primal point violates.
+
+    Each round costs the interior point of a part of the program; the whole comes last.
+    """
+    spent, count = coarse.iterations, len(program.linear)
+    while True:
+        xi, step = np.zeros(count), np.zeros(count)
+        xi[kept], step[kept] = coarse.xi, coarse.step
+        whole = replace(coarse, xi=xi, step=step, gap=program.gap(xi, step), iterations=spent)
+        if not (whole.certified or whole.on_boundary) and optimum_is_zero(program, xi):
+            whole = _projected(program, xi, step, spent, fallback=False)
+        if whole.certified:
+            return whole
+        if whole.on_boundary:
+            xi, gap = polish(program, xi, _between_bounds(program, xi, margin=0.0))
+            if gap <= POLISHED and not optimum_is_zero(program, xi):
+                return _recover(program, xi, program.boundary_step(xi), spent, fallback=False)
+        products = program.products(whole.step)
+        aligned = products[kept[kept < program.positives]].min(initial=np.inf)
+        violated = _most_violated(program, products, aligned, _batch(kept))
+        grown = np.union1d(kept, violated)
+        if len(grown) == len(kept) or len(grown) > NEARLY_ALL * count:
+            break
+        kept = grown
+        coarse = _interior_point(program.restricted(kept))
+        spent += coarse.iterations
     solution = _interior_point(program)
     return replace(solution, iterations=spent + solution.iterations)
 
@@ -199,8 +234,13 @@ def _exchanged(program: ConeProgram, sides: Sides, spent: int) -> Solution | Non
     xi, gap = exchange(program, sides)
     if POLISHED < gap <= CLOSE:
         xi, gap = polish(program, xi, _between_bounds(program, xi, margin=0.0))
-    # At a value of zero dg may be: then not any optimal point counts, but the nearest to c.
-    if not gap <= POLISHED or optimum_is_zero(program, xi):
+    if xi is not None and optimum_is_zero(program, xi):
+        # dg may be zero: then not any optimal point counts, but the nearest to c.
+        if not program.direction_vanishes(xi):
+            return None
+        solution = _projected(program, xi, np.zeros_like(xi), spent, fallback=False)
+        return solution if solution.certified else None
+    if not gap <= POLISHED:
         return None
     return _recover(program, xi, program.boundary_step(xi), spent, fallback=False)
 
@@ -265,8 +305,16 @@ def _recover(
         if gap <= max(CERTIFIED, program.gap(xi, step)):
             return Solution(xi, recovered, True, gap, iterations, fallback)
     if optimum_is_zero(program, xi):
-        projected = nearest(program, program.cancellation_scale(xi))
-        step = step if projected is None else _shrunk(program, projected)
+        return _projected(program, xi, step, iterations, fallback)
+    return Solution(xi, step, False, program.gap(xi, step), iterations, fallback)
+
+
+def _projected(
+    program: ConeProgram, xi: np.ndarray, step: np.ndarray, iterations: int, fallback: bool
+) -> Solution:
+    """xi of value 0 with the optimal point nearest to c; with `step` if that cannot be had."""
+    projected = nearest(program, program.cancellation_scale(xi))
+    step = step if projected is None else _shrunk(program, projected)
     return Solution(xi, step, False, program.gap(xi, step), iterations, fallback)
 
 

@@ -115,7 +115,7 @@ class Solver:
         results = self._fit(blocks, groups, options)
         coefficients = np.stack([result.coefficients for result in results])
         applied = Applied.of(blocks, coefficients)
-        metrics |= self._report(results)
+        metrics |= self._report(results, int(whole.dropped.sum()))
         if self.measure_heldout and held:
             metrics |= heldout(blocks, groups, first, self._coefficients(options))
         solved = Solved(
@@ -158,14 +158,15 @@ class Solver:
         measures = heldout(blocks, groups, first, self._coefficients(options))
         return measures.get("conflict/heldout_alignment")
 
-    def _report(self, results: list[Aggregation]) -> dict[str, float]:
+    def _report(self, results: list[Aggregation], dropped: int) -> dict[str, float]:
         """The aggregator's own, as means over blocks."""
         group = Path(self.name).name.replace(":", "_")
-        keys = results[0].report
-        return {
-            f"{group}/{key}": float(np.mean([result.report[key] for result in results]))
-            for key in keys
+        means = {
+            key: float(np.mean([result.report[key] for result in results]))
+            for key in results[0].report
         }
+        # An aggregator that is given scaled or added gradients sees no sample that was dropped.
+        return {f"{group}/{key}": value for key, value in (means | {"dropped": dropped}).items()}
 
 
 def _sketched_norms(

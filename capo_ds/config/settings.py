@@ -78,14 +78,51 @@ class ModelConfig(Section):
     lora_rank: StrictInt = Field(64, ge=1, description="rank r of the LoRA factors")
     lora_alpha: Number = Field(128, gt=0, description="LoRA scale: the update is alpha / r * B A")
     rslora: StrictBool = Field(False, description="scale by alpha / sqrt(r) instead (rsLoRA)")
-    lora_targets: list[str] = Field(
+    lora_targets: Annotated[list[str], Field(min_length=1)] | str = Field(
         ["q_proj", "k_proj", "v_proj", "o_proj"],
-        min_length=1,
-        description="names of the linear layers that get LoRA factors",
+        description="the linear layers that get LoRA factors: their names, or one text: all-linear "
+        "(all but the output layer), or a regular expression of whole names; layers outside the "
+        "language model (vision and audio towers) never get any",
+    )
+    lora_exclude: list[str] | str = Field(
+        [],
+        description="names of layers among them that get none, or a regular expression of whole "
+        "names",
+    )
+    adapter: str | None = Field(
+        None,
+        description="folder or hub name of a PEFT LoRA adapter to go on from, with its own rank, "
+        "alpha and targets in place of the keys above; null: a fresh one",
+    )
+    reference: Literal["base", "adapter"] = Field(
+        "base",
+        description="what the KL term is measured to: the base model, or model.adapter as it was",
     )
     gradient_checkpointing: StrictBool = Field(
         False, description="recompute activations in the backward pass to save memory"
     )
+    load_in_4bit: StrictBool = Field(
+        False,
+        description="quantise the base weights to 4 bits as they are read (NF4, by bitsandbytes): "
+        "QLoRA",
+    )
+    attn_implementation: str | None = Field(
+        None,
+        description="transformers' attention: sdpa, eager, flash_attention_2, ...; null: its own "
+        "choice",
+    )
+    revision: str | None = Field(
+        None, description="commit, tag or branch of the model on the hub; null: its newest"
+    )
+    trust_remote_code: StrictBool = Field(
+        False, description="run Python code that the model brings along"
+    )
+
+    @model_validator(mode="after")
+    def _reference_is_there(self) -> ModelConfig:
+        if self.reference == "adapter" and self.adapter is None:
+            raise ValueError("model.reference: adapter, but model.adapter is not set; set it")
+        return self
 
 
 class DatasetConfig(Section):
@@ -219,8 +256,19 @@ class PromptConfig(Section):
     instruction: str | None = Field(
         None, description="what is asked of the answer; null: the template's own words"
     )
-    stop: list[str] = Field(
-        [], description="texts that end a response; they are cut off before it is judged"
+    system: str | None = Field(
+        None,
+        description="system message of template chat, for conversations that have none of their "
+        "own",
+    )
+    template_kwargs: dict[str, Any] = Field(
+        {},
+        description="variables of the tokenizer's chat template, e.g. {enable_thinking: false}",
+    )
+    stop: list[Annotated[str, Field(min_length=1)]] = Field(
+        [],
+        description="texts, special tokens among them, that end a response; they are cut off "
+        "before it is judged",
     )
 
     @model_validator(mode="after")
@@ -230,6 +278,12 @@ class PromptConfig(Section):
                 f"prompt.template: {self.template!r} is none of {', '.join(PROMPT_TEMPLATES)} and "
                 "has no {problem} in it"
             )
+        for key in ("system", "template_kwargs"):
+            if getattr(self, key) and self.template != "chat":
+                raise ValueError(
+                    f"prompt.{key}: only the tokenizer's chat template has a place for it; set "
+                    "prompt.template to chat, or write the text into your own template"
+                )
         return self
 
 
@@ -265,7 +319,31 @@ class RewardConfig(Section):
         return self
 
 
-class EvaluationConfig(Section):
+class TruncatedSampling(Section):
+    """Tokens that may be drawn; keys of rollout and of evaluation."""
+
+    top_p: Number = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="draw from the likeliest tokens that together have this probability; 1 = all "
+        "(less makes a rollout off-policy: docs/prompts.md)",
+    )
+    top_k: StrictInt = Field(0, ge=0, description="draw from this many likeliest tokens; 0 = all")
+    min_p: Number = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="draw from tokens of at least this probability relative to the likeliest; "
+        "0 = all",
+    )
+
+    @property
+    def truncates(self) -> bool:
+        return self.top_p < 1 or self.top_k > 0 or self.min_p > 0
+
+
+class EvaluationConfig(TruncatedSampling):
     """Accuracy on benchmarks, in training and by launchers/evaluate.py."""
 
     benchmarks: list[BenchmarkConfig] = Field(
@@ -296,6 +374,11 @@ class EvaluationConfig(Section):
                 f"evaluation.samples: {self.samples} greedy responses are all the same; set "
                 "evaluation.temperature"
             )
+        if self.truncates and self.temperature == 0:
+            raise ValueError(
+                "evaluation.top_p, top_k, min_p: greedy decoding takes the likeliest token in any "
+                "case; set evaluation.temperature, or leave them out"
+            )
         _refuse_doubles("evaluation.benchmarks", [entry.title for entry in self.benchmarks])
         return self
 
@@ -305,7 +388,7 @@ def _refuse_doubles(key: str, names: list[str]) -> None:
         raise ValueError(f"{key}: {', '.join(doubles)} is there twice; remove or relabel one")
 
 
-class RolloutConfig(Section):
+class RolloutConfig(TruncatedSampling):
     """Sampling of responses from the current policy."""
 
     prompts_per_step: StrictInt = Field(64, ge=1, description="prompts in a step, over all ranks")
@@ -338,7 +421,8 @@ class RolloutConfig(Section):
         gt=0,
         description="largest mean difference between vLLM's and the trainer's log-probabilities "
         "over a sequence of the probe that follows each weight sync, in nats a token; the run "
-        "ends beyond it; null: 0.001 for model.dtype float32, 0.1 for bfloat16",
+        "ends beyond it; null: by model.dtype and the size of the logits (float32 0.001, "
+        "bfloat16 0.1 and more where logits exceed 6)",
     )
     importance_correction: Literal["none", "token", "sequence"] = Field(
         "none",

@@ -31,7 +31,14 @@ _sent: Counter[str] = Counter()
 
 
 class PeerError(RuntimeError):
-    """Some rank failed in a phase; raised on every rank with the same text."""
+    """Some rank failed in a phase; raised on every rank with the same text.
+
+    rank: the first that failed, which shows its traceback; None: this one.
+    """
+
+    def __init__(self, text: str, rank: int | None = None):
+        super().__init__(text)
+        self.rank = rank
 
 
 def init(timeout: timedelta = timedelta(minutes=30)) -> torch.device:
@@ -207,7 +214,8 @@ def together(phase: str) -> Iterator[None]:
             bad_config, kind, text = report
             if bad_config:
                 raise ConfigError(text) from error
-            raise PeerError(f"{phase} failed on rank {peer}: {kind}: {text}") from error
+            told = f"{phase} failed on rank {peer}: {kind}: {text}"
+            raise PeerError(told, peer) from error
 
 
 @contextmanager

@@ -58,6 +58,7 @@ class CapoEngine:
             dist_init_required=False,
         )
         self.module = self._engine.module
+        self.module.eval()  # and so it stays: see `load_policy`
         self.monitor = self._engine.monitor
         self.card = ""
 
@@ -77,7 +78,7 @@ class CapoEngine:
         if not self.lockstep:
             yield
             return
-        with self._whole(list(self.module.parameters())), self._without_zero_hooks():
+        with self.whole(list(self.module.parameters())), self._without_zero_hooks():
             yield
 
     @property
@@ -105,7 +106,7 @@ class CapoEngine:
         with comm.together("gradient"):
             _check_finite(partial_gradient)
         with comm.collective("optimizer step"):
-            with self._whole(self.parameters):
+            with self.whole(self.parameters):
                 surrogate = -comm.world_size() * sum(
                     (parameter.float() * part).sum()
                     for parameter, part in zip(self.parameters, partial_gradient, strict=True)
@@ -117,7 +118,7 @@ class CapoEngine:
             self._engine.step()
         return float(self._engine.get_global_grad_norm() if norm is None else norm)
 
-    def _whole(
+    def whole(
         self, parameters: list[nn.Parameter], modifier_rank: int | None = None
     ) -> AbstractContextManager:
         """Inside, these parameters are whole; does nothing below ZeRO 3.
@@ -156,7 +157,7 @@ class CapoEngine:
 
     def save_adapter(self, folder: Path) -> None:
         """The LoRA factors in PEFT format, with the card (all ranks)."""
-        with self._whole(self.parameters):
+        with self.whole(self.parameters):
             comm.on_main(
                 "saving the adapter", lambda: _save_adapter(self.module, folder, self.card)
             )
@@ -165,7 +166,7 @@ class CapoEngine:
         """Factors and moments by name, whole and on the CPU, and the optimizer's place in the run
         (JSON); the same at any ZeRO stage, on every rank (all ranks)."""
         factors = {}
-        with self._whole(self.parameters):
+        with self.whole(self.parameters):
             for name, parameter in self._named():
                 factors[name] = parameter.detach().cpu().clone()
         for name, parameter in self._named():
@@ -186,7 +187,7 @@ class CapoEngine:
         self.apply(self.zeros())  # makes every stage set up its optimizer's state
         for (name, parameter), shape in zip(self._named(), self.shapes, strict=True):
             value = self._from_main(factors.get(name), shape)
-            with self._whole([parameter], modifier_rank=0):
+            with self.whole([parameter], modifier_rank=0):
                 parameter.data.copy_(value)
             self._set_optimizers_own(parameter, value, None)
             for moment in MOMENTS:
@@ -253,7 +254,7 @@ def _save_adapter(policy: nn.Module, folder: Path, card: str) -> None:
     """PEFT would write an empty form in place of a card, which takes half of its time."""
     policy.create_or_update_model_card = lambda _: None
     try:
-        policy.save_pretrained(folder)
+        policy.save_pretrained(folder, selected_adapters=["default"])
     finally:
         del policy.create_or_update_model_card
     if card:

@@ -20,6 +20,8 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from capo_ds.config import ConfigError
 from capo_ds.gradients.store import Store
 
+NAMED = 3  # of the layers that are not used, how many are named
+
 
 class PerSampleGradients:
     """Hooks on every LoRA factor of a PEFT model; forward passes run as ever.
@@ -29,13 +31,22 @@ class PerSampleGradients:
     """
 
     def __init__(self, policy: PeftModel):
-        self.factors = _lora_factors(policy)
+        self.names, self.factors = _lora_factors(policy)
         self.parameters = [factor.weight for factor in self.factors]
         self.shapes = [(factor.out_features, factor.in_features) for factor in self.factors]
         self._anchor: Tensor | None = None
         self._sink: Callable[[int, Tensor, Tensor], None] | None = None
-        for index, factor in enumerate(self.factors):
+        self._batch = (0, 0)  # samples and tokens of the pass
+        self._hooks = [policy.register_forward_pre_hook(self._note_batch, with_kwargs=True)]
+        self._hooks += [
             factor.register_forward_hook(self._hook(index))
+            for index, factor in enumerate(self.factors)
+        ]
+
+    def remove(self) -> None:
+        """Take the hooks off the model again."""
+        for hook in self._hooks:
+            hook.remove()
 
     def backward(
         self, objectives: Callable[[], Tensor], store: Store | None, first: int = 0
@@ -50,10 +61,15 @@ class PerSampleGradients:
 
         def write(index: int, inputs: Tensor, output_gradients: Tensor) -> None:
             if index in seen:
-                raise RuntimeError(f"LoRA factor {index} is used twice in one forward pass")
+                raise RuntimeError(
+                    f"{self.names[index]} is used twice in one forward pass: layers that share "
+                    "their weights have no LoRA gradient per sample; leave it out of "
+                    "model.lora_targets"
+                )
             seen.add(index)
             if store is not None:
-                store.write(index, first, output_gradients, inputs)
+                rows = self._by_sample(index, output_gradients), self._by_sample(index, inputs)
+                store.write(index, first, *rows)
 
         # Every tap takes the anchor as an input: asking autograd for the anchor's gradient runs
         # all taps, and none of the sums over the batch that the weights' own gradients need.
@@ -65,18 +81,42 @@ class PerSampleGradients:
         finally:
             self._anchor = self._sink = None
         if len(seen) != len(self.factors):
-            raise RuntimeError(f"only {len(seen)} of {len(self.factors)} LoRA factors were used")
+            names = sorted({self.names[i] for i in range(len(self.factors)) if i not in seen})
+            raise RuntimeError(
+                f"only {len(seen)} of {len(self.factors)} LoRA factors were used: not those of "
+                f"{', '.join(names[:NAMED])}, ...: the model does not call these layers; leave "
+                "them out of model.lora_targets"
+            )
         return values.detach()
+
+    def _note_batch(self, _: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
+        self._batch = (ids.shape[0], ids.shape[1])
+
+    def _by_sample(self, index: int, values: Tensor) -> Tensor:
+        """Inputs or output gradients of a factor as (batch, its tokens, features).
+
+        Layers may see tokens in more dimensions than one (latent attention: one per head), or
+        those of all samples in one row (routers). Where each token stands does not matter, only
+        whose it is. Raises `RuntimeError` where that is not told by the shape.
+        """
+        samples, tokens = self._batch
+        if values.dim() >= 3 and values.shape[0] == samples:
+            return values if values.dim() == 3 else values.flatten(1, -2)
+        if values.dim() == 2 and values.shape[0] == samples * tokens:
+            return values.unflatten(0, (samples, tokens))
+        raise RuntimeError(
+            f"{self.names[index]} is called with {tuple(values.shape)}, not (batch, tokens, "
+            f"features), in a pass of {samples} samples of {tokens} tokens: whose tokens these are "
+            "cannot be told (an expert that gets the tokens routed to it?); leave it out of "
+            "model.lora_targets"
+        )
 
     def _hook(self, index: int) -> Callable[..., Tensor | None]:
         def hook(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor | None:
             if self._anchor is None:
                 return None
-            if output.dim() != 3:
-                raise RuntimeError(
-                    f"LoRA factor {index} takes inputs {tuple(inputs[0].shape)}, not (batch, "
-                    "tokens, features): its samples cannot be told apart (mixture of experts?)"
-                )
+            self._by_sample(index, output)  # raises while the stack shows the layer
             return _Tap.apply(output, inputs[0], self._anchor, self._sink, index)
 
         return hook
@@ -101,8 +141,9 @@ class _Tap(torch.autograd.Function):
         return gradient, None, None, None, None
 
 
-def _lora_factors(policy: PeftModel) -> list[nn.Linear]:
-    factors = []
+def _lora_factors(policy: PeftModel) -> tuple[list[str], list[nn.Linear]]:
+    """The factors, and the names of the layers that each belongs to."""
+    names, factors = [], []
     for name, module in policy.named_modules():
         if not isinstance(module, LoraLayer):
             continue
@@ -115,11 +156,12 @@ def _lora_factors(policy: PeftModel) -> list[nn.Linear]:
             if getattr(module, "use_dora", {}).get(adapter) or _drops(module, adapter):
                 raise ConfigError(f"{name}: DoRA and LoRA dropout have no per-sample gradients")
             factors += pair
+            names += 2 * [name.removeprefix("base_model.model.")]
     known = {id(factor.weight) for factor in factors}
     for name, parameter in policy.named_parameters():
         if parameter.requires_grad and id(parameter) not in known:
             raise ConfigError(f"{name} is trainable but no LoRA factor; only those can be trained")
-    return factors
+    return names, factors
 
 
 def _drops(module: LoraLayer, adapter: str) -> bool:

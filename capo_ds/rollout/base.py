@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from capo_ds.architecture import context_of
 from capo_ds.config import ConfigError
 from capo_ds.seeding import Stream, generator
 
@@ -25,6 +25,22 @@ class Draw(NamedTuple):
     seed: int  # of the run
     step: int
     prompt: int  # number of the prompt within the step
+
+
+class Truncation(NamedTuple):
+    """Which tokens may be drawn, after the temperature: first min_p, then top_k, then top_p.
+
+    What is left is sampled in proportion, so this is another policy than the one being trained:
+    a rollout's log-probabilities and entropy are of what was sampled from, the trainer's of all
+    tokens, and their difference is the log of the probability that was left.
+    """
+
+    top_p: float = 1.0  # the likeliest tokens that together have this probability; 1: all
+    top_k: int = 0  # the likeliest tokens in number; 0: all
+    min_p: float = 0.0  # tokens of at least this probability relative to the likeliest; 0: all
+
+
+WHOLE = Truncation()
 
 
 class Sampler(Protocol):
@@ -49,11 +65,13 @@ class Sampler(Protocol):
         samples: int,
         temperature: float,
         max_new_tokens: int | None = None,
+        truncation: Truncation = WHOLE,
     ) -> Rollout:
         """`samples` responses to each prompt, neighbours in the rollout; `draws` one a prompt.
 
         temperature: 0 decodes greedily.
         max_new_tokens: in place of the sampler's own limit.
+        truncation: without effect on greedy decoding.
         """
 
 
@@ -109,7 +127,7 @@ class Rollout:
 
 def model_context(model: nn.Module) -> int:
     """The longest sequence, in tokens, that the model's positions are made for."""
-    return getattr(model.config, "max_position_embeddings", sys.maxsize)
+    return context_of(model.config)
 
 
 def check_length(
@@ -206,9 +224,12 @@ def assemble(
     )
 
 
-def request_settings(draws: list[Draw], samples: int, temperature: float) -> list[dict[str, float]]:
+def request_settings(
+    draws: list[Draw], samples: int, temperature: float, truncation: Truncation
+) -> list[dict[str, float]]:
     """What vLLM is asked for each prompt."""
-    return [{"n": samples, "temperature": temperature, "seed": request_seed(d)} for d in draws]
+    fixed = {"n": samples, "temperature": temperature, **truncation._asdict()}
+    return [fixed | {"seed": request_seed(draw)} for draw in draws]
 
 
 def request_seed(draw: Draw) -> int:

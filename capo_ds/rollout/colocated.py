@@ -20,7 +20,15 @@ from capo_ds.rollout.adapter import (
     adapter_tensors,
     load_adapter,
 )
-from capo_ds.rollout.base import Draw, Rollout, assemble, check_prompts, request_settings
+from capo_ds.rollout.base import (
+    WHOLE,
+    Draw,
+    Rollout,
+    Truncation,
+    assemble,
+    check_prompts,
+    request_settings,
+)
 from capo_ds.rollout.engine import engine_settings
 from capo_ds.rollout.waiting import EngineThread
 
@@ -75,8 +83,9 @@ class ColocatedSampler:
         samples: int,
         temperature: float,
         max_new_tokens: int | None = None,
+        truncation: Truncation = WHOLE,
     ) -> Rollout:
-        settings = request_settings(draws, samples, temperature)
+        settings = request_settings(draws, samples, temperature, truncation)
         return self._generate(prompts, settings, max_new_tokens or self.max_new_tokens)
 
     def _generate(
@@ -116,6 +125,8 @@ class ColocatedSampler:
                 flat_logprobs=True,
                 stop=self.stop,
                 detokenize=bool(self.stop),
+                skip_special_tokens=False,  # a stop string may hold some
+                spaces_between_special_tokens=False,
                 **own,
             )
             for _, share in shares

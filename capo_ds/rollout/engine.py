@@ -5,11 +5,11 @@ Imports little, so that a server can be started where nothing but vLLM is instal
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import torch
 
+from capo_ds.architecture import context_of
 from capo_ds.config import BUILTIN_MODELS, Config, ConfigError
 
 # The probe's prompts (see there): shorter than a block of vLLM's prefix cache (16 tokens on GPUs,
@@ -29,8 +29,7 @@ def context_length(config: Config, architecture: Any) -> int:
     longest_probe = max(PROBE_LENGTHS) + PROBE_TOKENS
     response = max(config.rollout.max_new_tokens, config.evaluation.max_new_tokens or 0)
     longest = config.rollout.max_prompt_tokens + response
-    limit = getattr(architecture, "max_position_embeddings", sys.maxsize)
-    return min(max(longest, longest_probe), limit)
+    return min(max(longest, longest_probe), context_of(architecture))
 
 
 def model_location(config: Config) -> str:
@@ -44,6 +43,16 @@ def max_rank(rank: int) -> int:
         if rank <= allowed:
             return allowed
     raise ConfigError(f"model.lora_rank: vLLM takes ranks up to {MAX_RANKS[-1]}, not {rank}")
+
+
+def _rank(config: Config) -> int:
+    """Of the adapter that is made, or gone on from."""
+    if config.model.adapter is None:
+        return config.model.lora_rank
+    from capo_ds.adapters import read_adapter
+
+    adapter = read_adapter(config.model.adapter)
+    return max([adapter.r, *adapter.rank_pattern.values()])
 
 
 def engine_settings(config: Config, context: int) -> dict[str, Any]:
@@ -68,7 +77,8 @@ def engine_settings(config: Config, context: int) -> dict[str, Any]:
         "enable_prefix_caching": True,
         "enable_lora": True,
         "max_loras": 1,
-        "max_lora_rank": max_rank(config.model.lora_rank),
+        "max_lora_rank": max_rank(_rank(config)),
+        "trust_remote_code": config.model.trust_remote_code,
         "logprobs_mode": "processed_logprobs",  # at the sampling temperature, as the trainer's
         "generation_config": "vllm",  # nothing from the model's folder decides how to sample
         "enforce_eager": not torch.cuda.is_available(),

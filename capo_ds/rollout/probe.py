@@ -9,11 +9,11 @@ from peft import PeftModel
 from torch import Tensor
 
 from capo_ds.config import Config
-from capo_ds.models import reference_policy, token_log_probs
+from capo_ds.log_probs import largest_logit, log_prob_bound, token_log_probs
+from capo_ds.models import reference_policy
 from capo_ds.rollout.base import Draw, Rollout, Sampler
 from capo_ds.rollout.engine import PROBE_LENGTHS, PROBE_TOKENS
 
-BOUNDS = {"float32": 1e-3, "bfloat16": 0.1}  # of `rollout.probe_bound`, by dtype of the base
 SAME = 1e-4  # nats a token; sequences closer than this come from the same weights
 
 
@@ -40,7 +40,8 @@ class Probe:
     ):
         self.sampler, self.policy = sampler, policy
         self.temperature = config.rollout.temperature
-        self.bound = config.rollout.probe_bound or BOUNDS[config.model.dtype]
+        self.bound = config.rollout.probe_bound or 0.0  # 0: to be found from the first rollout
+        self.dtype = config.model.dtype
         text = list(islice(cycle(chain.from_iterable(prompts)), max(PROBE_LENGTHS)))
         self.prompts = [text[: min(length, context - PROBE_TOKENS)] for length in PROBE_LENGTHS]
         self.draws = [Draw(config.train.seed, 0, number) for number in range(len(self.prompts))]
@@ -53,6 +54,9 @@ class Probe:
             SamplerMismatch: if their mean over any sequence exceeds the bound.
         """
         rollout = self.sampler.sample(self.prompts, self.draws, 1, self.temperature, PROBE_TOKENS)
+        if not self.bound:
+            largest = largest_logit(self.policy, rollout.input_ids(), rollout.attention_mask())
+            self.bound = log_prob_bound(self.dtype, largest)
         differences = (rollout.log_probs - self._trainers(rollout)).abs()
         of_sequences = differences.sum(1) / rollout.lengths
         if not (of_sequences <= self.bound).all():  # NaN is not

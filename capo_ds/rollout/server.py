@@ -16,7 +16,15 @@ from typing import Any
 from peft import PeftModel
 
 from capo_ds.config import Config, ConfigError
-from capo_ds.rollout.base import Draw, Rollout, assemble, check_prompts, request_settings
+from capo_ds.rollout.base import (
+    WHOLE,
+    Draw,
+    Rollout,
+    Truncation,
+    assemble,
+    check_prompts,
+    request_settings,
+)
 
 ADAPTERS = "server_adapters"  # in the run's folder, which the server must see under the same path
 CONNECTIONS = 64  # at a time, of one rank
@@ -64,7 +72,7 @@ class ServerSampler:
         old, self._syncs = self._name, self._syncs + 1
         if not self.loads:
             return
-        self.policy.save_pretrained(self._folder / self._name)
+        self.policy.save_pretrained(self._folder / self._name, selected_adapters=["default"])
         path = str(self._folder / self._name)
         self._ask("/v1/load_lora_adapter", {"lora_name": self._name, "lora_path": path})
         if self._syncs > 1:
@@ -78,8 +86,9 @@ class ServerSampler:
         samples: int,
         temperature: float,
         max_new_tokens: int | None = None,
+        truncation: Truncation = WHOLE,
     ) -> Rollout:
-        settings = request_settings(draws, samples, temperature)
+        settings = request_settings(draws, samples, temperature, truncation)
         return self._generate(prompts, settings, max_new_tokens or self.max_new_tokens)
 
     @property
@@ -95,6 +104,8 @@ class ServerSampler:
             "max_tokens": limit,
             "stop_token_ids": self.ends,
             "stop": self.stop,
+            "skip_special_tokens": False,  # a stop string may hold some
+            "spaces_between_special_tokens": False,
             "ignore_eos": True,  # the line above names all
             "logprobs": 0,  # of the sampled token alone
             "return_token_ids": True,

@@ -11,6 +11,9 @@ class Problem:
     Attributes:
         prompt: the problem's own text as the task tells it; after `prompts.render`, the full text
             given to the model, which the completion follows directly.
+        messages: the conversation, where the data set gives one in place of a text; after
+            `prompts.render`, as it was sent to the chat template.
+        tokens: the prompt as token ids, once `prompts.render` has made them.
         answer: reference answer, as it would stand inside the box.
         solution: worked solution in the required format (it scores 1.0), used as a demonstration
             in the supervised warm-up; None where the task has none.
@@ -24,3 +27,5 @@ class Problem:
     solution: str | None = None
     columns: dict[str, Any] = field(default_factory=dict)
     source: str = ""
+    messages: list[dict[str, Any]] | None = None
+    tokens: tuple[int, ...] | None = None

@@ -6,9 +6,10 @@ answers in its chat template. All ask for the format that `rewards` checks.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from capo_ds.tasks.base import Problem
 
@@ -37,47 +38,156 @@ TEMPLATES = {
 }
 
 
+OWN_ARGUMENTS = {"conversation", "tokenize", "add_generation_prompt", "continue_final_message"}
+OWN_ARGUMENTS |= {"padding", "truncation", "max_length", "return_tensors", "return_dict"}
+OWN_ARGUMENTS |= {"return_assistant_tokens_mask", "tokenizer_kwargs"}
+
+
 def render(
     problems: Sequence[Problem], config: PromptConfig, tokenizer: PreTrainedTokenizerBase
 ) -> list[Problem]:
-    """The problems with their prompts as the model reads them.
+    """The problems with their prompts as the model reads them, as text and as token ids.
 
     Raises:
-        ConfigError: the template is `chat` and the tokenizer has no chat template.
+        ConfigError: the tokenizer has no chat template, or its template does not take the
+            prompts, the system message or the arguments; or a conversation meets a template that
+            is none of a chat.
     """
-    from capo_ds.config import ConfigError
-
-    if config.template == "chat" and not tokenizer.chat_template:
-        raise ConfigError(
-            "prompt.template: chat, but the model's tokenizer has no chat template; use base"
-        )
     template = TEMPLATES.get(config.template, Template(config.template, REASON_AND_BOX))
     instruction = template.instruction if config.instruction is None else config.instruction
+    text = template.text
+    if not instruction and config.template in TEMPLATES:  # nor what parts it from the problem
+        text = text.replace(" {instruction}", "").replace("\n{instruction}", "")
     # The instruction first: a problem's text may hold braces of any kind.
-    text = template.text.replace("{instruction}", instruction)
-    prompts = [text.replace("{problem}", problem.prompt) for problem in problems]
+    text = text.replace("{instruction}", instruction)
     if config.template == "chat":
-        prompts = [
-            tokenizer.apply_chat_template(
-                [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
-            )
-            for prompt in prompts
-        ]
+        _check_chat(config, tokenizer)
+        # What the data set's own conversations ask for, they say themselves.
+        addition = f"\n{config.instruction}" if config.instruction else ""
+        return _as_chats(
+            [_messages(problem, text, addition, config.system) for problem in problems],
+            problems,
+            config,
+            tokenizer,
+        )
+    for problem in problems:
+        _check_plain(problem, config.template)
+    texts = [text.replace("{problem}", problem.prompt) for problem in problems]
     return [
-        replace(problem, prompt=prompt) for problem, prompt in zip(problems, prompts, strict=True)
+        replace(problem, prompt=prompt, tokens=tuple(ids))
+        for problem, prompt, ids in zip(problems, texts, _begun(tokenizer, texts), strict=True)
     ]
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem]) -> list[list[int]]:
-    """Prompts as token ids, begun as the tokenizer begins a text, but never twice.
+def _messages(
+    problem: Problem, text: str, addition: str, system: str | None
+) -> list[dict[str, Any]]:
+    """The conversation of one problem. addition: to the last message of the user's."""
+    if problem.messages is None:
+        messages = [{"role": "user", "content": text.replace("{problem}", problem.prompt)}]
+    else:
+        messages = [dict(message) for message in problem.messages]
+        for message in reversed(messages):
+            if addition and message["role"] == "user":
+                message["content"] += addition
+                break
+    if system is not None and messages[0]["role"] not in ("system", "developer"):
+        messages.insert(0, {"role": "system", "content": system})
+    return messages
 
-    A chat template writes the beginning-of-sequence token itself.
+
+def _as_chats(
+    chats: Sequence[list[dict[str, Any]]],
+    problems: Sequence[Problem],
+    config: PromptConfig,
+    tokenizer: PreTrainedTokenizerBase,
+) -> list[Problem]:
+    """Text and token ids by `apply_chat_template` itself. A last message of the assistant's is
+    gone on with, any other is answered, as TRL does."""
+    from jinja2 import TemplateError
+
+    from capo_ds.config import ConfigError
+
+    rendered = []
+    for number, (messages, problem) in enumerate(zip(chats, problems, strict=True)):
+        goes_on = messages[-1]["role"] == "assistant"
+        own = {"continue_final_message": goes_on, "add_generation_prompt": not goes_on}
+        own |= config.template_kwargs
+        try:
+            text = tokenizer.apply_chat_template(messages, tokenize=False, **own)
+            ids = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, **own)
+        except (TemplateError, ValueError, TypeError, KeyError) as error:
+            roles = ", ".join(message["role"] for message in messages)
+            raise ConfigError(
+                f"prompt.template: the tokenizer's chat template does not take problem {number} "
+                f"(messages: {roles}): {type(error).__name__}: {error}; change the data, "
+                "prompt.system or prompt.template_kwargs"
+            ) from error
+        kept = None if problem.messages is None else messages
+        rendered.append(replace(problem, prompt=text, messages=kept, tokens=tuple(ids)))
+    return rendered
+
+
+def _check_chat(config: PromptConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises `ConfigError` where there is no chat template, or it lacks one of the variables."""
+    from capo_ds.config import ConfigError
+
+    if not tokenizer.chat_template:
+        raise ConfigError(
+            "prompt.template: chat, but the model's tokenizer has no chat template; use base"
+        )
+    source = str(tokenizer.chat_template)
+    for name in config.template_kwargs:
+        if name in OWN_ARGUMENTS:
+            raise ConfigError(f"prompt.template_kwargs: {name} is decided by capo_ds; remove it")
+        known = re.search(rf"\b{re.escape(name)}\b", source)
+        if name not in ("chat_template", "tools", "documents") and not known:
+            raise ConfigError(
+                f"prompt.template_kwargs: the tokenizer's chat template has no variable {name!r}; "
+                "remove it, or spell it as the template does"
+            )
+
+
+def _check_plain(problem: Problem, template: str) -> None:
+    """Raises `ConfigError` for a conversation that is more than one message of the user's."""
+    from capo_ds.config import ConfigError
+
+    if problem.messages and [message["role"] for message in problem.messages] != ["user"]:
+        roles = ", ".join(message["role"] for message in problem.messages)
+        raise ConfigError(
+            f"prompt.template: {template!r} has no place for conversations, which the data set "
+            f"holds ({roles}); set it to chat"
+        )
+
+
+def _begun(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Texts as token ids, begun as the tokenizer begins a text, but not twice, and never ended.
+
+    What the tokenizer puts before a text (BOS, `[gMASK]<sop>`) stays; what it puts behind (EOS)
+    would have the model answer after the end of the text.
     """
-    texts = [problem.prompt for problem in problems]
     if not texts:
         return []
-    begun = tokenizer.bos_token is not None and texts[0].startswith(tokenizer.bos_token)
-    return tokenizer(texts, add_special_tokens=not begun).input_ids
+    prefix = _beginning(tokenizer)
+    rows = tokenizer(list(texts), add_special_tokens=False).input_ids
+    return [row if row[: len(prefix)] == prefix else [*prefix, *row] for row in rows]
+
+
+def _beginning(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that the tokenizer puts before a text."""
+    plain = tokenizer("a", add_special_tokens=False).input_ids
+    whole = tokenizer("a").input_ids
+    for start in range(len(whole) - len(plain) + 1):
+        if whole[start : start + len(plain)] == plain:
+            return whole[:start]
+    return []
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem]) -> list[list[int]]:
+    """Prompts as token ids: those of `render`, or of the text where it has not been rendered."""
+    if any(problem.tokens is None for problem in problems):
+        return _begun(tokenizer, [problem.prompt for problem in problems])
+    return [list(problem.tokens) for problem in problems]
 
 
 def fitting(
@@ -104,3 +214,18 @@ def cut(text: str, stop: Sequence[str]) -> str:
     """The text before the first of the stop strings."""
     ends = [end for end in (text.find(string) for string in stop) if end >= 0]
     return text[: min(ends, default=len(text))]
+
+
+def text_before(tokenizer: PreTrainedTokenizerBase, ids: list[int], stop: Sequence[str]) -> str:
+    """Token ids as text without special tokens, up to the first stop string.
+
+    A stop string with a special token in it is looked for where these still stand.
+    """
+    special = [token for token in tokenizer.all_special_tokens if token]
+    whole = [string for string in stop if any(token in string for token in special)]
+    text = tokenizer.decode(ids, skip_special_tokens=True)
+    if whole:
+        told = tokenizer.decode(ids, skip_special_tokens=False)
+        if (shorter := cut(told, whole)) != told:
+            text = re.sub("|".join(map(re.escape, special)), "", shorter)
+    return cut(text, stop)

@@ -15,16 +15,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from capo_ds.plugins import load_function, what
+from capo_ds.plugins import load_function
 from capo_ds.precision import DOUBLE, roundings
 from capo_ds.tasks.answers import BOX, find_boxes
 from capo_ds.tasks.base import Problem
+from capo_ds.tasks.functions import call_all, check_arguments
 from capo_ds.tasks.judge import Judge
 from capo_ds.tasks.worker import Comparison
 
@@ -37,8 +38,6 @@ REWARD_INCORRECT = -0.5  # right format, wrong answer
 REWARD_UNFORMATTED = -1.0  # wrong format
 
 _ENDING = re.compile(r"(?:[\s.$]|\\\)|\\\])*")
-
-RewardFunction = Callable[..., Sequence[float | None]]
 
 
 @dataclass(frozen=True)
@@ -114,20 +113,36 @@ class Scorer:
         self._functions = {
             name: load_function("reward.functions", name) for name in self._weights if name != RULE
         }
+        self._columns: set[str] = set()
 
-    def __call__(self, completions: Sequence[str], problems: Sequence[Problem]) -> Scores:
-        """Rewards of completions[i] as an answer to problems[i].
+    def check(self, problems: Sequence[Problem]) -> None:
+        """Raises `ConfigError` if a function asks for what the problems to come do not have."""
+        self._columns = {name for problem in problems for name in problem.columns}
+        check_arguments(self._functions, self._columns)
+
+    def __call__(
+        self,
+        completions: Sequence[str],
+        problems: Sequence[Problem],
+        completion_ids: Sequence[Sequence[int]] = (),
+    ) -> Scores:
+        """Rewards of completions[i], of those token ids, as an answer to problems[i].
 
         Raises:
             RuntimeError: a user's function failed or returned what is no list of rewards.
         """
         verdicts = score(completions, problems, self._judge)
-        parts = {
-            name: _call(name, self._functions[name], completions, problems)
-            if name in self._functions
-            else [verdict.reward for verdict in verdicts]
-            for name in self._weights
-        }
+        columns = self._columns.union(*(problem.columns for problem in problems))
+        given = call_all(self._functions, completions, problems, completion_ids, columns)
+        given[RULE] = [verdict.reward for verdict in verdicts]
+        parts = {name: given[name] for name in self._weights}
+        for number, rewards in enumerate(zip(*parts.values(), strict=True)):
+            if all(reward is None for reward in rewards):
+                raise RuntimeError(
+                    f"{', '.join(self._weights)}: no function rewards a completion, number "
+                    f"{number}: {completions[number]!r:.200}, of the prompt "
+                    f"{problems[number].prompt!r:.200}"
+                )
         sums = [self._sum(given) for given in zip(*parts.values(), strict=True)]
         rewards, rounding = [list(column) for column in zip(*sums, strict=True)] or ([], [])
         return Scores(verdicts, rewards, rounding, parts)
@@ -137,37 +152,6 @@ class Scorer:
         weighted = zip(self._weights.values(), given, strict=True)
         known = [(weight, reward) for weight, reward in weighted if reward is not None]
         terms = [weight * reward for weight, reward in known]
-        if not terms:
-            raise RuntimeError(f"{', '.join(self._weights)}: no function rewards a completion")
         weights, rewards = np.array(known).T
         rounding = np.abs(weights) @ roundings(rewards) + np.abs(terms).sum() * DOUBLE
         return math.fsum(terms), float(rounding)
-
-
-def _call(
-    name: str, function: RewardFunction, completions: Sequence[str], problems: Sequence[Problem]
-) -> list[float | None]:
-    """Call a user's function as TRL does: lists by keyword, one per column of the data set.
-
-    `references` are the parsed answers; a column cannot take the place of the three that are ours.
-    """
-    if not problems:  # a rank without prompts in this step
-        return []
-    columns = {key: [p.columns.get(key) for p in problems] for key in problems[0].columns}
-    ours = {
-        "prompts": [problem.prompt for problem in problems],
-        "completions": list(completions),
-        "references": [problem.answer for problem in problems],
-    }
-    try:
-        rewards = function(**columns | ours)
-        values = [None if reward is None else float(reward) for reward in rewards]
-    except Exception as error:
-        raise RuntimeError(f"reward function {name}: {what(error)}") from error
-    if len(values) != len(completions):
-        raise RuntimeError(
-            f"reward function {name}: {len(values)} rewards for {len(completions)} completions"
-        )
-    if bad := [value for value in values if value is not None and not math.isfinite(value)]:
-        raise RuntimeError(f"reward function {name}: {bad[0]} is no reward")
-    return values

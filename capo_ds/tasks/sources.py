@@ -12,6 +12,7 @@ import numpy as np
 
 from capo_ds.tasks.answers import find_boxes
 from capo_ds.tasks.base import Problem
+from capo_ds.tasks.columns import conversation, holds, last_words, value_at
 from capo_ds.tasks.files import READERS, ending, exact_text, plain_rows, read_split
 from capo_ds.tasks.rewards import final_answer
 
@@ -144,7 +145,7 @@ def load_source(
         "solution_column": config.solution_column or source.solution,
     }
     for key in ("prompt_column", "answer_column"):
-        if rows and columns[key] not in rows[0]:
+        if rows and not holds(rows[0], columns[key]):
             raise ConfigError(
                 f"{where}: no column {columns[key]!r}; set {key} to one of {', '.join(rows[0])}"
             )
@@ -162,20 +163,26 @@ def load_source(
 def _problem(
     row: dict[str, Any], source: Source, prompt: str, answer: str, solution: str | None
 ) -> Problem:
+    values = {column: value_at(row, column) for column in (prompt, answer)}
+    messages = None
+    if isinstance(values[prompt], list):
+        messages = conversation(values[prompt], prompt)
+        values[prompt] = last_words(messages)
     told = {}
-    for column in (prompt, answer):
+    for column, value in values.items():
         try:
-            told[column] = exact_text(row[column])
+            told[column] = exact_text(value)
         except ValueError as error:
             raise ValueError(f"column {column!r} {error}") from error
-    worked = source.read_solution(row[solution]) if solution and row.get(solution) else None
+    steps = value_at(row, solution) if solution and holds(row, solution) else None
+    worked = source.read_solution(steps) if steps else None
     if worked is not None and final_answer(worked) is None:
         worked = None  # not in the required format: nothing to imitate
     reference = source.read_answer(told[answer])
     if not reference:
         raise ValueError(f"column {answer!r} holds no answer")
-    text = row[prompt] if isinstance(row[prompt], str) else told[prompt]
-    return Problem(text, reference, worked, dict(row))
+    text = values[prompt] if isinstance(values[prompt], str) else told[prompt]
+    return Problem(text, reference, worked, dict(row), messages=messages)
 
 
 def is_local(path: str) -> bool:

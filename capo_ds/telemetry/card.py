@@ -46,14 +46,19 @@ def model_card(
     } | _results(accuracy, best_step)
     versions = ", ".join(f"{name} {version(name)}" for name in ("capo_ds", *PACKAGES))
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
-    settings = yaml.safe_dump(config.model_dump(mode="json", exclude_defaults=True))
+    settings = _dump(config.model_dump(mode="json", exclude_defaults=True))
     return (
-        f"---\n{yaml.safe_dump(front)}---\n\n"
+        f"---\n{_dump(front)}---\n\n"
         f"# LoRA adapter trained by {method.split(',')[0]} with capo_ds\n\n"
         f"| | |\n|---|---|\n{table}\n\n{LOADING.format(base=base)}\n"
         f"## Settings\n\nThose that differ from the defaults:\n\n```yaml\n{settings}```\n\n"
         f"Made with {versions}.\n"
     )
+
+
+def _dump(value: Any) -> str:
+    """By libyaml where it is there: a card is written with every checkpoint."""
+    return yaml.dump(value, Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper))
 
 
 def _results(accuracy: dict[str, float | None], best_step: int) -> dict[str, str]:

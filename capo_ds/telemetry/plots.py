@@ -28,6 +28,12 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 DASHES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)))
 HATCHES = ("", "///", "...", "\\\\\\", "xxx")
 SAMPLES = {"all": "all samples", "positive": "positive advantage", "negative": "negative advantage"}
+CONFLICTS = {
+    "{}_after": r"with the applied $\tilde g$",
+    "{}_before": "with the average $g_0$",
+    "heldout_{}_after": r"unseen samples, with $\tilde g$",
+    "heldout_{}_before": "unseen samples, with $g_0$",
+}
 STYLE = {
     "axes.grid": True,
     "grid.alpha": 0.3,
@@ -64,11 +70,10 @@ def conflict(groups: list[Group]) -> Figure:
     figure, rows = _panels(len(groups), len(SAMPLES), height=2.6 if len(groups) > 1 else 3.4)
     for row, group in zip(rows, groups, strict=True):
         for axes, samples in zip(row, SAMPLES, strict=True):
-            for index, (when, label) in enumerate(
-                [("after", r"with the applied $\tilde g$"), ("before", "with the average $g_0$")]
-            ):
-                curve = group.curve(f"conflict/{samples}_{when}", SMOOTHING)
-                _line(axes, curve, index, label)
+            for index, (key, label) in enumerate(CONFLICTS.items()):
+                curve = group.curve(f"conflict/{key.format(samples)}", SMOOTHING)
+                if len(curve[0]):  # not every run measures unseen samples
+                    _line(axes, curve, index, label)
             axes.yaxis.set_major_formatter("{x:.0%}")
         row[0].set_ylabel(group.label.replace(", ", "\n") if len(groups) > 1 else "share")
     for top, bottom, title in zip(rows[0], rows[-1], SAMPLES.values(), strict=True):
@@ -76,7 +81,7 @@ def conflict(groups: list[Group]) -> Figure:
         bottom.set_xlabel("step")
     top.set_ylim(bottom=-0.01)  # so that a line at 0 is seen
     handles, labels = rows[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2)
+    figure.legend(handles, labels, loc="outside lower center", ncols=4)
     _caption(figure, "Share of samples whose gradient conflicts", groups)
     return figure
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from functools import cache
 from importlib import metadata
 
 from capo_ds.config import REPOSITORY
@@ -18,6 +19,7 @@ def provenance() -> dict[str, str | None]:
     }
 
 
+@cache
 def version(package: str) -> str | None:
     """Of an installed package; None for one that is on the path without being installed."""
     try:

@@ -10,6 +10,12 @@ from peft import PeftModel
 from capo_ds.config import Config
 from capo_ds.memory import MemoryPlan, parameter_count, size
 from capo_ds.terminal import columns, wrapped
+from capo_ds.weights import base_precision
+
+OFF_POLICY = (
+    "; top_p, top_k or min_p: off-policy, responses are not drawn from the policy that the "
+    "objective differentiates"
+)
 
 
 def startup_summary(
@@ -21,14 +27,15 @@ def startup_summary(
     rollout, objective = config.rollout, config.objective
     samples = rollout.prompts_per_step * rollout.group_size
     rows = {
-        "model": f"{config.model.path} ({config.model.dtype}), {(total - trainable) / 1e6:.2f} M "
-        f"frozen + {trainable / 1e6:.2f} M LoRA parameters (rank {config.model.lora_rank}, "
-        f"alpha {config.model.lora_alpha:g}, {' '.join(config.model.lora_targets)})",
+        "model": f"{config.model.path} (weights in {base_precision(policy)}, computing in "
+        f"{config.model.dtype}), {(total - trainable) / 1e6:.2f} M "
+        f"frozen + {trainable / 1e6:.2f} M LoRA parameters "
+        f"({_adapter(config, policy)})",
         **facts,
         "rollout": f"{rollout.prompts_per_step} prompts x {rollout.group_size} responses = "
         f"{samples} samples a step, up to {rollout.max_new_tokens} tokens, "
         f"temperature {rollout.temperature:g}, sampler {rollout.sampler}, importance correction "
-        f"{rollout.importance_correction}",
+        f"{rollout.importance_correction}" + (OFF_POLICY if rollout.truncates else ""),
         "aggregator": config.aggregator
         + (f" {_values(config.capo)}" if config.aggregator == "capo" else ""),
         "gradients": _gradients_row(config, store),
@@ -97,3 +104,12 @@ def _memory_row(plan: MemoryPlan) -> str:
 
 def _values(section: Any) -> str:
     return ", ".join(f"{name} {value}" for name, value in section.model_dump().items())
+
+
+def _adapter(config: Config, policy: PeftModel) -> str:
+    """The adapter as it is: its own settings, if the run goes on from one."""
+    lora, targets = policy.peft_config["default"], config.model.lora_targets
+    if config.model.adapter:
+        return f"rank {lora.r}, alpha {lora.lora_alpha:g}, from {config.model.adapter}"
+    named = targets if isinstance(targets, str) else " ".join(targets)
+    return f"rank {lora.r}, alpha {lora.lora_alpha:g}, {named}"

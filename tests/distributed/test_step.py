@@ -194,6 +194,34 @@ CASES = STAGES | {
         {"aggregator": "capo", "gradients": {"sketch": "sparse", "store": "host"}},
     ),
     "capo, host": (2, {"aggregator": "capo", "gradients": {"store": "host"}}),
+    "given, mean of unit gradients": (
+        2,
+        {"aggregator": "mean", "program": {"norms": "unit"}, "deepspeed": PARTITIONED},
+    ),
+    "given, unit": (2, {"aggregator": "capo", "program": {"norms": "unit"}}),
+    "given, clipped in the program, 4 ranks": (
+        4,
+        {"aggregator": "capo", "program": {"norms": "clip", "norms_in": "program"}},
+    ),
+    "given, unit, recompute": (
+        2,
+        {
+            "aggregator": "capo",
+            "program": {"norms": "unit"},
+            "gradients": {"sketch": "sparse", "store": "recompute"},
+        },
+    ),
+    **{
+        f"given, {blocks}s, {ranks} ranks": (
+            ranks,
+            {
+                "aggregator": "capo",
+                "program": {"blocks": blocks},
+                "deepspeed": {"zero_optimization": ZERO[stage]},
+            },
+        )
+        for blocks, ranks, stage in (("module", 1, 0), ("module", 2, 2), ("layer", 2, 3))
+    },
     "capo, no KL": (2, {"aggregator": "capo", "objective": {"kl_weight": 0.0}}),
 }
 
@@ -292,9 +320,14 @@ def dense_per_sample_gradients(config: Config) -> tuple[np.ndarray, np.ndarray, 
     return np.stack(gradients), advantages.numpy(), before
 
 
-def primal_solution(gradients: np.ndarray, advantages: np.ndarray, settings: CapoConfig):
+def primal_solution(
+    gradients: np.ndarray,
+    advantages: np.ndarray,
+    settings: CapoConfig,
+    vanilla: np.ndarray | None = None,
+):
     """The elastic SOCP in R^d by CVXPY: its optimal g and value, in units of ||g_0||^2."""
-    vanilla = gradients.mean(0)
+    vanilla = gradients.mean(0) if vanilla is None else vanilla
     unit = np.linalg.norm(vanilla)
     rows = gradients / unit
     g, least = cvxpy.Variable(rows.shape[1]), cvxpy.Variable()
@@ -374,6 +407,63 @@ def distance_from_centre(g: np.ndarray, vanilla: np.ndarray, config: Config) -> 
     """Of the trust region, relative to ||g_0||."""
     centre = vanilla if config.capo.region == "difference" else 0 * vanilla
     return np.linalg.norm(g - centre) / np.linalg.norm(vanilla)
+
+
+def scaled_by_hand(gradients: np.ndarray, advantages: np.ndarray, norms: str) -> np.ndarray:
+    """(N, d): those with an advantage clipped at their median norm, or all made as long."""
+    lengths = np.linalg.norm(gradients, axis=1, keepdims=True)
+    limit = np.median(lengths[advantages != 0])
+    target = np.minimum(lengths, limit) if norms == "clip" else limit
+    return np.where(advantages[:, None] != 0, gradients * target / lengths, gradients)
+
+
+@pytest.mark.parametrize("name", ["mean of unit gradients", "unit"])
+def test_scaled_gradients_everywhere(steps, name):
+    config, result = steps[f"given, {name}"]
+    gradients, advantages, before = dense_per_sample_gradients(config)
+    scaled = scaled_by_hand(gradients, advantages, "unit")
+    expected = scaled.mean(0)
+    if config.aggregator == "capo":
+        expected, _ = primal_solution(scaled, advantages, config.capo)
+    assert relative_error(result["gradient"], expected) < 1e-3
+    check_what_the_engine_did(config, result, before)
+
+
+def test_scaled_gradients_in_the_program_alone(steps):
+    config, result = steps["given, clipped in the program, 4 ranks"]
+    gradients, advantages, _ = dense_per_sample_gradients(config)
+    scaled = scaled_by_hand(gradients, advantages, "clip")
+    expected, _ = primal_solution(scaled, advantages, config.capo, vanilla=gradients.mean(0))
+    assert relative_error(result["gradient"], expected) < 1e-3
+
+
+def test_scaled_gradients_with_a_sketch_are_on_the_true_ball(steps):
+    config, result = steps["given, unit, recompute"]
+    gradients, advantages, _ = dense_per_sample_gradients(config)
+    scaled = scaled_by_hand(gradients, advantages, "unit")
+    expected, _ = primal_solution(scaled, advantages, config.capo)
+    assert relative_error(result["gradient"], expected) < 0.2
+    # The norms of the sketch scale the gradients, so the ball is that of slightly other ones.
+    distance = distance_from_centre(result["gradient"], scaled.mean(0), config)
+    assert distance == pytest.approx(config.capo.radius, rel=2e-2)
+
+
+@pytest.mark.parametrize("case", [name for name in CASES if "modules" in name or "layers" in name])
+def test_each_block_is_solved_alone(steps, case):
+    config, result = steps[case]
+    gradients, advantages, before = dense_per_sample_gradients(config)
+    policy = load_policy(config.model, seed=0)
+    sizes = {}
+    for name, parameter in policy.named_parameters():
+        if parameter.requires_grad:
+            layer, _, rest = name.partition(".self_attn.")
+            key = layer if config.program.blocks == "layer" else (layer, rest.split(".")[0])
+            sizes[key] = sizes.get(key, 0) + parameter.numel()
+    assert len(sizes) == (2 if config.program.blocks == "layer" else 4)
+    parts = np.split(gradients, np.cumsum(list(sizes.values()))[:-1], axis=1)
+    expected = [primal_solution(part, advantages, config.capo)[0] for part in parts]
+    assert relative_error(result["gradient"], np.concatenate(expected)) < 2e-3
+    check_what_the_engine_did(config, result, before)
 
 
 @pytest.mark.parametrize("case", [name for name in CASES if name.startswith("sketch")])

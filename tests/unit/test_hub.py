@@ -9,6 +9,7 @@ from huggingface_hub import constants
 
 from capo_ds import hub
 from capo_ds.config import ConfigError, parse_config
+from capo_ds.evaluation import load_model
 from tests.conftest import free_port
 
 
@@ -77,6 +78,12 @@ def test_data_sets_are_asked_for_by_their_key(endpoint):
         hub.check_hub(config("builtin:tiny", evaluation={"benchmarks": benchmarks}))
 
 
+def test_every_set_of_a_mixture_is_asked_for(endpoint):
+    mixture = [{"name": "gsm8k"}, {"name": "math", "path": "me/typo"}]
+    with pytest.raises(ConfigError, match=r"task.mixture.1.path: .*dataset 'me/typo'"):
+        hub.check_hub(config("builtin:tiny", task={"mixture": mixture}))
+
+
 def test_no_network_is_told_once_and_the_cache_is_used(endpoint, monkeypatch, tmp_path, capsys):
     nowhere = f"http://127.0.0.1:{free_port()}"
     monkeypatch.setattr(constants, "ENDPOINT", nowhere)
@@ -98,3 +105,9 @@ def test_local_and_built_in_names_ask_nobody(monkeypatch, tmp_path):
     monkeypatch.setattr(hub, "_ask", lambda *_: pytest.fail("asked"))
     hub.check_hub(config("builtin:tiny"))
     hub.check_hub(config(str(tmp_path), task={"name": "gsm8k", "path": str(tmp_path)}))
+
+
+def test_an_adapter_that_is_nowhere(endpoint):
+    for name, message in [("runs/x/adapter", "no folder or file here"), ("me/typo", "no model")]:
+        with pytest.raises(ConfigError, match=f"evaluation.adapter: .*{message}"):
+            load_model(parse_config({"evaluation": {"adapter": name}}))

@@ -3,7 +3,7 @@ import torch
 from torch.nn.functional import log_softmax
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
-from capo_ds import models
+from capo_ds import log_probs
 from capo_ds.config import ConfigError, ModelConfig
 from capo_ds.gradients.per_sample import PerSampleGradients
 from capo_ds.models import load_policy, load_tokenizer, reference_policy, token_log_probs
@@ -20,7 +20,7 @@ def inputs():
 
 
 def test_log_probs_are_those_of_the_full_logits(random_model, monkeypatch):
-    monkeypatch.setattr(models, "LOGIT_CHUNK_TOKENS", 5)  # several chunks, the last one short
+    monkeypatch.setattr(log_probs, "LOGIT_CHUNK_TOKENS", 5)  # several chunks, the last one short
     policy = load_policy(policy_config(random_model), seed=0)
     ids, mask, completion = inputs()
     ours = token_log_probs(policy, ids, mask, completion, temperature=0.7)
@@ -29,9 +29,9 @@ def test_log_probs_are_those_of_the_full_logits(random_model, monkeypatch):
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_the_policy_is_deterministic_in_training_mode(random_model):
-    policy = load_policy(policy_config(random_model), seed=0).train()
-    assert policy.get_base_model().config.attention_dropout == 0
+def test_the_policy_is_deterministic(random_model):
+    policy = load_policy(policy_config(random_model), seed=0)
+    assert not any(module.training for module in policy.modules())
     torch.testing.assert_close(
         token_log_probs(policy, *inputs(), 1.0), token_log_probs(policy, *inputs(), 1.0)
     )
@@ -84,39 +84,46 @@ def test_layers_without_per_sample_gradients_are_refused(random_model, target):
         PerSampleGradients(policy)
 
 
-def test_checkpointing_recomputes_in_training_mode_only(random_model):
+def test_checkpointing_recomputes_what_is_differentiated(random_model):
     policy = load_policy(policy_config(random_model, gradient_checkpointing=True), seed=0)
     passes = []
     layer = policy.get_base_model().get_decoder().layers[0]
     layer.mlp.register_forward_pre_hook(lambda *_: passes.append(1))
-    for mode, expected in ((True, 2), (False, 1)):
-        passes.clear()
-        policy.train(mode)
-        token_log_probs(policy, *inputs(), 1.0).sum().backward()
-        assert len(passes) == expected
+    token_log_probs(policy, *inputs(), 1.0).sum().backward()
+    assert len(passes) == 2
+    assert not any(module.training for module in policy.modules())
+    passes.clear()
+    with torch.no_grad():
+        token_log_probs(policy, *inputs(), 1.0)
+    assert len(passes) == 1
 
 
-def test_models_that_change_their_logits_are_refused(tmp_path):
+def test_logits_that_are_changed_after_the_output_layer_are_taken_whole(tmp_path):
     torch.manual_seed(0)
     config = Gemma2Config(
-        vocab_size=50,
+        vocab_size=200,
         hidden_size=16,
         intermediate_size=16,
         num_hidden_layers=1,
         num_attention_heads=2,
         num_key_value_heads=1,
         head_dim=8,
-        final_logit_softcapping=0.1,
+        final_logit_softcapping=2.0,
         initializer_range=0.5,
     )
     Gemma2ForCausalLM(config).save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match="gemma2"):
-        load_policy(policy_config(str(tmp_path)), seed=0)
+    policy = load_policy(policy_config(str(tmp_path)), seed=0)
+    ids, mask, completion = inputs()
+    ours = token_log_probs(policy, ids, mask, completion, temperature=0.7)
+    logits = policy(ids, attention_mask=mask).logits[:, -8:-1]
+    assert 1 < logits.abs().max() < 2  # capped, and felt
+    expected = log_softmax(logits / 0.7, -1).gather(2, ids[:, -7:, None]).squeeze(2)
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("biased", [False, True])
 def test_linear_log_probs_and_their_gradient(biased, monkeypatch):
-    monkeypatch.setattr(models, "LOGIT_CHUNK_TOKENS", 4)
+    monkeypatch.setattr(log_probs, "LOGIT_CHUNK_TOKENS", 4)
     torch.manual_seed(0)
     hidden = torch.randn(10, 6, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(20, 6, dtype=torch.float64)
@@ -124,7 +131,7 @@ def test_linear_log_probs_and_their_gradient(biased, monkeypatch):
     targets = torch.randint(0, 20, (10,))
 
     def ours(hidden):
-        return models.linear_log_probs(hidden, weight, bias, targets, 0.7)
+        return log_probs.linear_log_probs(hidden, weight, bias, targets, 0.7)
 
     logits = torch.nn.functional.linear(hidden, weight, bias) / 0.7
     expected = logits.log_softmax(1).gather(1, targets[:, None]).squeeze(1)
@@ -134,15 +141,15 @@ def test_linear_log_probs_and_their_gradient(biased, monkeypatch):
 
 def test_logits_of_a_whole_batch_are_never_held():
     """Peak memory of the head's forward and backward pass, against the size of all its logits."""
-    tokens, vocabulary = 4 * models.LOGIT_CHUNK_TOKENS, 8192
+    tokens, vocabulary = 4 * log_probs.LOGIT_CHUNK_TOKENS, 8192
     hidden = torch.randn(tokens, 8, requires_grad=True)
     weight, targets = torch.randn(vocabulary, 8), torch.zeros(tokens, dtype=torch.long)
     with torch.profiler.profile(profile_memory=True) as profiler:
-        models.linear_log_probs(hidden, weight, None, targets, 1.0).sum().backward()
+        log_probs.linear_log_probs(hidden, weight, None, targets, 1.0).sum().backward()
     held = peak = 0
     for event in profiler.profiler.kineto_results.events():
         if event.name() == "[memory]":
             held += event.nbytes()
             peak = max(peak, held)
-    assert peak > 0.9 * 4 * models.LOGIT_CHUNK_TOKENS * vocabulary  # the measurement works
+    assert peak > 0.9 * 4 * log_probs.LOGIT_CHUNK_TOKENS * vocabulary  # the measurement works
     assert peak < 0.9 * 4 * tokens * vocabulary

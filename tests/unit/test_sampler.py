@@ -16,10 +16,10 @@ from capo_ds.config import ConfigError, parse_config
 from capo_ds.models import load_policy, load_tokenizer, token_log_probs
 from capo_ds.rollout import adapter, colocated
 from capo_ds.rollout.adapter import adapter_settings, adapter_tensors
-from capo_ds.rollout.base import Draw, Rollout, end_tokens, request_seed
+from capo_ds.rollout.base import Draw, Rollout, Truncation, end_tokens, request_seed
 from capo_ds.rollout.colocated import ColocatedSampler
 from capo_ds.rollout.engine import PROBE_LENGTHS, max_rank
-from capo_ds.rollout.hf import HuggingFaceSampler
+from capo_ds.rollout.hf import HuggingFaceSampler, truncate
 from capo_ds.rollout.probe import Probe, SamplerMismatch
 from capo_ds.rollout.waiting import EngineThread
 from tests.conftest import greedy
@@ -188,6 +188,19 @@ def test_first_tokens_follow_the_distribution(sampler, policy):
     likely = expected > 5
     chi_square = ((counts - expected)[likely] ** 2 / expected[likely]).sum()
     assert chi_square < 2 * likely.sum() + 20
+
+
+@pytest.mark.parametrize(
+    "truncation", [Truncation(top_p=0.6), Truncation(top_k=3), Truncation(0.9, 8, 0.1)]
+)
+def test_truncated_first_tokens_and_their_log_probs(sampler, policy, truncation):
+    rollout = sampler.sample(PROMPTS[:1], draws(1), 500, 0.7, 1, truncation)
+    with torch.no_grad():
+        logits = policy(torch.tensor(PROMPTS[:1])).logits[:, -1]
+    expected = truncate((logits / 0.7).log_softmax(-1), truncation)[0]
+    tokens = rollout.completion_ids[:, 0]
+    assert set(tokens.tolist()) <= set(expected.isfinite().nonzero().flatten().tolist())
+    torch.testing.assert_close(rollout.log_probs[:, 0], expected[tokens], rtol=1e-4, atol=1e-4)
 
 
 def test_no_prompts(sampler):

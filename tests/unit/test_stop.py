@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from capo_ds.config import BUILTIN_MODELS
 from capo_ds.evaluation import decode
 from capo_ds.rollout.hf import HuggingFaceSampler, stop_at
+from capo_ds.tasks.prompts import text_before
 from tests.conftest import greedy
 
 TINY = BUILTIN_MODELS["builtin:tiny"]
@@ -53,3 +54,16 @@ def test_ends_of_token_ids(tokenizer):
     texts = ["a\n\nQ:", "a ###", "a\n\nQ", "### a"]
     for text, expected in zip(texts, [True, True, False, False], strict=True):
         assert ended(torch.tensor([tokenizer.encode(text)])).tolist() == [expected], text
+
+
+@pytest.mark.parametrize("stop", ["<|turn|>", "<|turn|>\n", "5<|turn|>"])
+def test_a_special_token_stops_and_is_cut_off(tokenizer, stop):
+    own = AutoTokenizer.from_pretrained(TINY)
+    own.add_special_tokens({"additional_special_tokens": ["<|turn|>"]})
+    ids = own.encode("16 + 5<|turn|>\n", add_special_tokens=False)
+    ended = stop_at(own, [stop])
+    lasts = [bool(ended(torch.tensor([ids[:n]]))) for n in range(1, len(ids) + 1)]
+    assert lasts.index(True) + 1 == len(ids) - (0 if stop.endswith("\n") else 1)
+    kept = text_before(own, ids, [stop])
+    assert kept == ("16 + " if stop.startswith("5") else "16 + 5")
+    assert text_before(own, ids, []) == "16 + 5\n"

@@ -9,8 +9,10 @@ import cvxpy
 import numpy as np
 import pytest
 from gradient_families import FAMILIES, gradients
+from scipy.optimize import nnls
 
 from capo_ds.aggregation import interior_point, reference, solver
+from capo_ds.aggregation.exchange import Sides, exchange
 from capo_ds.aggregation.lorentz import Lorentz, Scaling
 from capo_ds.aggregation.polish import polish
 from capo_ds.aggregation.program import ConeProgram
@@ -113,8 +115,7 @@ def test_normalised_program_has_the_same_weights():
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("positives", [5, 100])
 def test_leaving_samples_out_first_changes_nothing(family, positives):
-    count = 3 * solver.DIRECT
-    program, _ = program_of(gradients(family, count, 4), positives).normalised()
+    program, _ = program_of(gradients(family, 288, 4), positives).normalised()
     whole = solver._interior_point(program)
     staged = solver._staged(program)
     unit = program.cancellation_scale(whole.xi)
@@ -130,6 +131,45 @@ def test_samples_left_out_at_first_are_taken_back():
     solution = solver._staged(program)
     left_out = np.setdiff1d(np.arange(300), solver._worst_aligned(program))
     assert solution.certified and np.count_nonzero(solution.xi[left_out]) > 10
+
+
+@pytest.mark.parametrize("family", ["orthogonal", "shared", "mixed", "heavy", "conflict"])
+@pytest.mark.parametrize("radius", [0.1, 0.5, 1.0, 2.0])
+def test_exchange_solves_the_dual_from_any_start(family, radius):
+    """Against the interior point, which shares nothing with it."""
+    program, _ = program_of(gradients(family, 120, 3), 50, radius).normalised()
+    slow = solver._interior_point(program)
+    unit = program.cancellation_scale(slow.xi)
+    solved = 0
+    for start in (np.ones(120, bool), program.linear < 0.0, np.arange(120) == 7):
+        xi, gap = exchange(program, Sides(start, np.zeros(120, bool)))
+        if gap <= 1e-8:
+            solved += 1
+            value = program.dual_value(xi)
+            assert value == pytest.approx(program.dual_value(slow.xi), abs=1e-7 * unit)
+            assert xi.min() >= 0.0 and xi[:50].sum() == pytest.approx(1.0, abs=1e-12)
+            assert xi[50:].max() <= program.price
+    assert solved >= 1
+
+
+def test_a_face_is_solved_in_closed_form():
+    """The worked example, both samples free: xi = (1, 7), as in docs/mathematics.md."""
+    rows = np.array([[7.0, -2.0], [-1.0, 2.0]])
+    xi, gap = exchange(program_of(rows, 1), Sides(np.ones(2, bool), np.zeros(2, bool)))
+    np.testing.assert_allclose(xi, [1.0, 7.0], rtol=1e-9)
+    assert abs(gap) <= 1e-12
+
+
+def test_the_projection_for_zero_direction_is_that_of_all_samples():
+    """300 samples in 6 dimensions: the few that bind, against nonnegative least squares."""
+    rng = np.random.default_rng(1)
+    rows = rng.normal(size=(300, 6)) + np.array([1.5, 0.0, 0.0, 0.0, 0.0, 0.0])
+    rows[0] = -rows[1:4].mean(axis=0)
+    centre = rng.normal(size=6)
+    program = ConeProgram(rows @ rows.T, rows @ centre, 1.0, 300, 10.0)
+    step = solver.nearest(program, scale=1.0)
+    weights, _ = nnls(rows.T, -centre, maxiter=10_000)
+    np.testing.assert_allclose(step @ rows, weights @ rows, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

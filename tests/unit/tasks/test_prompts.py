@@ -1,5 +1,6 @@
 import pytest
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, models, processors
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from capo_ds.config import BUILTIN_MODELS, ConfigError, PromptConfig
 from capo_ds.tasks import Problem
@@ -67,3 +68,102 @@ def test_long_prompts_are_left_out(tokenizer):
 )
 def test_cut(text, stop, kept):
     assert cut(text, stop) == kept
+
+
+# ---------------------------------------------------------------- token ids, by kind of tokenizer
+
+TURNS = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% if quiet %}<quiet>{% endif %}{% endif %}"
+)
+
+
+def made(kind: str, chat_template: str = TURNS) -> PreTrainedTokenizerFast:
+    """A tokenizer that adds around a text: nothing, BOS, a prefix, EOS, or BOS and EOS."""
+    words = sorted("abcdefghijklmnopqrstuvwxyzABQW:?.+ \n0123456789|<>\\{}$_")
+    vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2, "[gMASK]": 3, "<sop>": 4}
+    vocabulary |= {word: number for number, word in enumerate(words, start=5)}
+    if kind == "unigram":
+        core = Tokenizer(models.Unigram([(word, -1.0) for word in vocabulary], unk_id=0))
+    else:
+        core = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>"))
+    shape = {"bos": "<s> $A", "unigram": "<s> $A", "glm": "[gMASK] <sop> $A", "t5": "$A </s>"}
+    shape |= {"both": "<s> $A </s>", "bare": "$A"}
+    special = [(name, vocabulary[name]) for name in ("<s>", "</s>", "[gMASK]", "<sop>")]
+    core.post_processor = processors.TemplateProcessing(single=shape[kind], special_tokens=special)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        additional_special_tokens=["[gMASK]", "<sop>"],
+        chat_template=chat_template,
+    )
+
+
+KINDS = ["bare", "bos", "unigram", "glm", "t5", "both"]
+CONVERSATION = [{"role": "user", "content": "Q1"}, {"role": "assistant", "content": "a"}]
+CONVERSATION += [{"role": "user", "content": "Q2"}]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("begin", ["", "{{ bos_token }}", "[gMASK]<sop>"])
+def test_chat_ids_are_apply_chat_templates(kind, begin):
+    tokenizer = made(kind, begin + TURNS)
+    config = PromptConfig(template="chat", instruction="", system="be quick")
+    texts = [Problem("What is 1+1?", "2"), Problem("Q2", "2", messages=CONVERSATION)]
+    rendered = render(texts, config, tokenizer)
+    system = {"role": "system", "content": "be quick"}
+    chats = [[system, {"role": "user", "content": "What is 1+1?"}], [system, *CONVERSATION]]
+    for problem, ids, chat in zip(rendered, encode(tokenizer, rendered), chats, strict=True):
+        expected = tokenizer.apply_chat_template(
+            chat, tokenize=True, add_generation_prompt=True, return_dict=False
+        )
+        assert ids == expected == list(problem.tokens)
+        assert problem.prompt == tokenizer.apply_chat_template(
+            chat, tokenize=False, add_generation_prompt=True
+        )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_plain_ids_begin_as_the_tokenizer_begins_and_never_end(kind):
+    tokenizer = made(kind)
+    (problem,) = render([Problem("1+1?", "2")], PromptConfig(template="{problem}"), tokenizer)
+    begins = {"bare": [], "bos": [1], "unigram": [1], "glm": [3, 4], "t5": [], "both": [1]}[kind]
+    text = tokenizer("1+1?", add_special_tokens=False).input_ids
+    assert list(problem.tokens) == begins + text
+    (own,) = render([Problem("1+1?", "2")], PromptConfig(template="<s>{problem}"), tokenizer)
+    if begins in ([], [1]):
+        assert list(own.tokens) == [1, *text]  # begun once
+
+
+def test_template_arguments_and_a_begun_answer():
+    tokenizer = made("bos")
+    problem = Problem("Q", "1", messages=[*CONVERSATION, {"role": "assistant", "content": "so 1"}])
+    config = PromptConfig(template="chat", template_kwargs={"quiet": True})
+    assert render([Problem("Q", "1")], config, tokenizer)[0].prompt.endswith("<quiet>")
+    assert render([problem], config, tokenizer)[0].prompt.endswith("so 1")
+    for name, text in (("quiett", "has no variable 'quiett'"), ("tokenize", "decided by capo_ds")):
+        wrong = PromptConfig(template="chat", template_kwargs={name: True})
+        with pytest.raises(ConfigError, match=text):
+            render([problem], wrong, tokenizer)
+
+
+def test_conversations_where_they_have_no_place():
+    talk = Problem("Q2", "1", messages=CONVERSATION)
+    single = Problem("Q1", "1", messages=CONVERSATION[:1])
+    tokenizer = made("bare")
+    with pytest.raises(ConfigError, match="no place for conversations"):
+        render([talk], PromptConfig(template="{problem}"), tokenizer)
+    assert render([single], PromptConfig(template="{problem}"), tokenizer)[0].prompt == "Q1"
+    refusing = made("bare", "{{ raise_exception('roles must alternate') }}")
+    with pytest.raises(ConfigError, match=r"problem 0 .*user, assistant, user.*must alternate"):
+        render([talk], PromptConfig(template="chat"), refusing)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"stop": [""]}, {"system": "s"}, {"template_kwargs": {"quiet": True}}]
+)
+def test_settings_that_cannot_be(settings):
+    with pytest.raises(ValueError, match=r"prompt|at least 1 character"):
+        PromptConfig(**settings)

@@ -150,7 +150,7 @@ def test_a_users_own_columns(tmp_path, judge):
     path = jsonl(tmp_path / "own.jsonl", rows)
     columns = {"prompt_column": "q", "answer_column": "a", "solution_column": "how"}
     (problem,) = benchmark("custom", path, **columns)
-    assert problem == Problem(rows[0]["q"], "1/2", rows[0]["how"], rows[0])
+    assert problem == Problem(rows[0]["q"], "1/2", rows[0]["how"], rows[0], "custom")
     assert score([r"\boxed{0.5}"], [problem], judge)[0].correct
 
 
@@ -204,7 +204,10 @@ def test_a_hub_name_becomes_these_arguments_of_load_dataset(monkeypatch, config,
         ({"name": "gsm8k", "path": "{bad}"}, "row 1: no '####' before the answer"),
         ({"name": "gsm8k", "path": "{empty}"}, "row 0: column 'answer' is empty"),
         ({"name": "gsm8k", "path": "{blank}"}, "row 0: column 'answer' holds no answer"),
-        ({"name": "gsm8k", "path": "{chat}"}, "row 0: column 'question' holds a list"),
+        (
+            {"name": "gsm8k", "path": "{chat}"},
+            "row 0: the content of a user|row 0: column 'question': the content of a user",
+        ),
         ({"name": "gsm8k", "path": "./nowhere"}, r"no file or folder './nowhere'"),
         ({"name": "gsm8k", "path": "nowhere.jsonl"}, "no file or folder 'nowhere.jsonl'"),
         ({"name": "gsm8k", "path": "{folder}", "train_split": "dev"}, "'{folder}' cannot be"),
@@ -253,3 +256,25 @@ def test_every_published_answer_is_read_and_equal_to_itself(judge, name, file, c
     if SOURCES[name].solution and name == "gsm8k":
         solutions = [problem.solution for problem in problems]
         assert all(verdict.correct for verdict in score(solutions, problems, judge))
+
+
+def test_trls_and_verls_data_sets(tmp_path):
+    talk = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 1+1?"}]
+    rows = [
+        {
+            "data_source": "mine",
+            "prompt": talk,
+            "ability": "math",
+            "reward_model": {"style": "rule", "ground_truth": "2"},
+            "extra_info": {"answers": ["2", "two"]},
+        }
+    ]
+    path = str(tmp_path / "rows.parquet")
+    datasets.Dataset.from_list(rows).to_parquet(path)
+    for column in ("reward_model.ground_truth", "extra_info.answers.0"):
+        keys = {"prompt_column": "prompt", "answer_column": column}
+        (problem,) = benchmark("custom", path, **keys)
+        assert (problem.messages, problem.prompt, problem.answer) == (talk, "What is 1+1?", "2")
+    keys["answer_column"] = "reward_model.truth"
+    with pytest.raises(ConfigError, match=r"no column 'reward_model\.truth'"):
+        benchmark("custom", path, **keys)

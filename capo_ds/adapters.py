@@ -1,0 +1,174 @@
+"""The LoRA adapter of a policy: a fresh one, or one to go on from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from peft.utils.save_and_load import load_peft_weights
+from torch import nn
+from transformers import PreTrainedModel
+
+from capo_ds.architecture import linear_names, outside_the_decoder, plain_linear_layers
+from capo_ds.config import ConfigError, ModelConfig
+from capo_ds.weights import ADAPTER_CONFIG
+
+POLICY, REFERENCE = "default", "reference"  # names of adapters in PEFT
+ALL_LINEAR = "all-linear"
+# Ways to start an adapter that change the base weights, which are not in its folder.
+CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+FIELDS_REFUSED = ("modules_to_save", "trainable_token_indices", "target_parameters")
+FIELDS_REFUSED += ("layer_replication", "alora_invocation_tokens", "layers_to_transform")
+
+
+def fresh_adapter(base: PreTrainedModel, config: ModelConfig, seed: int) -> PeftModel:
+    """The model with LoRA factors of the settings; B = 0, A from the seed.
+
+    Raises:
+        ConfigError: if no layer is named by `lora_targets`, or none has so high a rank.
+    """
+    _check_rank(base, config.lora_rank)
+    targets = config.lora_targets
+    if targets == ALL_LINEAR:
+        targets = plain_linear_layers(base)
+    lora = LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        use_rslora=config.rslora,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        exclude_modules=_excluded(base, config),
+        lora_dropout=0.0,
+        task_type="CAUSAL_LM",
+    )
+    torch.manual_seed(seed)
+    try:
+        return get_peft_model(base, lora)
+    except (ValueError, re.error) as error:
+        raise ConfigError(
+            f"model.lora_targets: {config.lora_targets}: {error} The linear layers of its language "
+            f"model: {', '.join(linear_names(base))}; or write {ALL_LINEAR} for all of them"
+        ) from error
+
+
+def read_adapter(folder: str, key: str = "model.adapter") -> LoraConfig:
+    """The settings of a PEFT adapter's folder or hub name.
+
+    Raises:
+        ConfigError: if there is none, or it is more than LoRA factors of linear layers.
+    """
+    place = str(Path(folder).expanduser())
+    try:
+        adapter = PeftConfig.from_pretrained(place if Path(place).is_dir() else folder)
+    except Exception as error:  # of as many kinds as there are broken files
+        raise ConfigError(
+            f"{key}: no PEFT adapter at {folder!r} (a folder with {ADAPTER_CONFIG}): {error}"
+        ) from error
+    wrong = None
+    if not isinstance(adapter, LoraConfig):
+        wrong = f"is of kind {adapter.peft_type}"
+    elif adapter.use_dora:
+        wrong = "is DoRA (use_dora)"
+    elif adapter.bias != "none" or adapter.lora_bias:
+        wrong = f"trains biases (bias: {adapter.bias})"
+    elif isinstance(start := adapter.init_lora_weights, str) and start.startswith(CHANGES_BASE):
+        wrong = f"belongs to base weights that its making has changed (init_lora_weights: {start})"
+    else:
+        wrong = next((f"sets {f}" for f in FIELDS_REFUSED if getattr(adapter, f, None)), None)
+    if wrong:
+        raise ConfigError(
+            f"{key}: {folder!r} {wrong}; only LoRA factors of linear layers have per-sample "
+            "gradients: merge it into its base (launchers/merge.py), and start a fresh adapter"
+        )
+    adapter.lora_dropout = 0.0
+    return adapter
+
+
+def continued_adapter(base: PreTrainedModel, folder: str) -> PeftModel:
+    """The model with the adapter of a folder, trainable: its own rank, scale and targets.
+
+    Raises:
+        ConfigError: if it is no adapter of this model.
+    """
+    adapter = read_adapter(folder)
+    adapter.inference_mode = False
+    try:
+        policy = get_peft_model(base, adapter)
+    except ValueError as error:
+        raise ConfigError(f"model.adapter: {folder!r} does not fit model.path: {error}") from error
+    _load_factors(policy, folder, POLICY)
+    return policy
+
+
+def add_reference(policy: PeftModel, folder: str) -> None:
+    """Put the adapter of a folder on the policy once more, frozen, as the KL term's reference."""
+    adapter = read_adapter(folder)
+    adapter.inference_mode = True
+    policy.add_adapter(REFERENCE, adapter)
+    _load_factors(policy, folder, REFERENCE)
+    for name, parameter in policy.named_parameters():
+        if f".{REFERENCE}." in name:
+            parameter.requires_grad_(False)
+
+
+@contextmanager
+def reference_policy(policy: PeftModel) -> Iterator[PeftModel]:
+    """Inside, the model is the reference, without gradients: the base with the adapter off, or
+    the adapter that the run started from."""
+    with torch.no_grad():
+        if REFERENCE not in policy.peft_config:
+            with policy.disable_adapter():
+                yield policy
+            return
+        layers = [module for module in policy.modules() if isinstance(module, LoraLayer)]
+        try:
+            for layer in layers:
+                layer._active_adapter = [REFERENCE]  # its setter would also thaw and freeze
+            yield policy
+        finally:
+            for layer in layers:
+                layer._active_adapter = [POLICY]
+
+
+def _load_factors(policy: PeftModel, folder: str, name: str) -> None:
+    try:
+        place = Path(folder).expanduser()
+        weights = load_peft_weights(str(place) if place.is_dir() else folder, device="cpu")
+        result = set_peft_model_state_dict(policy, weights, adapter_name=name)
+    except Exception as error:
+        raise ConfigError(
+            f"model.adapter: the weights at {folder!r} do not fit model.path: {error}"
+        ) from error
+    missing = [key for key in result.missing_keys if f".{name}." in key]
+    if missing or result.unexpected_keys:
+        raise ConfigError(
+            f"model.adapter: {folder!r} is of another base model: it lacks {len(missing)} factors "
+            f"of model.path's layers and has {len(result.unexpected_keys)} of others "
+            f"({', '.join([*missing, *result.unexpected_keys][:2])})"
+        )
+
+
+def _excluded(base: PreTrainedModel, config: ModelConfig) -> str | None:
+    """A regular expression of the layers that get no factors: what is not the language model
+    (vision and audio towers), and the settings' own."""
+    patterns = [rf"{re.escape(name)}(\..*)?" for name in outside_the_decoder(base)]
+    own = config.lora_exclude
+    if isinstance(own, str):
+        patterns.append(own)
+    else:
+        patterns += [rf"(.*\.)?{re.escape(name)}" for name in own]
+    return "|".join(f"({pattern})" for pattern in patterns) or None
+
+
+def _check_rank(base: nn.Module, rank: int) -> None:
+    """Refuse a rank that no layer has, before its factors fill the memory."""
+    linear = [module for module in base.modules() if isinstance(module, nn.Linear)]
+    full = max((min(module.in_features, module.out_features) for module in linear), default=rank)
+    if rank > full:
+        raise ConfigError(
+            f"model.lora_rank: {rank} is more than the rank of any layer, {full}; lower it"
+        )

@@ -1,0 +1,173 @@
+"""Log-probabilities of sampled tokens, without ever holding a batch's logits where that can be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from capo_ds.architecture import forward_takes, position_ids
+
+LOGIT_CHUNK_TOKENS = 1024
+WHOLE_LOGITS = "capo_ds_whole_logits"  # attribute of a policy whose output layer is not the last
+# Nats, mean over a row, that passes which round differently may differ by: at least the first; in
+# bfloat16 logits have steps of their size times 2^-8, of which the second number counts some.
+LOG_PROBS = {"float32": (1e-3, 64.0), "bfloat16": (0.1, 4.0)}
+RAMP = 128  # logits of the check, -128 to 128: exact in bfloat16, beyond any cap
+
+
+def token_log_probs(
+    policy: PeftModel,
+    input_ids: Tensor,  # (B, P + T): left-padded prompts, then right-padded completions
+    attention_mask: Tensor,  # (B, P + T)
+    completion_mask: Tensor,  # (B, T) of bool
+    temperature: float,
+) -> Tensor:  # (B, T)
+    """Log-probability of each completion token at the sampling temperature; 0 at padding.
+
+    The output layer makes log-probabilities where it would make logits, for completion tokens
+    only. The pass goes through the whole model all the same, so that hooks on any module (ZeRO
+    3's, which gather its weights) run as in an ordinary one. Of a model that changes the logits
+    after its output layer (soft caps, scales), the logits of all completion tokens are held.
+    """
+    length = completion_mask.shape[1]
+    targets = input_ids[:, -length:][completion_mask]  # (tokens,)
+    if getattr(policy, WHOLE_LOGITS, False):
+        logits = _logits(policy, input_ids, attention_mask, length + 1)[:, -length - 1 : -1]
+        values = _of_logits(logits[completion_mask], targets, temperature)
+        return values.new_zeros(completion_mask.shape).masked_scatter(completion_mask, values)
+    head = policy.get_output_embeddings()
+
+    def log_probs(hidden: Tensor) -> Tensor:
+        hidden = hidden[:, -length - 1 : -1][completion_mask]  # (tokens, H), predicting the next
+        return linear_log_probs(hidden, head.weight, head.bias, targets, temperature)
+
+    with _forward_replaced(head, log_probs):
+        values = _logits(policy, input_ids, attention_mask, length + 1)
+    return values.new_zeros(completion_mask.shape).masked_scatter(completion_mask, values)
+
+
+def find_output_layer(policy: PeftModel, device: torch.device) -> None:
+    """Note on the policy whether its logits are its output layer's, as they are, or must be
+    taken whole from the end of its forward pass.
+
+    Found by a pass in which the output layer returns a ramp of numbers, which must come out
+    unchanged: no weights and no rounding take part.
+    """
+    head = policy.get_output_embeddings()
+    whole = head is None or not hasattr(head, "weight")
+    if not whole:
+        ids = torch.arange(4, device=device)[None]
+        size = head.weight.shape[0]
+        # Through autocast and the model's own casts: these numbers are exact in all of them.
+        ramp = (torch.arange(size, device=device) % (2 * RAMP + 1) - RAMP).to(head.weight.dtype)
+        if not ramp.is_floating_point():
+            ramp = ramp.float()
+        with torch.no_grad(), _forward_replaced(head, lambda _: ramp.expand(1, 4, size).clone()):
+            logits = _logits(policy, ids, torch.ones_like(ids), 4)
+        whole = logits.shape != (1, 4, size) or not torch.equal(logits[0, 0], ramp.to(logits))
+    setattr(policy, WHOLE_LOGITS, whole)
+
+
+def _logits(policy: PeftModel, input_ids: Tensor, attention_mask: Tensor, kept: int) -> Tensor:
+    takes = forward_takes(policy.get_base_model())
+    arguments = {
+        "attention_mask": attention_mask,
+        "position_ids": position_ids(attention_mask),
+        "logits_to_keep": kept,
+        "use_cache": False,
+    }
+    arguments = {name: value for name, value in arguments.items() if takes(name)}
+    return policy(input_ids=input_ids, **arguments).logits
+
+
+def _of_logits(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    """log softmax(logits / temperature)[target], (tokens,), at least in float32."""
+    parts = [
+        (part.to(torch.promote_types(part.dtype, torch.float)) / temperature)
+        .log_softmax(1)
+        .gather(1, target[:, None])
+        .squeeze(1)
+        for part, target in zip(
+            logits.split(LOGIT_CHUNK_TOKENS), targets.split(LOGIT_CHUNK_TOKENS), strict=True
+        )
+    ]
+    return torch.cat(parts)
+
+
+def linear_log_probs(
+    hidden: Tensor,  # (tokens, H)
+    weight: Tensor,  # (V, H), frozen
+    bias: Tensor | None,  # (V,), frozen
+    targets: Tensor,  # (tokens,)
+    temperature: float,
+) -> Tensor:  # (tokens,)
+    """log softmax((W h + b) / temperature)[target], differentiable in h alone.
+
+    Logits are made for `LOGIT_CHUNK_TOKENS` tokens at a time and never kept. The gradient is the
+    upstream number of the token times (W[target] - W' p) / temperature, so it is made while the
+    logits are at hand, and the backward pass is a multiplication: two products with W in all,
+    as if all logits had been kept, where recomputing them would need a third.
+    """
+    return _LinearLogProbs.apply(hidden, weight, bias, targets, temperature)
+
+
+class _LinearLogProbs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        temperature: float,
+    ) -> Tensor:
+        differentiable = ctx.needs_input_grad[0]
+        values = hidden.new_empty(len(hidden), dtype=torch.promote_types(hidden.dtype, torch.float))
+        slopes = torch.empty_like(hidden) if differentiable else None
+        for first in range(0, len(hidden), LOGIT_CHUNK_TOKENS):
+            rows = slice(first, first + LOGIT_CHUNK_TOKENS)
+            target = targets[rows, None]
+            logits = nn.functional.linear(hidden[rows], weight, bias).to(values) / temperature
+            normaliser = logits.logsumexp(1, keepdim=True)
+            values[rows] = (logits.gather(1, target) - normaliser).squeeze(1)
+            if differentiable:
+                residual = logits.sub_(normaliser).exp_().neg_()  # one-hot target minus p
+                residual.scatter_add_(1, target, residual.new_ones(target.shape))
+                slopes[rows] = residual.div_(temperature).to(weight) @ weight
+        ctx.save_for_backward(slopes)
+        return values
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (slopes,) = ctx.saved_tensors
+        return (gradient[:, None] * slopes).to(slopes), None, None, None, None
+
+
+@contextmanager
+def _forward_replaced(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Inside, calling the module runs its hooks and, in place of its own computation, `forward`."""
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+
+
+@torch.no_grad()
+def largest_logit(policy: PeftModel, input_ids: Tensor, attention_mask: Tensor) -> float:
+    """max |logit| over the real tokens of some short rows: what rounding is measured by."""
+    logits = _logits(policy, input_ids, attention_mask, input_ids.shape[1])
+    return float(logits[attention_mask.bool()].float().abs().max())
+
+
+def log_prob_bound(dtype: str, largest: float) -> float:
+    """The largest mean difference, in nats a token, that rounding explains between two ways of
+    computing a row's log-probabilities, for logits up to `largest`."""
+    floor, steps = LOG_PROBS[dtype]
+    return max(floor, steps * torch.finfo(getattr(torch, dtype)).eps * largest)

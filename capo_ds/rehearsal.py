@@ -1,0 +1,344 @@
+"""A rehearsal at start-up: in a second or two, everything that a run will do with its model.
+
+Two prompts are sampled, the rows are passed alone and together, twice, one backward pass is made
+per sample and compared with autograd's, and what the run will save is saved once. What does not
+hold would otherwise show after hours, or never: as a gradient that is not the policy's.
+
+It leaves no trace: random numbers come from generators of its own, the LoRA factors, which it
+moves away from zero so that they are felt, get their bits back.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from peft.utils.save_and_load import load_peft_weights
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from capo_ds.architecture import text_config
+from capo_ds.config import Config, ConfigError
+from capo_ds.distributed import comm
+from capo_ds.distributed.engine import CapoEngine
+from capo_ds.gradients.per_sample import PerSampleGradients
+from capo_ds.gradients.store import GradientStore
+from capo_ds.log_probs import largest_logit, log_prob_bound, token_log_probs
+from capo_ds.rollout.base import Draw, Rollout, assemble, model_context
+from capo_ds.rollout.hf import HuggingFaceSampler
+
+PROMPT_TOKENS = (11, 6)  # of the two prompts: unequal, so that one is padded
+NEW_TOKENS = 6
+ENDS_EVERY = 3  # every third token of the vocabulary ends a row, so that they end apart
+NOISE = 0.02  # standard deviation of what is added to the factors
+SEED = 20  # of the noise and of the sampling
+# REPEATED: of two passes that round alike, as a share of `log_prob_bound`. GRADIENTS: relative,
+# over all factors, by dtype.
+REPEATED = 0.1
+GRADIENTS = {"float32": 1e-3, "bfloat16": 0.2}
+SAVING = "train.output_dir: what the run will save cannot be saved in a rehearsal:"
+MICRO_BATCH_REMEDY = (
+    "set train.micro_batch_size to 1 and rollout.batch_size to rollout.group_size, so that rows of "
+    "unequal length never share a pass; or choose another model"
+)
+
+
+@dataclass
+class Passes:
+    """How the run's passes are made: what ZeRO 3 needs around them.
+
+    gathered: around sampling. whole: around reading and changing parameters. end: after a backward
+    pass. lockstep: whether other ranks take part in each pass.
+    """
+
+    gathered: Callable[[], AbstractContextManager[None]] = nullcontext
+    whole: Callable[..., AbstractContextManager] = lambda *_, **__: nullcontext()
+    end: Callable[[], None] = lambda: None
+    lockstep: bool = False
+
+
+@dataclass
+class Findings:
+    """Differences found. Log-probabilities in nats, mean over the worst row; the gradient's
+    relative, over all factors of the worst sample. None: not looked at.
+
+    repeated: of two passes over the same rows. alone: of a row alone and in the batch. sampler: of
+    the sampler's and the training pass. gradient: of per-sample and autograd's gradients.
+    """
+
+    repeated: float
+    alone: float
+    sampler: float | None
+    gradient: float | None
+    largest_logit: float
+
+
+def rehearse(
+    config: Config, policy: PeftModel, prompts: list[list[int]], passes: Passes | None = None
+) -> Findings:
+    """Make the passes of a run on two of its prompts, on all ranks alike.
+
+    Raises:
+        ConfigError: on all ranks, saying what the model does that cannot be trained, and what to
+            do about it.
+    """
+    passes = passes or Passes()
+    where = ["load"]
+    with comm.together("rehearsal"):
+        try:
+            findings = _measure(
+                config, policy, _two_prompts(config, policy, prompts), passes, where
+            )
+        except (ConfigError, torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception as error:
+            raise ConfigError(
+                f"model.path: {_kind(policy)} models cannot be trained with these settings: "
+                f"{where[-1]} fails in a rehearsal: {type(error).__name__}: {error}"
+            ) from error
+        _judge(config, policy, findings)
+    return findings
+
+
+def rehearse_saving(folder: Path, engine: CapoEngine, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Save what the run will save, read the adapter again, and remove it (all ranks).
+
+    Raises:
+        ConfigError: on all ranks, if something cannot be written, or reads otherwise.
+    """
+    made = comm.on_main("rehearsal", lambda: tempfile.mkdtemp(prefix="rehearsal-", dir=folder))
+    place = Path(made)
+    try:
+        try:
+            engine.save_adapter(place)
+        except comm.PeerError as error:
+            raise ConfigError(f"{SAVING} {error}") from error
+        with engine.whole(engine.parameters), comm.together("rehearsal"):
+            if comm.is_main():
+                _save_and_compare(place, engine.module, tokenizer)
+    finally:
+        if comm.is_main():
+            shutil.rmtree(place)
+
+
+def _save_and_compare(place: Path, policy: PeftModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    kept = get_peft_model_state_dict(policy, save_embedding_layers=False)
+    try:
+        tokenizer.save_pretrained(place)
+        save_file({n: t.detach().cpu().contiguous() for n, t in kept.items()}, place / "factors")
+        read = load_peft_weights(str(place), device="cpu")
+    except Exception as error:  # of as many kinds as there are tokenizers and file systems
+        raise ConfigError(f"{SAVING} {type(error).__name__}: {error}") from error
+    wrong = [
+        name
+        for name in kept.keys() | read.keys()
+        if name not in read or name not in kept or not torch.equal(kept[name].cpu(), read[name])
+    ]
+    if wrong:
+        raise ConfigError(
+            f"{SAVING} the adapter that is read again differs in {len(wrong)} of {len(kept)} "
+            f"tensors ({min(wrong)}); name other layers in model.lora_targets"
+        )
+
+
+def _measure(
+    config: Config,
+    policy: PeftModel,
+    prompts: list[list[int]],
+    passes: Passes,
+    where: list[str],
+) -> Findings:
+    def log_probs(rows: Rollout) -> Tensor:
+        return token_log_probs(
+            policy,
+            rows.input_ids(),
+            rows.attention_mask(),
+            rows.completion_mask,
+            config.rollout.temperature,
+        )
+
+    factors = [p for p in policy.parameters() if p.requires_grad]
+    micro_batch = config.train.micro_batch_size
+    with _random_numbers_kept(), _moved(factors, passes.whole), torch.no_grad():
+        where.append("sampling with the model's cache")
+        sampled = config.rollout.sampler == "hf"
+        with passes.gathered():
+            rows = _sample(config, policy, prompts) if sampled else _cut_in_two(policy, prompts)
+        rows = rows.take(rows.lengths.argsort(stable=True))
+        parts = [rows.take(part) for part in torch.arange(len(rows)).split(micro_batch)]
+        where.append("a pass over a batch of rows")
+        together = [log_probs(part) for part in parts]
+        again = [log_probs(part) for part in parts]
+        where.append("a pass over one row")
+        alone = [log_probs(rows.take([row])) for row in range(len(rows))]
+        findings = Findings(
+            repeated=max(map(_difference, together, again, parts)),
+            alone=_worst_row(together, [row[0] for row in alone], parts),
+            sampler=None,
+            gradient=None,
+            largest_logit=largest_logit(policy, parts[0].input_ids(), parts[0].attention_mask()),
+        )
+        if sampled:
+            findings.sampler = max(
+                _difference(part.log_probs, values, part)
+                for part, values in zip(parts, together, strict=True)
+            )
+        if config.uses_per_sample_gradients:
+            where.append("a backward pass that keeps samples apart")
+            some = rows.take([0, len(rows) - 1][: max(1, min(2, micro_batch))])
+            with torch.enable_grad():
+                findings.gradient = _gradient_error(policy, lambda: log_probs(some).sum(1), passes)
+    return findings
+
+
+def _judge(config: Config, policy: PeftModel, found: Findings) -> None:
+    """Raises `ConfigError` for the first of the findings that rounding does not explain."""
+    bound = log_prob_bound(config.model.dtype, found.largest_logit)
+    start = f"model.path: this {_kind(policy)} model cannot be trained with these settings: "
+    if not found.repeated <= REPEATED * bound:  # NaN is not
+        raise ConfigError(
+            f"{start}two passes over the same rows differ by {found.repeated:.3g} nats a token; it "
+            "draws random numbers or keeps a state from pass to pass (or its weights are not "
+            "finite). Choose another model"
+        )
+    if not found.alone <= bound:
+        raise ConfigError(
+            f"{start}a row's log-probabilities depend on the rows beside it: alone and in a padded "
+            f"batch they differ by {found.alone:.3g} nats a token; {MICRO_BATCH_REMEDY}"
+        )
+    if found.sampler is not None and not found.sampler <= bound:
+        raise ConfigError(
+            f"{start}decoding with its cache and the training pass differ by {found.sampler:.3g} "
+            "nats a token, so what is sampled is not what is trained; set rollout.sampler to vllm "
+            "(or model.attn_implementation to eager), or choose another model"
+        )
+    if found.gradient is not None and not found.gradient <= GRADIENTS[config.model.dtype]:
+        raise ConfigError(
+            f"{start}its per-sample gradients are not autograd's: the relative error is "
+            f"{found.gradient:.3g}; some layer with LoRA factors mixes the samples of a batch. "
+            "Name only attention and MLP layers in model.lora_targets"
+        )
+
+
+def _two_prompts(config: Config, policy: PeftModel, prompts: list[list[int]]) -> list[list[int]]:
+    """Ends of two of the run's prompts, of unequal length.
+
+    Raises:
+        ConfigError: for ids that the model has no embedding of.
+    """
+    vocabulary = text_config(policy.config).vocab_size
+    if (largest := max(map(max, prompts))) >= vocabulary:
+        raise ConfigError(
+            f"model.path: the tokenizer gives token {largest}, but the model knows {vocabulary}; "
+            "they are not of one model: save them in one folder"
+        )
+    room = max(2, model_context(policy) - min(NEW_TOKENS, config.rollout.max_new_tokens))
+    lengths = [min(length, room - number) for number, length in enumerate(PROMPT_TOKENS)]
+    chosen = [prompts[0], prompts[min(1, len(prompts) - 1)]]
+    return [prompt[-length:] for prompt, length in zip(chosen, lengths, strict=True)]
+
+
+def _sample(config: Config, policy: PeftModel, prompts: list[list[int]]) -> Rollout:
+    rollout = config.rollout
+    shared = rollout.batch_size >= 2 * rollout.group_size  # whether prompts share a batch
+    sampler = HuggingFaceSampler(
+        policy,
+        ends=range(0, text_config(policy.config).vocab_size, ENDS_EVERY),
+        pad=0,
+        max_new_tokens=min(NEW_TOKENS, rollout.max_new_tokens),
+        batch_size=4 if shared else 2,
+    )
+    draws = [Draw(SEED, 0, number) for number in range(len(prompts))]
+    return sampler.sample(prompts, draws, 2, rollout.temperature)
+
+
+def _cut_in_two(policy: PeftModel, prompts: list[list[int]]) -> Rollout:
+    """Where another engine samples: the prompts' own halves as prompts and responses."""
+    halves = [max(1, len(prompt) // 2) for prompt in prompts]
+    completions = [p[half:] or p for p, half in zip(prompts, halves, strict=True)]
+    return assemble(
+        [p[:half] for p, half in zip(prompts, halves, strict=True)],
+        completions,
+        [[0.0] * len(completion) for completion in completions],
+        [False] * len(prompts),
+        0,
+        next(policy.parameters()).device,
+    )
+
+
+def _gradient_error(policy: PeftModel, objectives: Callable[[], Tensor], passes: Passes) -> float:
+    """Of the first sample of a batch: the largest relative error over samples of its gradient."""
+    per_sample = PerSampleGradients(policy)
+    try:
+        with torch.no_grad():
+            count = len(objectives())
+        shapes = per_sample.shapes
+        store = GradientStore(shapes, count, next(policy.parameters()).device)
+        per_sample.backward(objectives, store)
+        passes.end()
+    finally:
+        per_sample.remove()
+    worst = 0.0
+    for sample in range(count):
+        expected = torch.autograd.grad(
+            objectives()[sample], per_sample.parameters, allow_unused=True
+        )
+        passes.end()
+        error = square = 0.0
+        for rows, gradient in zip(store.rows, expected, strict=True):
+            gradient = torch.zeros_like(rows[sample]) if gradient is None else gradient
+            error += float((rows[sample] - gradient).double().square().sum())
+            square += float(gradient.double().square().sum())
+        worst = max(worst, (error / square) ** 0.5 if square else float("inf"))
+    return worst
+
+
+def _difference(one: Tensor, other: Tensor, rows: Rollout) -> float:
+    """Mean |difference| over the tokens of the worst row. (B, T) each."""
+    width = min(one.shape[1], other.shape[1])
+    sums = (one[:, :width] - other[:, :width]).abs().sum(1) / rows.lengths
+    return float(sums.max())
+
+
+def _worst_row(together: list[Tensor], alone: list[Tensor], parts: list[Rollout]) -> float:
+    worst, rows = 0.0, iter(alone)
+    for values, part in zip(together, parts, strict=True):
+        for row, length in zip(values, part.lengths.tolist(), strict=True):
+            difference = float((row[:length] - next(rows)[:length]).abs().mean())
+            worst = max(worst, difference) if difference == difference else float("nan")
+    return worst
+
+
+@contextmanager
+def _moved(factors: list[nn.Parameter], whole: Callable[..., Any]) -> Iterator[None]:
+    """Inside, noise is on the LoRA factors: a fresh B of zeros hides all but its own gradient."""
+    generator = torch.Generator().manual_seed(SEED)
+    with torch.no_grad(), whole(factors, modifier_rank=0):
+        kept = [factor.detach().clone() for factor in factors]
+        for factor in factors:
+            factor.data += NOISE * torch.randn(factor.shape, generator=generator).to(factor)
+    try:
+        yield
+    finally:
+        with torch.no_grad(), whole(factors, modifier_rank=0):
+            for factor, value in zip(factors, kept, strict=True):
+                factor.data.copy_(value)
+
+
+@contextmanager
+def _random_numbers_kept() -> Iterator[None]:
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices):
+        yield
+
+
+def _kind(policy: PeftModel) -> str:
+    return policy.config.model_type

@@ -1,0 +1,167 @@
+"""Calling a user's reward functions, as TRL does, and reading what they return."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import math
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+from capo_ds.config import ConfigError
+from capo_ds.plugins import what
+from capo_ds.tasks.base import Problem
+
+RewardFunction = Callable[..., Any]
+OURS = ("prompts", "completions", "completion_ids", "references")
+
+
+def check_arguments(functions: Mapping[str, RewardFunction], columns: Iterable[str]) -> None:
+    """Raises `ConfigError` for a function with an argument that nothing fills.
+
+    columns: of the data sets.
+    """
+    known = {*OURS, *columns}
+    for name, function in functions.items():
+        needed, _ = _arguments(function)
+        if missing := sorted(needed - known):
+            raise ConfigError(
+                f"reward.functions: {name} needs {', '.join(missing)}, which is no column of the "
+                f"data and none of {', '.join(OURS)}; give it a default, or take it out (columns: "
+                f"{', '.join(sorted(set(columns))) or 'none'})"
+            )
+
+
+def call_all(
+    functions: Mapping[str, RewardFunction],
+    completions: Sequence[str],
+    problems: Sequence[Problem],
+    completion_ids: Sequence[Sequence[int]],
+    columns: Iterable[str],
+) -> dict[str, list[float | None]]:
+    """Each function's rewards; those that are asynchronous run at the same time.
+
+    Raises:
+        RuntimeError: a function failed, or returned what is no list of rewards.
+    """
+    if not problems:  # a rank without prompts in this step
+        return {name: [] for name in functions}
+    returned: dict[str, Any] = {}
+    for name, function in functions.items():
+        everything = _keywords(completions, problems, completion_ids, columns)
+        takes_all = _arguments(function)[1]
+        accepted = everything if takes_all else _accepted(function, everything)
+        returned[name] = _guarded(name, lambda f=function, given=accepted: f(**given))
+    waiting = {name: value for name, value in returned.items() if inspect.isawaitable(value)}
+    if waiting:
+        returned |= _loop().run_until_complete(_finish(waiting))
+    return {name: _read(name, returned[name], len(completions)) for name in functions}
+
+
+def _keywords(
+    completions: Sequence[str],
+    problems: Sequence[Problem],
+    completion_ids: Sequence[Sequence[int]],
+    columns: Iterable[str],
+) -> dict[str, list[Any]]:
+    """Lists by keyword, one per column of the data set; a column cannot take the place of ours.
+
+    Where the data set holds conversations, prompts and completions are lists of messages.
+    """
+    given = {name: [problem.columns.get(name) for problem in problems] for name in columns}
+    given["prompts"] = [problem.messages or problem.prompt for problem in problems]
+    given["completions"] = [
+        [{"role": "assistant", "content": text}] if problem.messages else text
+        for text, problem in zip(completions, problems, strict=True)
+    ]
+    given["completion_ids"] = [list(ids) for ids in completion_ids]
+    given["references"] = [problem.answer for problem in problems]
+    return given
+
+
+def _arguments(function: RewardFunction) -> tuple[set[str], bool]:
+    """The keywords that a function cannot do without, and whether it takes any."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # of some that are written in C
+        return set(), True
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    needed = {p.name for p in named if p.default is p.empty}
+    return needed, any(p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def _accepted(function: RewardFunction, given: dict[str, Any]) -> dict[str, Any]:
+    names = inspect.signature(function).parameters
+    return {name: value for name, value in given.items() if name in names}
+
+
+def _guarded(name: str, run: Callable[[], Any]) -> Any:
+    try:
+        return run()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # sys.exit too, which would end the training without a word
+        raise RuntimeError(f"reward function {name}: {what(error)}") from error
+
+
+async def _finish(waiting: dict[str, Awaitable[Any]]) -> dict[str, Any]:
+    """What the awaitables give, run at the same time. Raises `RuntimeError` for the first error."""
+
+    async def result(name: str, value: Awaitable[Any]) -> Any:
+        try:
+            return await value
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            raise RuntimeError(f"reward function {name}: {what(error)}") from error
+
+    done = await asyncio.gather(
+        *(result(name, value) for name, value in waiting.items()), return_exceptions=True
+    )
+    for value in done:
+        if isinstance(value, BaseException):
+            raise value
+    return dict(zip(waiting, done, strict=True))
+
+
+@cache
+def _loop() -> asyncio.AbstractEventLoop:
+    """One for the whole run: a function's connections belong to the loop that opened them."""
+    return asyncio.new_event_loop()
+
+
+def _read(name: str, returned: Any, count: int) -> list[float | None]:
+    """A list of numbers or None. Raises `RuntimeError` for anything else."""
+    kind = type(returned).__name__
+    if hasattr(returned, "tolist"):  # of NumPy, torch, pandas
+        returned = returned.tolist()
+    if isinstance(returned, str | bytes | Mapping | set) or not isinstance(returned, Iterable):
+        raise RuntimeError(
+            f"reward function {name}: it returned a {kind}; it must return a list of "
+            f"{count} numbers, one a completion"
+        )
+    values = [_number(name, index, value) for index, value in enumerate(returned)]
+    if len(values) != count:
+        raise RuntimeError(f"reward function {name}: {len(values)} rewards for {count} completions")
+    return values
+
+
+def _number(name: str, index: int, value: Any) -> float | None:
+    if value is None:
+        return None
+    try:
+        if isinstance(value, str) or not hasattr(value, "__float__"):
+            raise TypeError(f"a {type(value).__name__}")
+        number = float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise RuntimeError(
+            f"reward function {name}: {value!r} is no reward (of completion {index}); numbers "
+            "are, and None where the function does not apply"
+        ) from error
+    if not math.isfinite(number):
+        raise RuntimeError(
+            f"reward function {name}: {number} is no reward (of completion {index}); return None "
+            "where the function does not apply"
+        )
+    return number

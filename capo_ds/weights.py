@@ -1,0 +1,274 @@
+"""Reading a model's folder: tokenizer and base weights, and what can be wrong with them."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from capo_ds.config import BUILTIN_MODELS, ConfigError, ModelConfig
+
+ADAPTER_CONFIG = "adapter_config.json"
+LFS_POINTER = b"version https://git-lfs"
+WEIGHTS = (".safetensors", ".bin", ".model")
+JSON_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+NAMED = 3  # of the weights that are missing, how many are named
+RUNS = "what runs: float32, bfloat16 and float16 checkpoints, those in fp8 that transformers "
+RUNS += "dequantises, and 4-bit NF4 through bitsandbytes (model.load_in_4bit)"
+QUANTIZATION_REMEDY = f"choose the unquantised model; {RUNS}"
+
+
+def load_tokenizer(model: ModelConfig | str) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, with a padding token. Raises `ConfigError` if it cannot be loaded.
+
+    model: the settings, or the path alone.
+    """
+    config = ModelConfig(path=model) if isinstance(model, str) else model
+    location = find_location(config.path)
+    check_folder(config.path, location)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(location, **_source(config))
+    except Exception as error:  # of as many kinds as there are formats
+        raise _unreadable(config, "no tokenizer at", location, error) from error
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(
+            f"model.path: the tokenizer of {config.path!r} has no end-of-sequence token"
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_base_model(config: ModelConfig) -> PreTrainedModel:
+    """The causal LM without adapter, in evaluation mode: ratios need a deterministic policy.
+
+    Raises:
+        ConfigError: naming the file or the settings, if it cannot be loaded whole.
+    """
+    location = find_location(config.path)
+    check_folder(config.path, location)
+    arguments = _source(config)
+    if config.attn_implementation:
+        arguments["attn_implementation"] = config.attn_implementation
+    if config.load_in_4bit:
+        arguments["quantization_config"] = _four_bits(config)
+    try:
+        architecture = AutoConfig.from_pretrained(location, **_source(config))
+        _without_dropout(architecture)
+        if config.load_in_4bit and getattr(architecture, "quantization_config", None):
+            raise ConfigError(
+                f"model.load_in_4bit: the weights of {config.path!r} are quantised already "
+                f"({_method(architecture)}); leave it false"
+            )
+        model, loaded = AutoModelForCausalLM.from_pretrained(
+            location,
+            config=architecture,
+            dtype=getattr(torch, config.dtype),
+            output_loading_info=True,
+            **arguments,
+        )
+    except (ConfigError, torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:
+        raise _unreadable(config, "cannot load", location, error) from error
+    if missing := sorted(loaded["missing_keys"]):
+        raise ConfigError(
+            f"model.path: the weights at {config.path!r} lack {len(missing)} of the tensors of a "
+            f"{type(model).__name__} ({', '.join(missing[:NAMED])}, ...): files are missing, or "
+            "config.json is of another model; get the folder whole"
+        )
+    return model.eval()
+
+
+def find_location(path: str) -> Path | str:
+    """Where to load from. Raises `ConfigError` for what looks like a folder and is none."""
+    location = BUILTIN_MODELS.get(path, path)
+    folder = Path(path).expanduser()
+    if path.startswith(("/", ".", "~")) and not folder.is_dir():
+        raise ConfigError(f"model.path: no folder {path!r}")
+    return folder if location == path and folder.is_dir() else location
+
+
+def check_folder(path: str, location: Path | str) -> None:
+    """Refuse a folder whose files are not what their names say, naming the file.
+
+    Of a hub name, the copy in the cache, if there is one. Reads headers only.
+    """
+    folder = _on_disk(location)
+    if folder is None:
+        return
+    if (folder / ADAPTER_CONFIG).is_file():
+        base = json.loads((folder / ADAPTER_CONFIG).read_text()).get("base_model_name_or_path")
+        raise ConfigError(
+            f"model.path: {path!r} is an adapter; set model.adapter to it and model.path to its "
+            f"base model, {base!r}"
+        )
+    for file in sorted(folder.iterdir()):
+        if (file.suffix in WEIGHTS or file.name in JSON_FILES) and (problem := _problem(file)):
+            raise ConfigError(f"model.path: {file} {problem}")
+    for index in folder.glob("*.index.json"):
+        _check_shards(index)
+
+
+def base_precision(model: torch.nn.Module) -> str:
+    """In what precision the frozen weights are kept, for people; and what they were, if changed."""
+    counts: Counter[str] = Counter()
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            kind = type(parameter).__name__.removesuffix("Params")
+            four = getattr(parameter, "quant_state", None)
+            name = four.quant_type if four else str(parameter.dtype).removeprefix("torch.")
+            if kind == "Int8":
+                name = "int8"
+            counts[name] += getattr(parameter, "ds_numel", parameter.numel()) * (1 + bool(four))
+    total = sum(counts.values())
+    shares = [
+        name if count == total else f"{name} {count / total:.0%}"
+        for name, count in counts.most_common()
+    ]
+    text, method = " + ".join(shares), _method(model.config)
+    if method and counts.keys() <= {"float32", "bfloat16", "float16"}:
+        text += f", dequantised from {method}"
+    return text
+
+
+def _without_dropout(architecture: PretrainedConfig) -> None:
+    """Nor in a warm-up, whose model is in training mode; nested configs included."""
+    for name, value in list(vars(architecture).items()):
+        if isinstance(value, PretrainedConfig):
+            _without_dropout(value)
+        elif "drop" in name and isinstance(value, float):
+            setattr(architecture, name, 0.0)
+
+
+def _source(config: ModelConfig) -> dict[str, Any]:
+    """Never None for `trust_remote_code`: transformers would ask on stdin."""
+    return {"trust_remote_code": config.trust_remote_code, "revision": config.revision or "main"}
+
+
+def _four_bits(config: ModelConfig) -> BitsAndBytesConfig:
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            f"model.load_in_4bit: needs bitsandbytes (pip install bitsandbytes): {error}"
+        ) from error
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, config.dtype),
+    )
+
+
+def _method(architecture: Any) -> str | None:
+    """How a checkpoint's weights are quantised, or None."""
+    settings = getattr(architecture, "quantization_config", None)
+    if settings is None:
+        return None
+    settings = settings if isinstance(settings, dict) else settings.to_dict()
+    method = settings.get("quant_method", "an unknown way")
+    return str(getattr(method, "value", method))
+
+
+def _unreadable(
+    config: ModelConfig, what: str, location: Path | str, error: Exception
+) -> ConfigError:
+    text = f"{str(error).strip() or type(error).__name__}"
+    start = f"model.path: {what} {config.path!r}"
+    if config.revision:
+        start += f", model.revision {config.revision!r}"
+    if "trust_remote_code" in text:
+        return ConfigError(
+            f"{start}: it brings code of its own. Read that code; to run it set "
+            "model.trust_remote_code to true, and model.revision to the commit that you have read"
+        )
+    if "attn_implementation" in text or (
+        config.attn_implementation and config.attn_implementation in text
+    ):
+        return ConfigError(f"model.attn_implementation: {config.attn_implementation!r}: {text}")
+    folder = _on_disk(location)
+    if folder and (folder / "config.json").is_file():
+        settings = json.loads((folder / "config.json").read_text()).get("quantization_config")
+        if settings:
+            method = settings.get("quant_method", "an unknown way")
+            return ConfigError(
+                f"{start}: its weights are quantised ({method}, quantization_config in "
+                f"config.json), which cannot be read here: {text}; {QUANTIZATION_REMEDY}"
+            )
+    return ConfigError(f"{start}: {type(error).__name__}: {text}")
+
+
+def _on_disk(location: Path | str) -> Path | None:
+    if isinstance(location, Path):
+        return location
+    try:
+        cached = try_to_load_from_cache(location, "config.json")
+    except HFValidationError:  # no name of the hub; the loader says so
+        return None
+    return Path(cached).parent if isinstance(cached, str) else None
+
+
+def _problem(file: Path) -> str | None:
+    """What is wrong with a file of a model's folder, and what to do; None if it looks whole."""
+    if not file.exists():
+        return "is a link to nothing; download it again"
+    with open(file, "rb") as opened:
+        start = opened.read(len(LFS_POINTER))
+        if start == LFS_POINTER:
+            return "is a Git LFS pointer, not the file itself; run `git lfs pull` in its folder"
+        if file.suffix == ".safetensors":
+            return _safetensors_problem(file, start + opened.read(8))
+    if file.stat().st_size == 0:
+        return "is empty; download it again"
+    if file.name in JSON_FILES:
+        try:
+            json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            return f"is no JSON ({error}); download it again"
+    return None
+
+
+def _safetensors_problem(file: Path, start: bytes) -> str | None:
+    """The header of the format says how long the file must be."""
+    size = file.stat().st_size
+    cut = f"is cut off, or no safetensors file, at {size} bytes; download it again"
+    if len(start) < 8:
+        return cut
+    length = int.from_bytes(start[:8], "little")
+    if 8 + length > size:
+        return cut
+    with open(file, "rb") as opened:
+        opened.seek(8)
+        try:
+            header = json.loads(opened.read(length))
+            ends = [t["data_offsets"][1] for n, t in header.items() if n != "__metadata__"]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return cut
+    expected = 8 + length + max(ends, default=0)
+    if size != expected:
+        return f"has {size} bytes where its header tells of {expected}; download it again"
+    return None
+
+
+def _check_shards(index: Path) -> None:
+    names = set(json.loads(index.read_text())["weight_map"].values())
+    if absent := sorted(name for name in names if not (index.parent / name).exists()):
+        raise ConfigError(
+            f"model.path: {index} names {len(names)} files, of which {len(absent)} are not there "
+            f"({', '.join(absent[:NAMED])}); download them"
+        )

@@ -1,0 +1,331 @@
+"""Members of each kind of model: states, noise, towers, positions, broken folders."""
+
+import json
+
+import pytest
+import torch
+from peft import get_peft_model_state_dict
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3Config,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    Phi3Config,
+)
+
+from benchmarks.architectures import PROMPTS, TEXT, VISION, settings
+from benchmarks.architectures import build as build_listed
+from capo_ds.architecture import check_positions, context_of, switch_length
+from capo_ds.config import ConfigError, ModelConfig
+from capo_ds.models import load_policy, load_tokenizer, reference_policy, token_log_probs
+from capo_ds.rehearsal import rehearse
+from capo_ds.rollout.base import Draw
+from capo_ds.rollout.caches import cache_bytes, select_rows
+from capo_ds.rollout.hf import HuggingFaceSampler
+from capo_ds.weights import base_precision
+
+STATES = ["qwen3_5_text", "qwen3_next", "lfm2", "mamba2", "bamba", "falcon_h1"]
+EXPERTS = ["mixtral", "phimoe", "gpt_oss", "granitemoe", "deepseek_v3"]
+OTHERS = ["granite", "gemma3"]
+pytestmark = pytest.mark.usefixtures("process_group")
+
+
+def saved(config, folder) -> str:
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("name", STATES + EXPERTS + OTHERS)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_rehearsal_finds_nothing(name, checkpointing, tmp_path):
+    build_listed(name, tmp_path)
+    config = settings(
+        str(tmp_path), lora_targets="all-linear", gradient_checkpointing=checkpointing
+    )
+    policy = load_policy(config.model, seed=0)
+    before = [p.detach().clone() for p in policy.parameters()]
+    state = torch.get_rng_state()
+    found = rehearse(config, policy, PROMPTS)
+    assert found.repeated == 0
+    assert max(found.alone, found.sampler) < 1e-5
+    assert found.gradient < 1e-5
+    assert torch.equal(state, torch.get_rng_state())  # it leaves no trace
+    assert all(map(torch.equal, before, policy.parameters()))
+    assert not any(module._forward_hooks for module in policy.modules())
+
+
+@pytest.mark.parametrize("name", ["qwen3_5_text", "bamba", "lfm2"])
+def test_states_are_batch_independent(name, tmp_path):
+    build_listed(name, tmp_path)
+    policy = load_policy(settings(str(tmp_path), lora_targets="all-linear").model, seed=0)
+
+    def sample(prompts, first, batch_size):
+        sampler = HuggingFaceSampler(policy, range(0, 199, 5), 0, 10, batch_size)
+        draws = [Draw(0, 0, first + number) for number in range(len(prompts))]
+        return sampler.sample(prompts, draws, 3, temperature=1.0)
+
+    together, alone = sample(PROMPTS, 0, 64), sample(PROMPTS[1:], 1, 3)
+    width = alone.completion_ids.shape[1]
+    assert torch.equal(together.completion_ids[3:, :width], alone.completion_ids)
+    assert len(set(together.lengths.tolist())) > 1  # some left the batch before others
+    torch.testing.assert_close(together.log_probs[3:, :width], alone.log_probs)
+
+
+def test_a_model_whose_padding_reaches_its_states_is_refused_unless_alone(tmp_path):
+    build_listed("rwkv", tmp_path)
+    config = settings(str(tmp_path), lora_targets="all-linear")
+    policy = load_policy(config.model, seed=0)
+    with pytest.raises(ConfigError, match=r"rwkv.*rows beside it.*train\.micro_batch_size to 1"):
+        rehearse(config, policy, PROMPTS)
+    alone = config.model_copy(
+        update={
+            "train": config.train.model_copy(update={"micro_batch_size": 1}),
+            "rollout": config.rollout.model_copy(update={"batch_size": 2}),
+        }
+    )
+    rehearse(alone, policy, PROMPTS)
+
+
+def test_noise_in_a_pass_is_refused(random_model):
+    config = settings(random_model)
+    policy = load_policy(config.model, seed=0)
+    layer = policy.get_base_model().get_decoder().layers[0].mlp
+    layer.register_forward_hook(lambda _, __, output: output + 0.1 * torch.randn_like(output))
+    with pytest.raises(ConfigError, match=r"qwen2 model cannot .* two passes .* draws random"):
+        rehearse(config, policy, PROMPTS)
+
+
+def test_tokens_that_the_model_does_not_know_are_refused(random_model):
+    config = settings(random_model)
+    policy = load_policy(config.model, seed=0)
+    with pytest.raises(ConfigError, match="token 200, but the model knows 200"):
+        rehearse(config, policy, [[1, 2, 200], [3, 4]])
+
+
+def test_rows_of_any_cache_are_selected():
+    class Layer:
+        pass
+
+    class SomeCache:
+        pass
+
+    inner, cache, shared = Layer(), SomeCache(), torch.arange(6.0).view(3, 2)
+    inner.states, inner.length = {0: shared, 1: None}, torch.tensor(7)
+    cache.layers, cache.more, cache.pair = [inner], [[], shared], (shared * 2, "text")
+    assert cache_bytes(cache) == 4 * (6 + 6) + 8
+    select_rows(cache, 3, torch.tensor([2, 2, 0, 1]))
+    expected = shared[[2, 2, 0, 1]]
+    assert torch.equal(inner.states[0], expected)
+    assert cache.more[1] is inner.states[0]  # shared before and after
+    assert torch.equal(cache.pair[0], 2 * expected)
+    assert inner.length == 7
+    with pytest.raises(ValueError, match="shape"):
+        select_rows(cache, 5, torch.tensor([0]))
+    with pytest.raises(ValueError, match="no tensors"):
+        select_rows(SomeCache(), 5, torch.tensor([0]))
+
+
+def test_positions_that_switch_bound_the_context():
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4}
+    rope |= {"long_factor": [2.0] * 4, "original_max_position_embeddings": 64, "factor": 4.0}
+    config = Phi3Config(**TEXT | {"rope_parameters": rope, "original_max_position_embeddings": 64})
+    assert (switch_length(config), context_of(config)) == (64, 64)
+    check_positions(config, 64)
+    with pytest.raises(ConfigError, match=r"phi3 .*64 tokens.*rollout\.max_new_tokens"):
+        check_positions(config, 65)
+    dynamic = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+    assert switch_length(LlamaConfig(**TEXT | {"rope_parameters": dynamic})) == 256
+    assert switch_length(LlamaConfig(**TEXT)) is None
+
+
+def test_towers_get_no_factors_and_the_text_config_counts(tmp_path):
+    text = TEXT | {"head_dim": 16, "sliding_window": 8, "max_position_embeddings": 77}
+    vision = VISION | {"model_type": "siglip_vision_model"}
+    config = Gemma3Config(text_config=text, vision_config=vision)
+    path = saved(config, tmp_path)
+    assert context_of(config) == 77
+    for targets in ("all-linear", ["q_proj", "fc1"], r".*\.(q_proj|fc1)"):
+        policy = load_policy(ModelConfig(path=path, lora_rank=2, lora_targets=targets), seed=0)
+        names = [name for name, p in policy.named_parameters() if p.requires_grad]
+        assert names
+        assert not [name for name in names if "vision" in name or "projector" in name]
+
+
+def test_layers_are_excluded_by_name_and_pattern(random_model):
+    for exclude in (["k_proj"], r".*\.k_proj"):
+        config = ModelConfig(path=random_model, lora_rank=2, lora_exclude=exclude)
+        names = get_peft_model_state_dict(load_policy(config, seed=0))
+        assert any("q_proj" in name for name in names)
+        assert not any("k_proj" in name for name in names)
+
+
+def test_router_noise_is_off_in_every_pass(tmp_path):
+    sizes = {"num_local_experts": 4, "num_experts_per_tok": 2, "router_jitter_noise": 0.5}
+    path = saved(MixtralConfig(**TEXT | sizes), tmp_path)
+    policy = load_policy(ModelConfig(path=path, lora_rank=2), seed=0)
+    ids = torch.arange(12).view(2, 6) + 3
+    mask, completion = torch.ones_like(ids), torch.ones(2, 3, dtype=torch.bool)
+    first, second = (token_log_probs(policy, ids, mask, completion, 1.0) for _ in range(2))
+    assert torch.equal(first, second)
+
+
+# ---------------------------------------------------------------- adapters
+
+
+def trained_adapter(random_model, folder, **changes) -> ModelConfig:
+    config = ModelConfig(path=random_model, lora_rank=3, lora_targets=["q_proj", "up_proj"])
+    policy = load_policy(config.model_copy(update=changes), seed=0)
+    generator = torch.Generator().manual_seed(3)
+    for parameter in policy.parameters():
+        if parameter.requires_grad:
+            parameter.data.normal_(0, 0.3, generator=generator)
+    policy.save_pretrained(folder)
+    return ModelConfig(path=random_model, adapter=str(folder))
+
+
+def log_probs(policy):
+    ids = torch.arange(12).view(2, 6) + 3
+    return token_log_probs(policy, ids, torch.ones_like(ids), torch.ones(2, 3).bool(), 1.0)
+
+
+@torch.no_grad()
+def test_a_run_starts_from_an_adapter_of_its_own_rank_and_targets(random_model, tmp_path):
+    config = trained_adapter(random_model, tmp_path)
+    policy = load_policy(config, seed=5)
+    trained = [p for p in policy.parameters() if p.requires_grad]
+    assert {min(p.shape) for p in trained} == {3}
+    fresh = load_policy(ModelConfig(path=random_model, lora_rank=3), seed=0)
+    with reference_policy(policy):
+        torch.testing.assert_close(log_probs(policy), log_probs(fresh))
+    kept = log_probs(policy)
+    assert not torch.allclose(kept, log_probs(fresh))
+    own = load_policy(config.model_copy(update={"reference": "adapter"}), seed=5)
+    for parameter in own.parameters():
+        if parameter.requires_grad:
+            parameter.data.zero_()
+    torch.testing.assert_close(log_probs(own), log_probs(fresh))  # the trained one has changed
+    with reference_policy(own):
+        torch.testing.assert_close(log_probs(own), kept)  # the reference has not
+    torch.testing.assert_close(log_probs(own), log_probs(fresh))
+    assert [n for n, p in own.named_parameters() if p.requires_grad and "reference" in n] == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "word"),
+    [
+        ({"use_dora": True}, "DoRA"),
+        ({"bias": "all"}, "biases"),
+        ({"peft_type": "IA3"}, "IA3"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"init_lora_weights": "pissa"}, "pissa"),
+        ({"target_modules": ["zz"]}, "does not fit"),
+    ],
+)
+def test_adapters_that_cannot_go_on_are_refused(random_model, tmp_path, changed, word):
+    config = trained_adapter(random_model, tmp_path)
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changed))
+    with pytest.raises(ConfigError, match=rf"model\.adapter.*{word}"):
+        load_policy(config, seed=0)
+
+
+def test_an_adapter_as_model_path_says_so(random_model, tmp_path):
+    trained_adapter(random_model, tmp_path)
+    with pytest.raises(ConfigError, match=r"is an adapter; set model\.adapter"):
+        load_policy(ModelConfig(path=str(tmp_path)), seed=0)
+
+
+# ---------------------------------------------------------------- broken folders
+
+
+def llama(folder):
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(**TEXT)).save_pretrained(folder)
+    return folder / "model.safetensors"
+
+
+def cut(file):
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def cut_header(file):
+    file.write_bytes(file.read_bytes()[:50])
+
+
+def pointer(file):
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+
+
+def shards_missing(file):
+    file.with_name("model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors"}})
+    )
+
+
+@pytest.mark.parametrize(
+    ("harm", "word"),
+    [
+        (cut, r"model\.safetensors has"),
+        (cut_header, r"model\.safetensors is cut off"),
+        (pointer, r"model\.safetensors is a Git LFS pointer.*git lfs pull"),
+        (shards_missing, "index.json names 1 files, of which 1 are not there"),
+    ],
+)
+def test_broken_weights_name_the_file_and_the_remedy(harm, word, tmp_path):
+    harm(llama(tmp_path))
+    with pytest.raises(ConfigError, match=rf"model\.path.*{word}"):
+        load_policy(ModelConfig(path=str(tmp_path), lora_rank=2), seed=0)
+
+
+@pytest.mark.parametrize("method", ["awq", "gptq", "compressed-tensors"])
+def test_quantised_weights_that_cannot_be_read_say_what_runs(method, tmp_path):
+    llama(tmp_path)
+    file = tmp_path / "config.json"
+    settings = {"quant_method": method, "bits": 4, "group_size": 32, "config_groups": {}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"quantization_config": settings}))
+    with pytest.raises(ConfigError, match=r"model\.path"):
+        load_policy(ModelConfig(path=str(tmp_path), lora_rank=2), seed=0)
+
+
+def test_weights_of_another_architecture_are_refused(tmp_path):
+    llama(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"num_hidden_layers": 3}))
+    with pytest.raises(ConfigError, match=r"lack 9 of the tensors.*layers\.2"):
+        load_policy(ModelConfig(path=str(tmp_path), lora_rank=2), seed=0)
+
+
+def test_a_tokenizer_that_is_a_pointer_is_named(tmp_path):
+    llama(tmp_path)
+    pointer(tmp_path / "tokenizer.json")
+    with pytest.raises(ConfigError, match=r"tokenizer\.json is a Git LFS pointer"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_code_of_a_models_own_is_not_run_unasked(tmp_path):
+    llama(tmp_path)
+    file = tmp_path / "config.json"
+    own = {"model_type": "mine", "auto_map": {"AutoConfig": "mine.C"}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | own))
+    with pytest.raises(ConfigError, match=r"set model\.trust_remote_code to true"):
+        load_policy(ModelConfig(path=str(tmp_path), lora_rank=2), seed=0)
+
+
+def test_the_precision_of_the_base_is_told(random_model):
+    policy = load_policy(ModelConfig(path=random_model, lora_rank=2, dtype="bfloat16"), seed=0)
+    assert base_precision(policy) == "bfloat16"
+
+
+def test_four_bits(random_model):
+    config = settings(random_model, load_in_4bit=True)
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError:
+        with pytest.raises(ConfigError, match=r"model\.load_in_4bit.*pip install bitsandbytes"):
+            load_policy(config.model, seed=0)
+        return
+    policy = load_policy(config.model, seed=0)
+    assert "nf4" in base_precision(policy)
+    assert rehearse(config, policy, PROMPTS).gradient < 1e-3
