@@ -49,7 +49,7 @@ def measure(folder: str) -> tuple[list[str], dict[str, np.ndarray], np.ndarray]:
     learner = trainer.learner
     problems, rollout = trainer._sample(0)
     scored = trainer._score(problems, rollout)
-    batch = learner.prepare(rollout, scored.advantages)
+    batch = learner.prepare(rollout, scored.advantages, trainer._numbers())
     rows = (scored.advantages != 0).nonzero().squeeze(1)
     batch = batch.take(rows)
     lengths = batch.completion_mask.sum(1).float()
