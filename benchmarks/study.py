@@ -27,6 +27,8 @@ from studied.plan import APART_MODEL, RECIPES, Run, wanted
 REPOSITORY = Path(__file__).resolve().parents[1]
 RUNS = REPOSITORY / "runs" / "study"
 RECORD = "record.json"
+RESULTS = REPOSITORY / "benchmarks" / "results" / "study.jsonl"
+PAGE = REPOSITORY / "docs" / "results.md"
 
 
 def records(folder: Path) -> list[dict]:
@@ -108,6 +110,22 @@ def work(folder: Path, only: str) -> None:
             return
 
 
+def report(folder: Path) -> None:
+    """Gather the records (those of earlier machines are kept), and write tables and figures."""
+    from studied.report import figure, write_tables
+
+    known = {}
+    if RESULTS.exists():
+        known = {run_of(r): r for r in map(json.loads, RESULTS.read_text().splitlines())}
+    known |= {run_of(record): record for record in records(folder)}
+    ordered = [known[run] for run in sorted(known, key=lambda run: run.name)]
+    RESULTS.write_text("".join(json.dumps(record) + "\n" for record in ordered))
+    write_tables(ordered, PAGE)
+    for setting in dict.fromkeys(run.setting for run in known):
+        figure(ordered, setting, PAGE.parent / "figures" / f"study_{setting}.png")
+    print(f"{len(ordered)} runs: {PAGE}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -120,6 +138,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.command == "run":
         work(arguments.runs, arguments.only)
+    else:
+        report(arguments.runs)
 
 
 if __name__ == "__main__":

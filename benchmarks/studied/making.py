@@ -60,9 +60,9 @@ def told(folder: Path) -> dict[str, Any]:
     lines = read_metrics(folder)
     steps = [line for line in lines if "reward/mean" in line]
     series = {
-        name: [round(line[name], DIGITS) for line in steps]
+        name: [round(line[name], DIGITS) if name in line else None for line in steps]
         for name in sorted({name for line in steps for name in line})
-        if name in SERIES or name.startswith("reward/by_")
+        if name in SERIES or (name.startswith("reward/by_") and name.endswith("/accuracy"))
     }
     means = {
         name: round(statistics.fmean(line[name] for line in steps if name in line), DIGITS)
