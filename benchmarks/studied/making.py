@@ -37,6 +37,8 @@ def make(run: Run, folder: Path) -> dict[str, Any]:
     comm.init()
     trainer = Trainer(config)
     trainer.run()
+    if len(told(folder)["series"]["reward/mean"]) != config.train.steps:
+        raise RuntimeError(f"{folder}: not all steps are there: it was told to end")
     trainer.engine.module.eval()
     record = {
         "setting": run.setting,
