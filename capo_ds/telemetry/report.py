@@ -302,7 +302,7 @@ def panel(metrics: list[dict[str, float]], title: str, lines: dict[str, str]) ->
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.set_xlabel("step")
         if any(lines[name] for name in found):
-            axes.legend(fontsize=8)
+            figure.legend(loc="outside lower center", ncols=2, fontsize=8)
         drawn = io.StringIO()
         figure.savefig(drawn, format="svg", metadata={"Date": None})
     plt.close(figure)

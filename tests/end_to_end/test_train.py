@@ -22,7 +22,7 @@ from capo_ds.dry_run import bytes_per_step
 from tests.conftest import REPOSITORY, clean_environment, free_port, launch
 
 TRAIN = REPOSITORY / "launchers" / "train.py"
-RECIPE = REPOSITORY / "launchers" / "recipes" / "quickstart.yaml"
+RECIPE = REPOSITORY / "launchers" / "recipes" / "capo-embedded.yaml"
 SMALL = {
     "train.log_samples_every": 2,
     "rollout.prompts_per_step": 6,
@@ -293,7 +293,9 @@ def test_plain_grpo_trains_without_per_sample_gradients(tmp_path):
 
 @pytest.mark.slow
 def test_the_quickstart_gains_fifteen_points(tmp_path):
-    launch(2, TRAIN, "--config", str(RECIPE), "--set", f"train.output_dir={tmp_path / 'run'}")
+    launch(
+        2, TRAIN, "--config", "builtin:quickstart", "--set", f"train.output_dir={tmp_path / 'run'}"
+    )
     lines = metrics(tmp_path / "run")
     accuracy = [line["eval/accuracy"] for line in lines if "eval/accuracy" in line]
     assert 0.25 <= accuracy[0] <= 0.55
