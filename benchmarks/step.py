@@ -286,7 +286,7 @@ def updates(size: Size, model: Path, repeats: int) -> tuple[dict, dict, dict]:
     """Median seconds, seconds by phase, and peak bytes of each variant."""
     rollout = random_responses(size)
     advantages = torch.randn(len(rollout), generator=torch.Generator().manual_seed(2))
-    prompts = torch.arange(len(rollout), device=comm.device()) // 8
+    numbers = torch.arange(len(rollout), device=comm.device())
     runs, timers = {}, {}
     for name, variant in {PLAIN: VARIANTS["GRPO, mean"], **VARIANTS}.items():
         config = settings(size, model, variant)
@@ -294,7 +294,7 @@ def updates(size: Size, model: Path, repeats: int) -> tuple[dict, dict, dict]:
         engine = CapoEngine(policy, config, optimizer_steps=100, monitor_dir=model)
         timers[name] = PhaseTimer()
         learner = Learner(config, engine, config.gradients.store, Means(), timers[name])
-        batch = learner.prepare(rollout, advantages.to(comm.device()), prompts)
+        batch = learner.prepare(rollout, advantages.to(comm.device()), numbers)
         if name == PLAIN:
             runs[name] = lambda learner=learner, batch=batch: plain_update(learner, batch)
         else:

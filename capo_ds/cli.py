@@ -87,8 +87,10 @@ def check_files(config: Config) -> None:
     from capo_ds.aggregation.torchjd_weightings import PREFIX, torchjd_aggregator
     from capo_ds.distributed.engine import read_deepspeed_json
     from capo_ds.plugins import load_function
+    from capo_ds.telemetry import tables
 
     read_deepspeed_json(config.deepspeed)
+    tables.check(config.train.report_to)
     if MARK in config.aggregator:
         load_function("aggregator", config.aggregator)
     if config.aggregator.startswith(PREFIX):

@@ -47,7 +47,7 @@ class Batch(Rollout):
     behaviour: Tensor = field(metadata=TOKEN)  # log-probabilities under the sampling policy
     reference: Tensor = field(metadata=TOKEN)  # and under the reference
     weights: Tensor  # (n,) weight of a sample's tokens in J; `update` sets it
-    prompts: Tensor  # (n,) number of its prompt within the step
+    numbers: Tensor  # (n,) of the response within the step, over all ranks; a group's follow on
 
 
 def idle(batch: Rows) -> Rows:
@@ -102,11 +102,14 @@ class Learner:
         )
         self.blocks = blocks_of(engine.names, config.program.blocks)  # of each factor
         self.solver = make_solver(config)
+        self.sources: list[str] = []  # of several data sets, that of each prompt of the step
+        # What the first update with each response of the step made of it, by the response's number.
+        self.heard: dict[int, dict[str, float | None]] = {}
 
     @torch.no_grad()
-    def prepare(self, rollout: Rollout, advantages: Tensor, prompts: Tensor) -> Batch:
-        """Attach advantages (n,), the prompts' numbers (n,) and the log-probabilities that stay
-        fixed over the updates.
+    def prepare(self, rollout: Rollout, advantages: Tensor, numbers: Tensor) -> Batch:
+        """Attach advantages (n,), the responses' numbers in the step (n,) and the log-probabilities
+        that stay fixed over the updates.
 
         Raises `PeerError` on all ranks if any fails.
         """
@@ -123,7 +126,7 @@ class Learner:
             behaviour=behaviour,
             reference=reference,
             weights=torch.zeros_like(advantages),
-            prompts=prompts,
+            numbers=numbers,
         )
 
     def update(self, batch: Batch, number: int) -> None:
@@ -164,7 +167,7 @@ class Learner:
         with self.timer("backward"), self._passes("per-sample gradients"):
             store = self._new_store(len(batch), number)
             live = self._fill(store, batch)
-        mine = (batch.advantages * live).cpu().numpy(), batch.prompts.cpu().numpy()
+        mine = (batch.advantages * live).cpu().numpy(), batch.numbers.cpu().numpy()
         shares = comm.gather(mine)
         counts = [len(signs) for signs, _ in shares]
         if not any(counts):  # no sample of any rank has a gradient: g~ = g_0 = 0
@@ -175,6 +178,8 @@ class Learner:
             solved = comm.on_main("solve", lambda: self._solve(grams, shares, samples, number))
         for name, value in solved.metrics.items():
             self.means.add(name, value)
+        numbers = np.concatenate([numbers for _, numbers in shares])
+        self.heard = solved.heard(numbers, samples) | self.heard
         first = sum(counts[: comm.rank()])
         mine = slice(first, first + len(batch))
         store.discard(torch.as_tensor(solved.vanilla[mine] == 0))
@@ -268,9 +273,11 @@ class Learner:
         samples: int,
         number: int,
     ) -> Solved:
-        """The aggregation and its measures. shares: advantages and prompts, rank by rank."""
-        advantages, prompts = map(np.concatenate, zip(*shares, strict=True))
-        given = Samples(grams, np.sign(advantages), prompts, samples)
+        """The aggregation and its measures. shares: advantages and numbers, rank by rank."""
+        advantages, numbers = map(np.concatenate, zip(*shares, strict=True))
+        prompts = numbers // self.config.rollout.group_size
+        sources = np.array(self.sources)[prompts] if self.sources else None
+        given = Samples(grams, np.sign(advantages), prompts, samples, sources)
         random = generator(self.config.train.seed, Stream.HELDOUT_HALVES, number)
         # PCGrad projects in a random order, a new one in each update.
         own = {"seed": self._update_seed(number)} if self.config.aggregator == "pcgrad" else {}

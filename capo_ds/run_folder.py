@@ -19,7 +19,14 @@ LOCK_FILE = ".lock"
 
 # What may differ between a run and its continuation: nothing that decides what is learned.
 FREE_ON_RESUME = {
-    "train": {"steps", "eval_every", "save_every", "keep_checkpoints", "log_samples"}
+    "train": {
+        "steps",
+        "eval_every",
+        "save_every",
+        "keep_checkpoints",
+        "log_samples_every",
+        "report_to",
+    }
     | {"micro_batch_size", "output_dir", "resume"},
     "rollout": {"batch_size", "vllm_cache_gib", "server_url", "timeout", "probe_bound"},
     "reward": {"workers"},

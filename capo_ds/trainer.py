@@ -9,7 +9,10 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
+from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,6 +52,10 @@ JUDGED = {
     "reward/unparsed": Comparison.UNPARSED,
     "reward/timed_out": Comparison.TIMED_OUT,
 }
+
+
+# Of a response that no update made anything of: it had no gradient.
+NOT_HEARD = dict.fromkeys(("norm", "cosine_before", "cosine_after", "xi", "weight"))
 
 
 @dataclass
@@ -195,13 +202,20 @@ class Trainer:
         self._count(rollout, scored)
         with self.timer("log_probs"):
             batch = self.learner.prepare(rollout, scored.advantages, self._numbers())
+        self.learner.heard = {}
+        if len(self.config.task.entries) > 1:
+            self.learner.sources = [self.train_problems[row].source for row in self.order(step)]
         first = step * self.updates_per_step
         for number, part in enumerate(self._minibatches(batch, step), start=first):
             self.learner.update(part, number)
         self.synced = False
-        with comm.together("logging"):
-            if recorder:
-                recorder.samples(step + 1, self._samples(scored))
+        every = self.config.train.log_samples_every
+        if every and step % every == 0:
+            with comm.collective("logging samples"):
+                samples = self._samples(rollout, scored)
+            with comm.together("logging"):
+                if recorder:
+                    recorder.samples(step + 1, samples)
         return _with_sample_size(Means.merge(comm.gather(self.means.take())))
 
     # ---------------------------------------------------------------- one step's data
@@ -243,10 +257,11 @@ class Trainer:
         return problems, responses
 
     def _numbers(self) -> Tensor:
-        """(n,) of each response of this rank, the number of its prompt within the step."""
-        numbers = comm.shard(list(range(self.config.rollout.prompts_per_step)))
-        repeated = torch.tensor(numbers, dtype=torch.long, device=comm.device())
-        return repeated.repeat_interleave(self.config.rollout.group_size)
+        """(n,) of each response of this rank, its number within the step over all ranks."""
+        rollout = self.config.rollout
+        prompts = comm.shard(list(range(rollout.prompts_per_step)))
+        first = rollout.group_size * torch.tensor(prompts, dtype=torch.long, device=comm.device())
+        return (first[:, None] + torch.arange(rollout.group_size, device=comm.device())).flatten()
 
     def _score(self, problems: list[Problem], rollout: Rollout) -> Scored:
         group = self.config.rollout.group_size
@@ -306,19 +321,32 @@ class Trainer:
                 rows = np.sort(local)[:, None] * group + np.arange(group)
                 yield batch.take(torch.as_tensor(rows.flatten()))
 
-    def _samples(self, scored: Scored) -> list[dict]:
-        """The first response to each of this rank's first prompts, for the logs."""
-        group, count = self.config.rollout.group_size, self.config.train.log_samples
-        rows = zip(scored.problems, scored.texts, scored.rewards.flatten().tolist(), strict=True)
-        return [
+    def _samples(self, rollout: Rollout, scored: Scored) -> list[dict[str, Any]]:
+        """All responses of the step on all ranks, in order of their numbers, for the logs."""
+        heard = self.learner.heard
+        group = self.config.rollout.group_size
+        numbers, lengths = self._numbers().tolist(), rollout.lengths.tolist()
+        rewards, advantages = scored.rewards.flatten().tolist(), scored.advantages.tolist()
+        truncated = rollout.truncated.tolist()
+        mine = [
             {
+                "prompt_number": number // group,
+                "source": problem.source,
                 "prompt": problem.prompt,
-                "completion": text,
+                "completion": scored.texts[row],
                 "answer": problem.answer,
-                "reward": reward,
+                "verdict": scored.verdicts[row].word,
+                "length": lengths[row],
+                "truncated": truncated[row],
+                "reward": rewards[row],
+                "rewards": {name: given[row] for name, given in scored.parts.items()},
+                "advantage": advantages[row],
+                **heard.get(number, NOT_HEARD),
             }
-            for problem, text, reward in list(rows)[::group][:count]
+            for row, (number, problem) in enumerate(zip(numbers, scored.problems, strict=True))
         ]
+        shares = comm.gather(list(zip(numbers, mine, strict=True)))
+        return [sample for _, sample in sorted(chain(*shares), key=itemgetter(0))]
 
     # ---------------------------------------------------------------- outputs
 

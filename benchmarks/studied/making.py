@@ -13,7 +13,7 @@ from capo_ds.config import Config, EvaluationConfig, load_config
 from studied.plan import RECIPES, Run
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-QUICKSTART = "launchers/recipes/quickstart.yaml"
+QUICKSTART = "launchers/recipes/capo-embedded.yaml"
 SERIES = ("reward/mean", "reward/accuracy", "rollout/entropy", "rollout/length", "loss/grad_norm")
 AVERAGED = ("conflict/", "capo/", "time/")
 SAMPLED = EvaluationConfig(samples=8, temperature=1.0)

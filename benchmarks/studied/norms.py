@@ -18,7 +18,7 @@ from scipy.stats import spearmanr
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RESULTS = REPOSITORY / "benchmarks" / "results" / "study_norms.json"
-RECIPE = REPOSITORY / "launchers" / "recipes" / "quickstart.yaml"
+RECIPE = REPOSITORY / "launchers" / "recipes" / "capo-embedded.yaml"
 KINDS = ("worked, right", "worked, wrong", "direct, right", "direct, wrong", "no box")
 SETTINGS = {
     "deepspeed": "ds_configs/zero0.json",

@@ -62,7 +62,7 @@ COMMON: dict[str, Any] = {
     "train.eval_every": 10,
     "train.save_every": 20,
     "train.keep_checkpoints": 1,
-    "train.log_samples": 0,
+    "train.log_samples_every": 0,
     "train.resume": "auto",
 }
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -93,6 +93,37 @@ def diagnose(
     return measures
 
 
+def between(problem: GramProblem, sources: np.ndarray) -> dict[str, float]:
+    """How data sets pull on each other.
+
+    sources: (N,) names.
+
+    Returns:
+        `conflict/between/A/B`: cosine of the mean gradients of the data sets A and B (once for each
+        pair), and `conflict/against/A/B`: share of A's samples with an advantage whose gradient
+        has a negative cosine with the mean gradient of B (B = A too).
+    """
+    names = sorted(set(sources.tolist()))
+    weights = np.stack([problem.vanilla * (sources == name) for name in names])
+    products = weights @ problem.gram  # (sources, N)
+    overlaps = products @ weights.T
+    lengths = np.sqrt(np.maximum(np.diag(overlaps), 0.0))
+    cosines = ratio(overlaps, lengths[:, None] * lengths)
+    angles = ratio(products, lengths[:, None] * problem.norms)
+    voices = problem.positive | problem.negative
+    measures = {}
+    for row, first in enumerate(names):
+        mine = voices & (sources == first)
+        for column, second in enumerate(names):
+            pair = f"{first.replace('/', '-')}/{second.replace('/', '-')}"
+            if column > row:
+                measures[f"conflict/between/{pair}"] = float(cosines[row, column])
+            if mine.any():
+                share = np.mean(angles[column, mine] < -CONFLICT_COSINE)
+                measures[f"conflict/against/{pair}"] = float(share)
+    return measures
+
+
 def ratio(numerator: np.ndarray, denominator: np.ndarray | float) -> np.ndarray:
     """Quotient, 0 where the denominator is 0 (a zero vector has no angle: no conflict)."""
     denominator = np.asarray(denominator, dtype=np.float64)

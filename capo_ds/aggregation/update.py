@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from capo_ds.aggregation import aggregate
-from capo_ds.aggregation.diagnostics import Applied, diagnose, ratio
+from capo_ds.aggregation.diagnostics import Applied, between, diagnose, ratio
 from capo_ds.aggregation.given import Choices, given
 from capo_ds.aggregation.heldout import halves, heldout, total
 from capo_ds.aggregation.problem import Aggregation, GramProblem
@@ -30,12 +30,14 @@ class Samples:
         signs: (N,) sign of the advantage; 0 also where the clip leaves no policy gradient.
         groups: (N,) the prompt's number.
         total: how many samples g_0 is the mean of; those without a gradient are not among the N.
+        sources: (N,) the name of each sample's data set, where there are several.
     """
 
     grams: np.ndarray
     signs: np.ndarray
     groups: np.ndarray
     total: int
+    sources: np.ndarray | None = None
 
     def problems(self) -> list[GramProblem]:
         """One a block."""
@@ -77,6 +79,23 @@ class Solved:
         if any(result.xi is None for result in self.results):
             return None
         return np.mean([result.xi for result in self.results], axis=0)
+
+    def heard(self, numbers: np.ndarray, total: int) -> dict[int, dict[str, float | None]]:
+        """What became of each sample, by its number: the `norm` of its gradient, its cosines with
+        the plain g_0 and with g~ (None without a gradient), its weight `xi` in the direction (None
+        where there is none), and its coefficient in g~ in units of the plain mean's."""
+        xi = self.xi
+        weights = self.coefficients.mean(0) * total
+        return {
+            int(number): {
+                "norm": float(self.norms[row]),
+                "cosine_before": float(self.cosines_before[row]) if self.norms[row] else None,
+                "cosine_after": float(self.cosines_after[row]) if self.norms[row] else None,
+                "xi": None if xi is None else float(xi[row]),
+                "weight": float(weights[row]),
+            }
+            for row, number in enumerate(numbers)
+        }
 
 
 @dataclass
@@ -129,6 +148,8 @@ class Solver:
             int(whole.dropped.sum()),
         )
         metrics |= diagnose(whole, applied, solved.xi)
+        if samples.sources is not None:
+            metrics |= between(whole, samples.sources)
         return solved
 
     def _fit(

@@ -108,7 +108,7 @@ def tiny_step(folder: Path) -> str:
         "train.output_dir": folder / "run",
     }
     overrides = [f"{key}={value}" for key, value in settings.items()]
-    config = load_config("builtin:quickstart", overrides)
+    config = load_config("builtin:capo-embedded", overrides)
     with contextlib.redirect_stdout(io.StringIO()):
         Trainer(config).run()
     last = comm.on_main("reading the log", lambda: read_metrics(folder / "run")[-1])

@@ -31,7 +31,8 @@ KEYS = {
     "train.save_every": "save_steps save_freq save_interval save_strategy",
     "train.eval_every": "eval_steps test_freq eval_freq eval_strategy",
     "train.keep_checkpoints": "save_total_limit max_actor_ckpt_to_keep max_ckpt_num",
-    "train.log_samples": "log_completions num_completions_to_print",
+    "train.report_to": "logger logging use_wandb use_tensorboard",
+    "train.log_samples_every": "log_completions num_completions_to_print",
     "train.output_dir": "default_local_dir save_path run_name project_name experiment_name",
     "train.resume": "resume_from_checkpoint resume_mode load_checkpoint",
     "optimizer.learning_rate": "lr actor_learning_rate",
@@ -60,8 +61,6 @@ KEYS = {
     "deepspeed": "zero_stage zero deepspeed_config fsdp strategy",
 }
 NOTES = {
-    "report_to logger logging use_wandb use_tensorboard": "every run writes metrics.jsonl and "
-    "TensorBoard's files into train.output_dir",
     "logging_steps log_freq": "every step is logged; remove it",
     "n_gpus_per_node nnodes num_gpus": "the launcher decides that: deepspeed --num_gpus N, or "
     "--hostfile FILE",

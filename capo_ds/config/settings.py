@@ -611,7 +611,18 @@ class TrainConfig(Section):
     keep_checkpoints: StrictInt = Field(
         2, ge=1, description="newest checkpoints kept, beside the best evaluated one"
     )
-    log_samples: StrictInt = Field(4, ge=0, description="completions shown in TensorBoard per step")
+    log_samples_every: StrictInt = Field(
+        10,
+        ge=0,
+        description="every response of every so many steps goes to samples.jsonl, from the first "
+        "step on, with its verdict, reward, gradient norm, cosines and weight (about 1 kB each); "
+        "0 = never",
+    )
+    report_to: list[Literal["tensorboard", "wandb", "comet", "csv"]] = Field(
+        ["tensorboard"],
+        description="where metrics go beside metrics.jsonl; Weights & Biases and Comet also get "
+        "settings and samples",
+    )
     output_dir: PathText = Field("runs/default", description="folder of everything the run writes")
     resume: Literal["auto", "never"] = Field(
         "never", description="auto: go on from the newest checkpoint of output_dir, if any"

@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from capo_ds.config import Config, ConfigError, OptimizerConfig, resolve_path
 from capo_ds.distributed import comm
+from capo_ds.telemetry import tables
 
 STAGES = (0, 1, 2, 3)
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -30,6 +31,9 @@ DECIDED_ELSEWHERE = (
     "train_micro_batch_size_per_gpu",
     "steps_per_print",
     "tensorboard",
+    "wandb",
+    "csv_monitor",
+    "comet",
 )
 
 
@@ -49,6 +53,7 @@ class CapoEngine:
         self.names = [n for n, p in policy.named_parameters() if p.requires_grad]
         self.shapes = [tuple(parameter.shape) for parameter in self.parameters]
         settings = deepspeed_settings(config, monitor_dir)
+        tables.prepare(config.train.report_to, monitor_dir)
         self._stage = zero_stage(settings)
         self._engine, *_ = deepspeed.initialize(
             model=policy,
@@ -60,6 +65,9 @@ class CapoEngine:
         self.module = self._engine.module
         self.module.eval()  # and so it stays: see `load_policy`
         self.monitor = self._engine.monitor
+        # The engine's own events (a learning rate under a tag and step of its own) stay out; ours
+        # go to the writers, which have switches of their own.
+        self.monitor.enabled = False
         self.card = ""
 
     @property
@@ -303,12 +311,20 @@ def deepspeed_settings(config: Config, monitor_dir: Path) -> dict[str, Any]:
                 "torch_adam": True,
             },
         },
-        "tensorboard": {
-            "enabled": True,
-            "output_path": str(monitor_dir),
-            "job_name": "tensorboard",
-        },
+        **monitors(config.train.report_to, monitor_dir),
     }
+
+
+def monitors(names: list[str], folder: Path) -> dict[str, Any]:
+    """DeepSpeed's settings of the writers that `train.report_to` names."""
+    files = {"enabled": True, "output_path": str(folder)}
+    known = {
+        "tensorboard": files | {"job_name": "tensorboard"},
+        "csv": files | {"job_name": "csv"},
+        "wandb": {"enabled": True, "project": "capo_ds"},
+        "comet": {"enabled": True, "samples_log_interval": 1},
+    }
+    return {{"csv": "csv_monitor"}.get(name, name): known[name] for name in names}
 
 
 def read_deepspeed_json(path: str) -> dict[str, Any]:

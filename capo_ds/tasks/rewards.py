@@ -49,6 +49,14 @@ class Verdict:
     correct: bool
     comparison: Comparison | None = None  # of the boxed answer; None without the format
 
+    @property
+    def word(self) -> str:
+        """right, wrong, unparsed, timed out, or unformatted."""
+        if self.comparison is None:
+            return "unformatted"
+        words = {Comparison.EQUAL: "right", Comparison.DIFFERENT: "wrong"}
+        return words.get(self.comparison, self.comparison.value)
+
 
 @dataclass(frozen=True)
 class Scores:

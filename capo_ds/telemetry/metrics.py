@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from capo_ds.telemetry import tables
 from capo_ds.telemetry.provenance import provenance
 
 METRICS_FILE = "metrics.jsonl"
@@ -44,6 +45,7 @@ LAYOUT = {
         "bytes of memory": ["Multiline", ["memory/.*"]],
     },
 }
+SHOWN = 4  # responses of a logged step in TensorBoard
 COMPARED = ("eval/accuracy", "reward/mean", "conflict/all_after")  # by TensorBoard's HPARAMS
 
 
@@ -138,21 +140,25 @@ class Recorder:
         if writer := self._tensorboard:
             writer.add_custom_scalars(LAYOUT)
             _add_hyperparameters(writer, flat_settings(config) | made_by)
+        tables.settings(self.monitor, config | {"made_by": made_by})
 
     def scalars(self, step: int, metrics: dict[str, float]) -> None:
         self.monitor.write_events([(name, value, step) for name, value in metrics.items()])
         self._append(METRICS_FILE, {"step": step, **metrics})
 
     def samples(self, step: int, samples: list[dict[str, Any]]) -> None:
-        """Completions with their prompts and verdicts, as text."""
+        """All responses of a step to the log; one to each of the first prompts shown as text."""
         for sample in samples:
             self._append(SAMPLES_FILE, {"step": step, **sample})
+        shown = list({sample["prompt_number"]: sample for sample in reversed(samples)}.values())
+        shown = shown[::-1][:SHOWN]
         if writer := self._tensorboard:
             blocks = [
                 f"reward {sample['reward']:+.1f}\n\n> {sample['prompt']}\n\n{sample['completion']}"
-                for sample in samples
+                for sample in shown
             ]
             writer.add_text("rollout/samples", "\n\n---\n\n".join(blocks), step)
+        tables.samples(self.monitor, step, samples)
 
     @property
     def _tensorboard(self) -> SummaryWriter | None:

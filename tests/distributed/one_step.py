@@ -95,7 +95,7 @@ def take_step(path: Path) -> None:
     rollout, advantages = responses(config)
     rows = torch.arange(len(rollout)).view(-1, config.rollout.group_size)
     mine = rows[comm.rank() :: comm.world_size()].flatten()
-    batch = learner.prepare(rollout.take(mine), advantages[mine], mine // rows.shape[1])
+    batch = learner.prepare(rollout.take(mine), advantages[mine], mine)
     if not config.on_policy:
         with GatheredParameters(engine.parameters, modifier_rank=0, enabled=engine.lockstep):
             perturb(engine.module, **SECOND_MOVE)

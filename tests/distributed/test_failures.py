@@ -8,7 +8,7 @@ import pytest
 from tests.conftest import REPOSITORY, launch
 
 SCRIPT = Path(__file__).with_name("failures.py")
-RECIPE = REPOSITORY / "launchers" / "recipes" / "quickstart.yaml"
+RECIPE = REPOSITORY / "launchers" / "recipes" / "capo-embedded.yaml"
 TRAIN = REPOSITORY / "launchers" / "train.py"
 
 

@@ -44,7 +44,7 @@ def test_srun_on_several_machines_needs_an_address():
         "SLURM_PROCID": "0",
         "SLURM_LOCALID": "0",
     }
-    recipe = REPOSITORY / "launchers" / "recipes" / "quickstart.yaml"
+    recipe = REPOSITORY / "launchers" / "recipes" / "capo-embedded.yaml"
     result = subprocess.run(
         [sys.executable, "launchers/train.py", "--config", str(recipe)],
         cwd=REPOSITORY,

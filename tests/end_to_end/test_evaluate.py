@@ -9,7 +9,7 @@ from tests.conftest import REPOSITORY, launch
 
 EVALUATE = REPOSITORY / "launchers" / "evaluate.py"
 TRAIN = REPOSITORY / "launchers" / "train.py"
-RECIPE = REPOSITORY / "launchers" / "recipes" / "quickstart.yaml"
+RECIPE = REPOSITORY / "launchers" / "recipes" / "capo-embedded.yaml"
 BENCHMARKS = (
     "[{name: arithmetic}, "
     "{name: custom, label: mine, path: %s, prompt_column: q, answer_column: a}]"

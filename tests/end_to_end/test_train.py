@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -21,8 +22,9 @@ from capo_ds.dry_run import bytes_per_step
 from tests.conftest import REPOSITORY, clean_environment, free_port, launch
 
 TRAIN = REPOSITORY / "launchers" / "train.py"
-RECIPE = REPOSITORY / "launchers" / "recipes" / "quickstart.yaml"
+RECIPE = REPOSITORY / "launchers" / "recipes" / "capo-embedded.yaml"
 SMALL = {
+    "train.log_samples_every": 2,
     "rollout.prompts_per_step": 6,
     "rollout.group_size": 4,
     "rollout.max_new_tokens": 24,
@@ -86,8 +88,17 @@ def test_what_a_run_says_and_leaves_behind(undisturbed):
         assert all(name in line for line in lines[1:]), name
     assert (folder / "reward.png").read_bytes().startswith(b"\x89PNG")
     samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
-    assert {sample["step"] for sample in samples} == {1, 2, 3, 4}
-    assert {"prompt", "completion", "answer", "reward"} <= set(samples[0])
+    # Every response of every second step, in order, with what the update made of it.
+    assert [(s["step"], s["prompt_number"]) for s in samples] == [
+        (step, prompt) for step in (1, 3) for prompt in range(6) for _ in range(4)
+    ]
+    for step in (1, 3):
+        mine = [sample for sample in samples if sample["step"] == step]
+        heard = [sample for sample in mine if sample["weight"] is not None]
+        assert heard and all(sample["norm"] > 0 for sample in heard)
+        line = lines[step]
+        assert np.mean([s["reward"] for s in mine]) == pytest.approx(line["reward/mean"])
+    assert "Train/Samples/lr" not in tensorboard(folder).Tags()["scalars"]
     events = tensorboard(folder)
     rewards = [event.value for event in events.Scalars("reward/mean")]
     assert rewards == pytest.approx([line["reward/mean"] for line in lines[1:]])
@@ -282,7 +293,9 @@ def test_plain_grpo_trains_without_per_sample_gradients(tmp_path):
 
 @pytest.mark.slow
 def test_the_quickstart_gains_fifteen_points(tmp_path):
-    launch(2, TRAIN, "--config", str(RECIPE), "--set", f"train.output_dir={tmp_path / 'run'}")
+    launch(
+        2, TRAIN, "--config", "builtin:quickstart", "--set", f"train.output_dir={tmp_path / 'run'}"
+    )
     lines = metrics(tmp_path / "run")
     accuracy = [line["eval/accuracy"] for line in lines if "eval/accuracy" in line]
     assert 0.25 <= accuracy[0] <= 0.55

@@ -109,7 +109,7 @@ def test_a_latin_1_config_is_refused_by_line(tmp_path):
         ("train", "lr", "optimizer.learning_rate"),
         ("rollout", "n", "rollout.group_size"),
         (None, "num_generations", "rollout.group_size"),
-        (None, "report_to", "TensorBoard"),
+        (None, "report_to", "train.report_to"),
         ("train", "per_device_train_batch_size", "train.micro_batch_size"),
         ("objective", "epsilon", "objective.clip_low and objective.clip_high"),
         (None, "learning_rate", "optimizer.learning_rate"),  # our own word, elsewhere

@@ -56,7 +56,7 @@ def gradient(
     means = Means()
     learner = Learner(config, engine, "device", means, PhaseTimer())
     learner.update(
-        learner.prepare(rollout, torch.tensor(advantages), torch.zeros(SAMPLES, dtype=torch.long)),
+        learner.prepare(rollout, torch.tensor(advantages), torch.arange(SAMPLES)),
         number=0,
     )
     return applied[0], Means.merge([means])

@@ -13,7 +13,7 @@ from capo_ds.telemetry.plots import FIGURES, NothingToDrawError, draw
 from capo_ds.telemetry.runs import NoRunError, group_runs, read_run, running_mean
 from tests.conftest import REPOSITORY, launch
 
-RECIPE = REPOSITORY / "launchers" / "recipes" / "quickstart.yaml"
+RECIPE = REPOSITORY / "launchers" / "recipes" / "capo-embedded.yaml"
 SHARES = [f"conflict/{s}_{w}" for s in ("all", "positive", "negative") for w in ("before", "after")]
 
 

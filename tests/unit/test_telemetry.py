@@ -21,19 +21,43 @@ from capo_ds.telemetry.metrics import CONFIG_FILE, STARTS_FILE, Recorder, read_m
 SETTINGS = Config().model_dump(mode="json")
 
 
+def response(step: int, number: int = 0, **changes) -> dict:
+    """A line of the samples log."""
+    return {
+        "step": step,
+        "prompt_number": number,
+        "source": "arithmetic",
+        "prompt": "2 + 2?",
+        "completion": f"step {step}",
+        "answer": "4",
+        "verdict": "right",
+        "length": 3,
+        "truncated": False,
+        "reward": 1.0,
+        "rewards": {"rule": 1.0},
+        "advantage": 0.5,
+        "norm": 1.0,
+        "cosine_before": 0.1,
+        "cosine_after": 0.2,
+        "xi": None,
+        "weight": 1.0,
+    } | changes
+
+
 def record(folder: Path, first_line: int, steps: range) -> None:
     """What one process of a run records; the monitor as DeepSpeed's is, with one writer."""
     writer = SummaryWriter(folder / "tensorboard")
     monitor = SimpleNamespace(
         tb_monitor=SimpleNamespace(summary_writer=writer),
+        wandb_monitor=None,
+        comet_monitor=None,
         write_events=lambda events: [writer.add_scalar(*event) for event in events],
     )
     recorder = Recorder(folder, monitor, first_line)
     recorder.settings(SETTINGS)
     for step in steps:
         recorder.scalars(step, {"reward/mean": step + first_line / 100})
-        sample = {"reward": 1.0, "prompt": "2 + 2?", "completion": f"step {step}"}
-        recorder.samples(step, [sample])
+        recorder.samples(step, [response(step)])
     writer.close()
 
 

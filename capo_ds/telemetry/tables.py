@@ -1,0 +1,60 @@
+"""What is no scalar, for the services that show it: Weights & Biases and Comet.
+
+DeepSpeed's monitor has the runs and writes the scalars; these go to the run it has opened.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import Any
+
+from capo_ds.config import ConfigError
+
+PACKAGES = {"wandb": "wandb", "comet": "comet_ml"}
+COLUMNS = (
+    "prompt_number", "source", "prompt", "completion", "answer", "verdict", "length", "truncated",
+    "reward", "advantage", "norm", "cosine_before", "cosine_after", "xi", "weight",
+)  # fmt: skip
+
+
+def check(names: list[str]) -> None:
+    """Raises `ConfigError` where a service of train.report_to is not installed."""
+    for name in names:
+        if name in PACKAGES and importlib.util.find_spec(PACKAGES[name]) is None:
+            raise ConfigError(
+                f"train.report_to: {name} needs the package {PACKAGES[name]}; "
+                f"pip install 'capo_ds[{name}]', or leave it out"
+            )
+
+
+def prepare(names: list[str], folder: Path) -> None:
+    """Where Weights & Biases keeps its files and what it calls the run, unless the user's
+    environment says so already."""
+    if "wandb" in names:
+        os.environ.setdefault("WANDB_DIR", str(folder))
+        os.environ.setdefault("WANDB_NAME", folder.name)
+
+
+def settings(monitor: Any, config: dict[str, Any]) -> None:
+    """The run's settings, nested as in its config.yaml."""
+    if monitor.wandb_monitor:
+        import wandb
+
+        wandb.config.update(config, allow_val_change=True)
+    if monitor.comet_monitor:
+        monitor.comet_monitor.experiment.log_parameters(config)
+
+
+def samples(monitor: Any, step: int, samples: list[dict[str, Any]]) -> None:
+    """The responses of a step, as a table."""
+    rows = [[sample[column] for column in COLUMNS] for sample in samples]
+    if monitor.wandb_monitor:
+        import wandb
+
+        wandb.log({"samples": wandb.Table(columns=list(COLUMNS), data=rows)}, step=step)
+    if monitor.comet_monitor:
+        monitor.comet_monitor.experiment.log_table(
+            f"samples-{step:06d}.csv", tabular_data=rows, headers=list(COLUMNS)
+        )

@@ -1,0 +1,33 @@
+"""The pages: their links, and the settings that they name."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from capo_ds.config import Config
+from capo_ds.config.reading import _fields
+from tests.conftest import REPOSITORY
+
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+KEYS = dict(_fields(Config))
+NESTED = ("task.mixture", "evaluation.benchmarks", "reward.functions")  # lists of sections
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
+        if "://" not in link:
+            assert (page.parent / link).exists(), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_settings_that_are_named_exist(page: Path) -> None:
+    sections = {key.partition(".")[0] for key in KEYS if "." in key}
+    named = re.findall(r"`([a-z_]+(?:\.[a-z_0-9]+)+)(?::[^`]*|=[^`]*)?`", page.read_text())
+    files = (".yaml", ".py", ".md", ".json", ".jsonl", ".sh", ".png", ".html", ".txt", ".env")
+    for name in named:
+        if name.partition(".")[0] in sections and not name.endswith(files):
+            assert (
+                name in KEYS or name in NESTED or any(key.startswith(f"{name}.") for key in KEYS)
+            ), name
