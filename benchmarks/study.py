@@ -122,7 +122,7 @@ def report(folder: Path) -> None:
     RESULTS.write_text("".join(json.dumps(record) + "\n" for record in ordered))
     write_tables(ordered, PAGE)
     for setting in dict.fromkeys(run.setting for run in known):
-        figure(ordered, setting, PAGE.parent / "figures" / f"study_{setting}.png")
+        figure(ordered, setting, PAGE.parent / "figures" / f"study_{setting.replace(' ', '_')}.png")
     print(f"{len(ordered)} runs: {PAGE}")
 
 

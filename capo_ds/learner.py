@@ -208,6 +208,7 @@ class Learner:
             norms = norms_of_sums(mean, direction)
             scale = result.direction_scale(*norms)
         for name, sketched, norm in zip(SKETCHED_NORMS, solved.sketched_norms, norms, strict=True):
+            self.means.add(name, sketched)
             if norm > 0:
                 self.means.add(f"{name}_ratio", sketched / norm)
         if not result.base.any():  # the norm ball is centred on 0
