@@ -91,6 +91,7 @@ def check_files(config: Config) -> None:
 
     read_deepspeed_json(config.deepspeed)
     tables.check(config.train.report_to)
+    tables.check_login(config.train.report_to)
     if MARK in config.aggregator:
         load_function("aggregator", config.aggregator)
     if config.aggregator.startswith(PREFIX):

@@ -171,9 +171,16 @@ class Recorder:
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """The lines of a run's metrics log, in order of steps."""
-    with open(folder / METRICS_FILE) as file:
-        return [json.loads(line) for line in file]
+    """The lines of a run's metrics log, in order of steps; a last one half-written is left out."""
+    return list(whole_lines(folder / METRICS_FILE))
+
+
+def whole_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a log that may be being written: a last line without its end is left out."""
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            if line.endswith("\n"):
+                yield json.loads(line)
 
 
 def flat_settings(config: dict[str, Any]) -> dict[str, Any]:

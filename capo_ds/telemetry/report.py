@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,13 @@ import yaml
 from matplotlib.ticker import MaxNLocator
 
 from capo_ds.config import parse_config
-from capo_ds.telemetry.metrics import SAMPLES_FILE, STARTS_FILE, flat_settings
-from capo_ds.telemetry.plots import COLOURS, CONFLICTS, DASHES, SAMPLES, STYLE
+from capo_ds.telemetry.metrics import SAMPLES_FILE, STARTS_FILE, flat_settings, whole_lines
+from capo_ds.telemetry.plots import COLOURS, CONFLICTS, DASHES, SAMPLES, SMOOTHING, STYLE
 from capo_ds.telemetry.runs import CONFIG_FILE, read_run, running_mean, series
 
 FILE = "report.html"
 POINTS = 400  # of a curve: more than a screen shows
+LONG = 20  # points of a curve
 SHOWN = 5  # responses in each list
 TEXT = 1200  # characters of a response
 MOST_STEPS = 200  # logged steps of which responses are ranked, the latest
@@ -126,14 +127,6 @@ def read_samples(folder: Path) -> list[dict[str, Any]]:
     return [sample for step in kept.values() for sample in step]
 
 
-def whole_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a log that may be being written: a last line without its end is left out."""
-    with open(path, encoding="utf-8") as file:
-        for line in file:
-            if line.endswith("\n"):
-                yield json.loads(line)
-
-
 # -------------------------------------------------------------------- sections
 
 
@@ -157,7 +150,10 @@ def settings(folder: Path) -> str:
 def curves(metrics: list[dict[str, float]], wanted: dict[str, dict[str, str]]) -> str:
     """A card for each title of which something was logged."""
     cards = [panel(metrics, title, lines) for title, lines in wanted.items()]
-    return f'<div class="grid">{"".join(cards)}</div>' if any(cards) else ""
+    if not any(cards):
+        return ""
+    note = f"Curves of more than {LONG} points are running means over {SMOOTHING} steps."
+    return f'<p class="note">{note}</p><div class="grid">{"".join(cards)}</div>'
 
 
 def conflict(metrics: list[dict[str, float]]) -> str:
@@ -204,14 +200,14 @@ def responses(samples: list[dict[str, Any]]) -> str:
     """Those with the largest and the smallest coefficient, and those most in conflict."""
     heard = [sample for sample in samples if sample.get("weight") is not None]
     if not heard:
-        return ""
+        return unheard(samples)
     held = [s for s in heard if s["advantage"] < 0]
     raised = [s for s in heard if s["advantage"] > 0]
     angled = [s for s in heard if s["cosine_after"] is not None and s["advantage"]]
     steps = sorted({sample["step"] for sample in samples})
 
     def pull(sample: dict[str, Any]) -> float:
-        return -abs(sample["weight"]) * (sample["norm"] or 0.0)
+        return -sample["weight"] * (sample["norm"] or 0.0)
 
     lists: dict[str, list[dict[str, Any]]] = {
         "Most raised": sorted(raised, key=pull),
@@ -228,6 +224,15 @@ def responses(samples: list[dict[str, Any]]) -> str:
         for title, found in lists.items()
     ]
     return f'<p class="note">{note}</p>' + "".join(parts)
+
+
+def unheard(samples: list[dict[str, Any]]) -> str:
+    """The latest responses of a run that formed no gradients of their own."""
+    if not samples:
+        return ""
+    shown = "".join(map(card, samples[-2 * SHOWN :]))
+    note = "The latest logged; the run formed no gradients of single responses."
+    return f'<p class="note">{note}</p><div class="grid">{shown}</div>'
 
 
 def card(sample: dict[str, Any]) -> str:
@@ -288,9 +293,9 @@ def panel(metrics: list[dict[str, float]], title: str, lines: dict[str, str]) ->
     with plt.rc_context(STYLE | {"svg.fonttype": "none", "font.size": 9}):
         figure, axes = plt.subplots(figsize=(4.4, 2.6), layout="constrained")
         for index, (name, (steps, values)) in enumerate(found.items()):
-            smooth = running_mean(values, 5) if len(steps) > 20 else values
+            smooth = running_mean(values, SMOOTHING) if len(steps) > LONG else values
             stride = max(1, len(steps) // POINTS)
-            style = {"marker": "o", "markersize": 3} if len(steps) < 20 else {}
+            style = {"marker": "o", "markersize": 3} if len(steps) < LONG else {}
             axes.plot(
                 steps[::stride],
                 smooth[::stride],

@@ -22,11 +22,27 @@ COLUMNS = (
 def check(names: list[str]) -> None:
     """Raises `ConfigError` where a service of train.report_to is not installed."""
     for name in names:
-        if name in PACKAGES and importlib.util.find_spec(PACKAGES[name]) is None:
+        if name not in PACKAGES:
+            continue
+        found = importlib.util.find_spec(PACKAGES[name])
+        if found is None or found.origin is None:  # a mere folder of that name, as W&B makes them
             raise ConfigError(
                 f"train.report_to: {name} needs the package {PACKAGES[name]}; "
                 f"pip install 'capo_ds[{name}]', or leave it out"
             )
+
+
+def check_login(names: list[str]) -> None:
+    """Raises `ConfigError` where Weights & Biases would ask for a key: no rank can answer it."""
+    if "wandb" not in names or os.environ.get("WANDB_MODE") in ("offline", "disabled"):
+        return
+    import wandb
+
+    if not (wandb.api.api_key or os.environ.get("WANDB_API_KEY")):
+        raise ConfigError(
+            "train.report_to: wandb has no key; run `wandb login`, set WANDB_API_KEY, or "
+            "WANDB_MODE=offline"
+        )
 
 
 def prepare(names: list[str], folder: Path) -> None:

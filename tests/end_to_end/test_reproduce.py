@@ -1,22 +1,14 @@
 """launchers/reproduce.py: the whole of it on the embedded model, and its table."""
 
-import importlib.util
 import json
 import os
 
 import pytest
 
+from capo_ds.commands import reproduce
 from tests.conftest import REPOSITORY, launch
 
 REPRODUCE = REPOSITORY / "launchers" / "reproduce.py"
-
-
-@pytest.fixture(scope="module")
-def reproduce():
-    spec = importlib.util.spec_from_file_location("reproduce", REPRODUCE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def measured(*accuracies: float) -> dict:
@@ -29,7 +21,7 @@ def measured(*accuracies: float) -> dict:
     }
 
 
-def test_the_papers_figures_stand_beside_ours(reproduce):
+def test_the_papers_figures_stand_beside_ours():
     by_method = {
         "before": measured(0.5, 0.1, 0.0),
         "GRPO": measured(0.7, 0.15, 0.0),

@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from capo_ds.commands import report as command
-from capo_ds.config import Config
+from capo_ds.config import Config, ConfigError
+from capo_ds.telemetry import tables
 from capo_ds.telemetry.report import POINTS, read_samples, write_report
 from capo_ds.telemetry.runs import NoRunError
 from tests.unit.test_telemetry import response
@@ -86,7 +87,24 @@ def test_a_line_that_is_being_written_is_left_out(tmp_path):
     folder = run(tmp_path / "run", [{"step": 1} | METRICS], [response(1), response(2)])
     with open(folder / "samples.jsonl", "a") as file:
         file.write('{"step": 3, "prom')
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write('{"step": 2, "rew')
     assert [sample["step"] for sample in read_samples(folder)] == [1, 2]
+    assert "run: 1 steps" in page(folder)
+
+
+def test_a_run_without_gradients_of_its_own_shows_its_latest_responses(tmp_path):
+    nothing = dict.fromkeys(("norm", "cosine_before", "cosine_after", "xi", "weight"))
+    text = page(run(tmp_path / "run", [{"step": 1} | METRICS], [response(1, **nothing)]))
+    assert "step 1</pre>" in text and "Most raised" not in text
+
+
+def test_a_service_that_is_not_installed_is_told(tmp_path, monkeypatch):
+    (tmp_path / "wandb").mkdir()  # as W&B leaves it behind
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ConfigError, match=r"train\.report_to: wandb needs the package wandb"):
+        tables.check(["tensorboard", "wandb"])
+    tables.check(["tensorboard", "csv"])
 
 
 def test_what_is_no_run_is_told(tmp_path, monkeypatch, capsys):
