@@ -52,8 +52,9 @@ def test_trains_evaluates_and_plots_in_an_empty_folder(installed: Path, tmp_path
     settings = [part for setting in SHORT for part in ("--set", setting)]
     for command in (
         ["train", "--config", "builtin:quickstart", *settings],
-        ["train", "--config", "builtin:quickstart", "--dry-run"],
+        ["train", "--config", "builtin:quickstart", *settings, "--dry-run"],
         ["plot", "runs/quickstart", "--only", "phases"],
+        ["report", "runs/quickstart"],
         ["evaluate", "--config", "runs/quickstart/config.yaml", "--set", "evaluation.limit=4"],
         ["doctor"],
     ):
