@@ -40,10 +40,14 @@ class Samples:
     sources: np.ndarray | None = None
 
     def problems(self) -> list[GramProblem]:
-        """One a block."""
+        """One a block; a sample that is dropped from one is dropped from all."""
         weights = np.full(len(self.signs), 1 / self.total)
         positive, negative = self.signs > 0, self.signs < 0
-        return [GramProblem(gram, positive, negative, weights) for gram in self.grams]
+        grams = self.grams
+        if len(grams) > 1:
+            dropped = GramProblem(grams.sum(0), positive, negative, weights).dropped
+            grams = np.where(dropped[:, None] | dropped, np.nan, grams)
+        return [GramProblem(gram, positive, negative, weights) for gram in grams]
 
 
 @dataclass(frozen=True)
@@ -134,7 +138,7 @@ class Solver:
         results = self._fit(blocks, groups, options)
         coefficients = np.stack([result.coefficients for result in results])
         applied = Applied.of(blocks, coefficients)
-        metrics |= self._report(results, int(whole.dropped.sum()))
+        metrics |= self._report(results, int(blocks[0].dropped.sum()))
         if self.measure_heldout and held:
             metrics |= heldout(blocks, groups, first, self._coefficients(options))
         solved = Solved(
@@ -145,7 +149,7 @@ class Solver:
             ratio(applied.products, whole.norms * applied.norm),
             _sketched_norms(blocks, results),
             metrics,
-            int(whole.dropped.sum()),
+            int(blocks[0].dropped.sum()),
         )
         metrics |= diagnose(whole, applied, solved.xi)
         if samples.sources is not None:

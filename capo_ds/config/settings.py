@@ -704,6 +704,11 @@ class Config(Section):
     @model_validator(mode="after")
     def _program_is_used(self) -> Config:
         program = self.program
+        if self.capo.radius == "auto" and self.capo.region == "norm":
+            raise ValueError(
+                "capo.radius: auto means nothing with capo.region: norm, whose direction does not "
+                "depend on C; set a number"
+            )
         if program.blocks != "whole" and self.gradients.sketch != "none":
             raise ValueError(
                 f"program.blocks: {program.blocks} needs exact Gram matrices; set gradients.sketch "

@@ -214,3 +214,15 @@ def test_each_block_is_a_program_of_its_own():
     np.testing.assert_allclose(
         solved.cosines_after, rows @ whole / solved.norms / np.linalg.norm(whole)
     )
+
+
+@pytest.mark.parametrize("block", [0, 1])
+def test_a_sample_that_is_nan_in_one_block_is_dropped_from_all(block):
+    rows, problem = drawn(2, "mixed")
+    grams = np.stack([part @ part.T for part in np.split(rows, [9], axis=1)])
+    grams[block, 3] = grams[block, :, 3] = np.nan
+    sign = problem.positive.astype(float) - problem.negative
+    solved = Solver("capo").solve(Samples(grams, sign, GROUPS, 12), np.random.default_rng(0))
+    assert solved.dropped == 1 and solved.vanilla[3] == 0.0
+    assert not solved.coefficients[:, 3].any()
+    assert np.isfinite(solved.coefficients).all() and solved.metrics["capo/dropped"] == 1
