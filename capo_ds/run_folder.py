@@ -140,8 +140,18 @@ def check_resume(config: Config) -> None:
 
 def check_unchanged(config: Config, state: dict[str, Any]) -> None:
     """Raises `ConfigError` naming the settings that a resumed run must keep and does not."""
-    before = _deciding_settings(state["config"])
-    now = _deciding_settings(config.model_dump(mode="json"))
+    refuse_changes(
+        "train",
+        _deciding_settings(state["config"]),
+        _deciding_settings(config.model_dump(mode="json")),
+    )
+
+
+def refuse_changes(section: str, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raises `ConfigError` where the settings of a checkpoint and those of now differ.
+
+    section: whose `resume` and `output_dir` the message names.
+    """
     changed = [
         f"{name}: {before.get(name)!r} in the checkpoint, {now.get(name)!r} now"
         for name in sorted(before.keys() | now.keys())
@@ -149,8 +159,8 @@ def check_unchanged(config: Config, state: dict[str, Any]) -> None:
     ]
     if changed:
         raise ConfigError(
-            "train.resume: the checkpoint was made with other settings; restore them, or choose "
-            "another train.output_dir\n" + "\n".join(changed)
+            f"{section}.resume: the checkpoint was made with other settings; restore them, or "
+            f"choose another {section}.output_dir\n" + "\n".join(changed)
         )
 
 

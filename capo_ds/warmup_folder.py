@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from capo_ds.config import Config, ConfigError
 from capo_ds.distributed import comm
+from capo_ds.run_folder import refuse_changes
 
 CHECKPOINTS = "warmup_checkpoints"
 STATE_FILE = "state.json"  # of the newest checkpoint; written after it
@@ -58,17 +59,7 @@ def saved_state(config: Config) -> dict[str, Any] | None:
             f"warmup.resume: the checkpoint in {folder} is of {state['ranks']} ranks, and there "
             f"are {comm.world_size()} now"
         )
-    now, before = deciding_settings(config), state["settings"]
-    changed = [
-        f"{name}: {before.get(name)!r} in the checkpoint, {now.get(name)!r} now"
-        for name in sorted(now.keys() | before.keys())
-        if now.get(name) != before.get(name)
-    ]
-    if changed:
-        raise ConfigError(
-            "warmup.resume: the checkpoint was made with other settings; restore them, or choose "
-            f"another {key}\n" + "\n".join(changed)
-        )
+    refuse_changes("warmup", state["settings"], deciding_settings(config))
     return state
 
 
