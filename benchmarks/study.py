@@ -31,13 +31,15 @@ RESULTS = REPOSITORY / "benchmarks" / "results" / "study.jsonl"
 PAGE = REPOSITORY / "docs" / "results.md"
 
 
-def records(folder: Path) -> list[dict]:
-    """Of all finished runs."""
-    return [json.loads(path.read_text()) for path in sorted(folder.glob(f"*/*/*/{RECORD}"))]
-
-
 def run_of(record: dict) -> Run:
     return Run(record["setting"], record["method"], record["rate"], record["seed"])
+
+
+def records(folder: Path) -> dict[Run, dict]:
+    """Of all finished runs: those gathered in `RESULTS` (of other machines too), and the folder's."""
+    gathered = RESULTS.read_text().splitlines() if RESULTS.exists() else []
+    own = [path.read_text() for path in sorted(folder.glob(f"*/*/*/{RECORD}"))]
+    return {run_of(record): record for record in map(json.loads, [*gathered, *own])}
 
 
 def score(record: dict) -> float:
@@ -92,7 +94,7 @@ def work(folder: Path, only: str) -> None:
     fork = multiprocessing.get_context("fork")
     failed: set[Run] = set()
     while True:
-        done = {run_of(record): score(record) for record in records(folder)}
+        done = {run: score(record) for run, record in records(folder).items()}
         for run in wanted(done):
             if run in failed or not run.name.startswith(only):
                 continue
@@ -111,13 +113,10 @@ def work(folder: Path, only: str) -> None:
 
 
 def report(folder: Path) -> None:
-    """Gather the records (those of earlier machines are kept), and write tables and figures."""
+    """Gather the records, and write tables and figures."""
     from studied.report import figure, write_tables
 
-    known = {}
-    if RESULTS.exists():
-        known = {run_of(r): r for r in map(json.loads, RESULTS.read_text().splitlines())}
-    known |= {run_of(record): record for record in records(folder)}
+    known = records(folder)
     ordered = [known[run] for run in sorted(known, key=lambda run: run.name)]
     RESULTS.write_text("".join(json.dumps(record) + "\n" for record in ordered))
     write_tables(ordered, PAGE)
