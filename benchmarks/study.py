@@ -36,7 +36,7 @@ def run_of(record: dict) -> Run:
 
 
 def records(folder: Path) -> dict[Run, dict]:
-    """Of all finished runs: those gathered in `RESULTS` (of other machines too), and the folder's."""
+    """Of all finished runs: those gathered in `RESULTS`, and those in the folder."""
     gathered = RESULTS.read_text().splitlines() if RESULTS.exists() else []
     own = [path.read_text() for path in sorted(folder.glob(f"*/*/*/{RECORD}"))]
     return {run_of(record): record for record in map(json.loads, [*gathered, *own])}
