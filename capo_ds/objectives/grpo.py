@@ -22,9 +22,7 @@ def grpo(tokens: Tokens, settings: ObjectiveConfig) -> Surrogate:
     return clipped_surrogate(tokens.log_ratio, tokens.advantages[:, None], settings)
 
 
-def clipped_surrogate(
-    log_ratio: Tensor, advantage: Tensor, settings: ObjectiveConfig
-) -> Surrogate:
+def clipped_surrogate(log_ratio: Tensor, advantage: Tensor, settings: ObjectiveConfig) -> Surrogate:
     """The same for any log-ratio, of tokens (B, T) or of responses (B, 1); advantage: (B, 1).
 
     With a dual clip c it is max(min(...), c A) for negative advantages (Ye et al. 2020, eq. 5).
