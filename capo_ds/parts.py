@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-OWN = ".py:"  # in the name of a part of the user's
+MARK = ".py:"  # in the name of a part that the user brings
 
 
 class Part(NamedTuple):
@@ -43,6 +43,6 @@ def choices(kind: str) -> str:
 
 def known(kind: str, name: str, hint: str = "") -> str:
     """The name, if it can be one of that kind. Raises `ValueError`."""
-    if name not in BUILT_IN[kind] and OWN not in name:
+    if name not in BUILT_IN[kind] and MARK not in name:
         raise ValueError(f"choose among {', '.join(names(kind))}, FILE.py:NAME{hint}")
     return name
