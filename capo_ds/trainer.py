@@ -24,7 +24,9 @@ from capo_ds.distributed import checkpoint, comm
 from capo_ds.distributed.engine import CapoEngine
 from capo_ds.evaluation import as_metrics, decode, write_completions
 from capo_ds.interruption import Interruption
-from capo_ds.learner import SEQUENCE_RATIO_SQUARE, Batch, Learner
+from capo_ds.learner import Heard, Learner
+from capo_ds.learning.batch import Batch
+from capo_ds.learning.passes import SEQUENCE_RATIO_SQUARE
 from capo_ds.memory import plan_on_all_ranks, used_memory
 from capo_ds.objective import step_advantages
 from capo_ds.preparation import prepare
@@ -38,7 +40,14 @@ from capo_ds.tasks.groups import Groups
 from capo_ds.tasks.outcome import Comparison
 from capo_ds.tasks.prompts import encode
 from capo_ds.telemetry.card import model_card
-from capo_ds.telemetry.metrics import METRICS_FILE, Means, PhaseTimer, Recorder, read_metrics
+from capo_ds.telemetry.metrics import (
+    METRICS_FILE,
+    Largest,
+    Measures,
+    PhaseTimer,
+    Recorder,
+    read_metrics,
+)
 from capo_ds.telemetry.plots import reward_curve
 from capo_ds.telemetry.summary import final_table, signal_hint, startup_summary
 from capo_ds.terminal import columns, wrapped
@@ -104,10 +113,10 @@ class Trainer:
             ),
         )
         rehearse_saving(self.folder, self.engine, self.tokenizer)
-        self.timer, self.means = PhaseTimer(), Means()
+        self.timer, self.measures = PhaseTimer(), Measures()
         self.memory = plan_on_all_ranks(config, policy)
         store = self.memory.choose(config.gradients.store)
-        self.learner = Learner(config, self.engine, store, self.means, self.timer)
+        self.learner = Learner(config, self.engine, store, self.timer)
         self.first_step = 0
         self.accuracy: dict[str, float | None] = {"before": None, "latest": None, "best": None}
         self.best_step = 0  # where that was measured
@@ -119,7 +128,7 @@ class Trainer:
             self.best_step = state["best_step"]
             self.learner.solver.radius.restore(state["radius"])
             if config.gradients.store == "auto":  # whatever is free now: stores may round apart
-                self.learner.store = state["store"]
+                self.learner.store_kind = state["store"]
         self.synced = False  # whether the sampler has the weights as they are now
         run = comm.broadcast(uuid.uuid4().hex[:8])
         with comm.together("starting the sampler"):
@@ -202,21 +211,22 @@ class Trainer:
         self._count(rollout, scored)
         with self.timer("log_probs"):
             batch = self.learner.prepare(rollout, scored.advantages, self._numbers())
-        self.learner.heard = {}
-        if len(self.config.task.entries) > 1:
-            self.learner.sources = [self.train_problems[row].source for row in self.order(step)]
+        heard: Heard = {}  # what the first update with each response made of it
         first = step * self.updates_per_step
         for number, part in enumerate(self._minibatches(batch, step), start=first):
-            self.learner.update(part, number)
+            update = self.learner.update(part, number, self._sources(step))
+            for measured in update.measures:
+                self.measures.add(measured)
+            heard = update.heard | heard
         self.synced = False
         every = self.config.train.log_samples_every
         if every and step % every == 0:
             with comm.collective("logging samples"):
-                samples = self._samples(rollout, scored)
+                samples = self._samples(rollout, scored, heard)
             with comm.together("logging"):
                 if recorder:
                     recorder.samples(step + 1, samples)
-        return _with_sample_size(Means.merge(comm.gather(self.means.take())))
+        return _with_sample_size(Measures.merge(comm.gather(self.measures.take())))
 
     # ---------------------------------------------------------------- one step's data
 
@@ -238,8 +248,12 @@ class Trainer:
     def _verify(self) -> None:
         if self.probe:
             differences = self.probe.check()
-            self.means.add("rollout/probe_difference", differences)
-            self.means.add_max("rollout/probe_difference_max", differences)
+            self.measures.add(
+                {
+                    "rollout/probe_difference": differences,
+                    "rollout/probe_difference_max": Largest(differences),
+                }
+            )
 
     def _sample(self, step: int) -> tuple[list[Problem], Rollout]:
         """This rank's prompts of the step, and G responses to each."""
@@ -255,6 +269,12 @@ class Trainer:
             truncation=Truncation(rollout.top_p, rollout.top_k, rollout.min_p),
         )
         return problems, responses
+
+    def _sources(self, step: int) -> list[str]:
+        """Of several data sets, that of each prompt of the step."""
+        if len(self.config.task.entries) == 1:
+            return []
+        return [self.train_problems[row].source for row in self.order(step)]
 
     def _numbers(self) -> Tensor:
         """(n,) of each response of this rank, its number within the step over all ranks."""
@@ -288,7 +308,11 @@ class Trainer:
 
     def _count(self, rollout: Rollout, scored: Scored) -> None:
         """Add the metrics of a step's responses."""
-        add, rewards = self.means.add, scored.rewards
+        rewards = scored.rewards
+
+        def add(name: str, values: Tensor) -> None:
+            self.measures.add({name: values})
+
         correct = torch.tensor([verdict.correct for verdict in scored.verdicts]).double()
         formatted = torch.tensor([verdict.formatted for verdict in scored.verdicts]).double()
         right = correct.view(rewards.shape).mean(1)
@@ -331,9 +355,8 @@ class Trainer:
                 rows = np.sort(local)[:, None] * group + np.arange(group)
                 yield batch.take(torch.as_tensor(rows.flatten()))
 
-    def _samples(self, rollout: Rollout, scored: Scored) -> list[dict[str, Any]]:
+    def _samples(self, rollout: Rollout, scored: Scored, heard: Heard) -> list[dict[str, Any]]:
         """All responses of the step on all ranks, in order of their numbers, for the logs."""
-        heard = self.learner.heard
         group = self.config.rollout.group_size
         numbers, lengths = self._numbers().tolist(), rollout.lengths.tolist()
         rewards, advantages = scored.rewards.flatten().tolist(), scored.advantages.tolist()
@@ -395,7 +418,7 @@ class Trainer:
             place = checkpoint.CHECKPOINTS + "/" + checkpoint_name(self.first_step)
             facts["goes on"] = f"after step {self.first_step}, from {self.folder / place}"
         summary = startup_summary(
-            self.config, self.engine.module, self.memory, self.learner.store, facts
+            self.config, self.engine.module, self.memory, self.learner.store_kind, facts
         )
         print(summary, flush=True)
         # A resumed run keeps the line of its last whole step; a fresh one keeps none.
@@ -437,7 +460,7 @@ class Trainer:
                 "step": done,
                 "accuracy": self.accuracy,
                 "best_step": self.best_step,
-                "store": self.learner.store,
+                "store": self.learner.store_kind,
                 "radius": self.learner.solver.radius.state(),
                 "config": self.config.model_dump(mode="json"),
             }
