@@ -400,7 +400,7 @@ class Trainer:
         print(summary, flush=True)
         # A resumed run keeps the line of its last whole step; a fresh one keeps none.
         first_line = self.first_step and self.first_step + 1
-        recorder = Recorder(self.folder, self.engine.monitor, first_line)
+        recorder = Recorder(self.folder, self.engine.writers, first_line)
         recorder.settings(self.config.model_dump(mode="json"))
         return recorder
 

@@ -41,8 +41,8 @@ class Config(Section):
     )
     aggregator_options: dict[str, Any] = Field(
         {},
-        description="options of your own aggregator or torchjd's, checked by its annotations (those "
-        "of capo and cagrad are sections)",
+        description="options of your own aggregator or of torchjd's, checked by its annotations "
+        "(those of capo and cagrad are sections)",
     )
     program: ProgramConfig = ProgramConfig()
     measure_heldout: StrictBool = Field(
