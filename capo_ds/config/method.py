@@ -5,19 +5,29 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, StrictBool, StrictInt, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, StrictBool, StrictInt, model_validator
 
+from capo_ds.config.foreign import keys_of_paper
+from capo_ds.config.paths import PathText
 from capo_ds.config.section import Number, Section, no_flag
-
-AGGREGATORS = ("mean", "capo", "mgda", "pcgrad", "cagrad", "config")  # and torchjd's
+from capo_ds.parts import choices, known, names
 
 
 def known_aggregator(name: str) -> str:
-    if name not in AGGREGATORS and not name.startswith("torchjd:") and ".py:" not in name:
-        raise ValueError(
-            f"choose among {', '.join(AGGREGATORS)}, torchjd:NAME, FILE.py:FUNCTION; GRPO's is mean"
-        )
-    return name
+    return known("aggregator", name, "; GRPO's is mean")
+
+
+def _sketch(name: str) -> str:
+    return name if name == "none" else known("sketch", name, "; none is the exact Gram matrix")
+
+
+def _objective(name: str) -> str:
+    return known("objective", name, keys_of_paper(name))
+
+
+def _scale(value: Any) -> Any:
+    """The words of the first versions were true and false."""
+    return {True: "group", False: "none"}[value] if isinstance(value, bool) else value
 
 
 def _radius(value: Any) -> float | str:
@@ -33,20 +43,43 @@ def _radius(value: Any) -> float | str:
 
 
 class ObjectiveConfig(Section):
-    """The GRPO objective; each choice that papers make differently is one key."""
+    """The policy objective; each choice that papers make differently is one key."""
 
+    name: Annotated[PathText, AfterValidator(_objective)] = Field(
+        "grpo", description=f"the surrogate: {choices('objective')}"
+    )
+    options: dict[str, Any] = Field(
+        {}, description="options of your own objective, checked by its annotations"
+    )
+    baseline: Literal["group", "leave_one_out", "batch", "none"] = Field(
+        "group",
+        description="what a reward is compared with: the mean of its group (GRPO), of the group's "
+        "other responses (RLOO), of all responses of the step (REINFORCE++), or 0",
+    )
+    scale_advantages: Annotated[
+        Literal["group", "batch", "batch_rewards", "none"], BeforeValidator(_scale)
+    ] = Field(
+        "group",
+        description="divide advantages by the standard deviation of the group's rewards (GRPO; or "
+        "true), of the step's advantages (batch: REINFORCE++), of the step's rewards "
+        "(batch_rewards: TRL's scale_rewards batch), or by 1 (none, or false: Dr. GRPO, RLOO)",
+    )
     loss_aggregation: Literal["sequence_mean", "token_mean", "fixed_length"] = Field(
         "sequence_mean",
         description="how token terms become one objective: mean over each response then over "
         "responses (GRPO); mean over all tokens (DAPO); sum over a response divided by "
         "rollout.max_new_tokens (Dr. GRPO)",
     )
-    scale_advantages: StrictBool = Field(
-        True, description="divide advantages by the group's standard deviation (off: Dr. GRPO)"
+    clip_low: Number = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="the ratio is clipped below 1 - this (0.0003 in GSPO; 1 in CISPO: not at all)",
     )
-    clip_low: Number = Field(0.2, ge=0, lt=1, description="token ratio is clipped below 1 - this")
     clip_high: Number = Field(
-        0.2, ge=0, description="token ratio is clipped above 1 + this (0.28 in DAPO)"
+        0.2,
+        ge=0,
+        description="the ratio is clipped above 1 + this (0.28 in DAPO, 0.0004 in GSPO)",
     )
     dual_clip: Number | None = Field(
         None,
@@ -63,14 +96,26 @@ class ObjectiveConfig(Section):
     epochs: StrictInt = Field(1, ge=1, description="optimisation epochs over each rollout")
     minibatches: StrictInt = Field(1, ge=1, description="optimizer steps per epoch over a rollout")
 
+    @model_validator(mode="after")
+    def _keys_are_used(self) -> ObjectiveConfig:
+        if self.name == "cispo" and self.dual_clip is not None:
+            raise ValueError(
+                f"objective.dual_clip: {self.dual_clip:g} changes nothing with objective.name: "
+                "cispo, whose weights clip_high bounds for either sign; set it to null"
+            )
+        return self
+
 
 class GradientsConfig(Section):
     """How per-sample gradients are kept and compared."""
 
-    sketch: Literal["none", "rademacher", "sparse", "outer"] = Field(
+    sketch: Annotated[PathText, AfterValidator(_sketch)] = Field(
         "none",
-        description="Gram matrix from random sketches of this kind (rademacher is the paper's); "
-        "none: exact, from the gradients themselves",
+        description="Gram matrix from random sketches of this kind, "
+        f"{choices('sketch')}; none: exact, from the gradients themselves",
+    )
+    sketch_options: dict[str, Any] = Field(
+        {}, description="options of your own sketch, checked by its annotations"
     )
     sketch_dim: StrictInt = Field(8192, ge=1, description="length k of a sketch")
     store: Literal["auto", "device", "host", "recompute"] = Field(
@@ -88,7 +133,7 @@ class GradientsConfig(Section):
         if self.store == "recompute" and self.sketch == "none":
             raise ValueError(
                 "gradients.store: recompute keeps no gradients to compare; set gradients.sketch to "
-                "rademacher, sparse or outer"
+                f"one of {', '.join(names('sketch'))}"
             )
         return self
 
