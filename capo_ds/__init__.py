@@ -10,25 +10,30 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from capo_ds.aggregation.problem import GramProblem
     from capo_ds.aggregation.solver import SolverError
+    from capo_ds.library.gradients import Gradients, per_sample_gradients
     from capo_ds.library.weights import Combination, aggregate, capo
 
 __version__ = "0.2.0"
 
 _PLACES = {
     "Combination": "capo_ds.library.weights",
+    "Gradients": "capo_ds.library.gradients",
     "GramProblem": "capo_ds.aggregation.problem",
     "SolverError": "capo_ds.aggregation.solver",
     "aggregate": "capo_ds.library.weights",
     "capo": "capo_ds.library.weights",
+    "per_sample_gradients": "capo_ds.library.gradients",
 }
 
 __all__ = [
     "Combination",
+    "Gradients",
     "GramProblem",
     "SolverError",
     "__version__",
     "aggregate",
     "capo",
+    "per_sample_gradients",
 ]
 
 

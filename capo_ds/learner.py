@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from capo_ds.config import Config
+from capo_ds.configured import make_solver, sketches
 from capo_ds.distributed import comm
 from capo_ds.distributed.engine import CapoEngine
 from capo_ds.distributed.gram import gram_matrices
@@ -25,7 +26,7 @@ from capo_ds.learning.blocks import blocks_of
 from capo_ds.learning.collect import collect, make_store
 from capo_ds.learning.passes import PolicyPasses
 from capo_ds.learning.rebuild import rebuild
-from capo_ds.learning.solve import Roster, make_solver, solve
+from capo_ds.learning.solve import Roster, solve
 from capo_ds.models import reference_policy
 from capo_ds.objective import token_weights
 from capo_ds.rollout.base import Rollout
@@ -61,6 +62,7 @@ class Learner:
         )
         self.blocks = blocks_of(engine.names, config.program.blocks)  # of each factor
         self.solver = make_solver(config)
+        self.sketch_of = sketches(config.gradients, engine.shapes)  # by its seed
 
     def prepare(self, rollout: Rollout, advantages: Tensor, numbers: Tensor) -> Batch:
         """Attach advantages (n,), the responses' numbers in the step (n,) and the log-probabilities
@@ -152,10 +154,10 @@ class Learner:
 
     def _new_store(self, batch: WeightedBatch, number: int) -> Store:
         # New signs for every update: the error of one sketch is shared by all its samples.
-        seed = update_seed(self.config.train.seed, number)
+        sketch = self.sketch_of and self.sketch_of(update_seed(self.config.train.seed, number))
 
         def weighted_sum(coefficients: Tensor) -> list[Tensor]:
             return self.passes.weighted_gradient(batch, coefficients)[0]
 
-        settings, shapes = self.config.gradients, self.engine.shapes
-        return make_store(settings, self.store_kind, shapes, len(batch), seed, weighted_sum)
+        dtype, shapes = getattr(torch, self.config.gradients.dtype), self.engine.shapes
+        return make_store(self.store_kind, dtype, shapes, len(batch), sketch, weighted_sum)

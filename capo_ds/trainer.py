@@ -302,7 +302,7 @@ class Trainer:
         with comm.together("advantages"):
             rewards, rounding = map(torch.stack, zip(*everyone, strict=True))
             settings = self.config.objective
-            values = step_advantages(self.learner.objective, settings, rewards, rounding)
+            values = step_advantages(self.learner.passes.objective, settings, rewards, rounding)
             mine = values[comm.rank() :: comm.world_size()]
             return mine.flatten().float().to(comm.device())
 

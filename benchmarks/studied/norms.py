@@ -39,6 +39,8 @@ def measure(folder: str) -> tuple[list[str], dict[str, np.ndarray], np.ndarray]:
     """Kinds, numbers of each response with an advantage, and their Gram matrix."""
     from capo_ds.config import load_config
     from capo_ds.distributed import comm
+    from capo_ds.gradients.store import GradientStore
+    from capo_ds.learning.collect import collect
     from capo_ds.objective import token_weights
     from capo_ds.trainer import Trainer
 
@@ -54,10 +56,9 @@ def measure(folder: str) -> tuple[list[str], dict[str, np.ndarray], np.ndarray]:
     batch = batch.take(rows)
     lengths = batch.completion_mask.sum(1).float()
     limit = config.rollout.max_new_tokens
-    batch.weights = token_weights(lengths, "sequence_mean", len(batch), float(lengths.sum()), limit)
-    store = learner._new_store(len(batch), 0)
-    learner.policy.train()
-    learner._fill(store, batch)
+    weights = token_weights(lengths, "sequence_mean", len(batch), float(lengths.sum()), limit)
+    store = GradientStore(trainer.engine.shapes, len(batch), comm.device())
+    collect(learner.passes, learner.per_sample, store, batch.weighted(weights))
     flat = np.concatenate([rows.double().numpy().reshape(len(batch), -1) for rows in store.rows], 1)
     kinds = [
         kind(scored.texts[i], scored.verdicts[i].formatted, scored.verdicts[i].correct)

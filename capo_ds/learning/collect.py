@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from capo_ds.config import GradientsConfig
 from capo_ds.distributed import comm
 from capo_ds.gradients.per_sample import PerSampleGradients
-from capo_ds.gradients.sketch import make_sketch
+from capo_ds.gradients.sketch import Sketch
 from capo_ds.gradients.store import GradientStore, HostStore, Shapes, SketchStore, Store
 from capo_ds.learning.batch import WeightedBatch
 from capo_ds.learning.passes import PolicyPasses
@@ -22,9 +21,9 @@ from capo_ds.telemetry.metrics import Measured
 class Collected:
     """The gradients g_i of a rank's samples, kept in a store.
 
-    live: (n,) of bool, the clip leaves some token of the sample alone. Where it leaves none, what
-    remains of its gradient is the KL term's: it counts in g_0, but the program must neither align
-    with it nor keep away from it.
+    live: (n,) of bool, some token of the sample has a policy gradient. Where none has (all may be
+    clipped), what remains of g_i is the KL term's: it counts in g_0, but the program must neither
+    align with it nor keep away from it.
     """
 
     store: Store
@@ -33,24 +32,21 @@ class Collected:
 
 
 def make_store(
-    settings: GradientsConfig,
     kind: str,
+    dtype: torch.dtype,
     shapes: Shapes,
     samples: int,
-    seed: int,
+    sketch: Sketch | None,
     weighted_sum: Callable[[Tensor], list[Tensor]],
 ) -> Store:
-    """An empty store. kind: device, host or recompute; seed: of the sketch.
+    """An empty store. kind: device, host or recompute; dtype: of the gradients that it keeps.
 
     weighted_sum: from (n,) coefficients sum_i c_i g_i by a second backward pass, for recompute.
     """
-    sketch = None
-    if settings.sketch != "none":
-        sketch = make_sketch(settings.sketch, shapes, settings.sketch_dim, seed)
     if kind == "recompute":
         return SketchStore(shapes, samples, comm.device(), sketch, weighted_sum)
     make = HostStore if kind == "host" else GradientStore
-    return make(shapes, samples, comm.device(), getattr(torch, settings.dtype), sketch)
+    return make(shapes, samples, comm.device(), dtype, sketch)
 
 
 def collect(

@@ -15,11 +15,12 @@ from capo_ds.distributed.engine import CapoEngine
 from capo_ds.learning.batch import WeightedBatch, idle
 from capo_ds.models import token_log_probs
 from capo_ds.objective import (
-    MAX_LOG_RATIO,
     ObjectiveTerms,
     importance_weights,
+    make_objective,
     token_objective,
 )
+from capo_ds.objectives import MAX_LOG_RATIO, Tokens
 from capo_ds.rollout.base import Rollout, Rows
 from capo_ds.telemetry.metrics import Largest, Measured
 
@@ -42,8 +43,8 @@ class Objectives:
 
     @property
     def live(self) -> Tensor:
-        """(B,) of bool: the clip leaves some of the sample's counted tokens alone."""
-        return (self.counted & ~self.terms.clipped).any(1)
+        """(B,) of bool: some of the sample's counted tokens has a policy gradient."""
+        return (self.counted & ~self.terms.silent).any(1)
 
     def measures(self, with_kl: bool) -> Measured:
         """Metrics of the pass."""
@@ -77,6 +78,7 @@ class PolicyPasses:
 
     def __init__(self, config: Config, engine: CapoEngine):
         self.config, self.engine, self.policy = config, engine, engine.module
+        self.objective = make_objective(config.objective)
 
     def around(self, phase: str) -> AbstractContextManager[None]:
         """Around passes: how their failures reach the other ranks."""
@@ -90,10 +92,9 @@ class PolicyPasses:
         log_ratio = (behaviour - batch.log_probs) * batch.completion_mask
         rollout = self.config.rollout
         terms = token_objective(
-            log_probs,
-            behaviour,
+            self.objective,
+            Tokens(log_probs, behaviour, batch.advantages, counted),
             batch.reference if self.config.objective.kl_weight else None,
-            batch.advantages,
             self.config.objective,
             importance_weights(log_ratio, rollout.importance_correction, rollout.importance_cap),
         )

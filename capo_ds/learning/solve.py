@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
-from capo_ds.aggregation import own_aggregator
-from capo_ds.aggregation.given import Choices
 from capo_ds.aggregation.update import Samples, Solved, Solver
 from capo_ds.config import Config
 from capo_ds.distributed import comm
 from capo_ds.learning.batch import Batch
-from capo_ds.plugins import MARK, load_function
 from capo_ds.seeding import Stream, generator, update_seed
 
 
@@ -50,18 +46,6 @@ class Roster:
         return slice(first, first + self.counts[comm.rank()])
 
 
-def make_solver(config: Config) -> Solver:
-    """The aggregator as the config has it."""
-    options: dict[str, Any] = {}
-    if config.aggregator in ("capo", "cagrad"):
-        options = getattr(config, config.aggregator).model_dump()
-    own = None
-    if MARK in config.aggregator:
-        own = own_aggregator(config.aggregator, load_function("aggregator", config.aggregator))
-    choices = Choices(**config.program.model_dump(exclude={"blocks"}))
-    return Solver(config.aggregator, options, choices, config.measure_heldout, own=own)
-
-
 def solve(
     solver: Solver,
     config: Config,
@@ -86,9 +70,7 @@ def solve(
     named = np.array(sources)[prompts] if sources else None
     samples = Samples(grams, np.sign(roster.advantages), prompts, total, named)
     random = generator(config.train.seed, Stream.HELDOUT_HALVES, number)
-    # PCGrad projects in a random order, a new one in each update.
-    own = {"seed": update_seed(config.train.seed, number)} if config.aggregator == "pcgrad" else {}
-    solved = solver.solve(samples, random, **own)
+    solved = solver.solve(samples, random, seed=update_seed(config.train.seed, number))
     if solved.dropped == len(roster):
         raise FloatingPointError(
             "every sample's gradient is NaN or Inf; lower optimizer.learning_rate, and go on "
