@@ -42,6 +42,7 @@ def measure(folder: str) -> tuple[list[str], dict[str, np.ndarray], np.ndarray]:
     from capo_ds.gradients.store import GradientStore
     from capo_ds.learning.collect import collect
     from capo_ds.objective import token_weights
+    from capo_ds.scoring import score
     from capo_ds.trainer import Trainer
 
     overrides = SETTINGS | {"train.output_dir": folder}
@@ -50,8 +51,9 @@ def measure(folder: str) -> tuple[list[str], dict[str, np.ndarray], np.ndarray]:
     trainer = Trainer(config)
     learner = trainer.learner
     problems, rollout = trainer._sample(0)
-    scored = trainer._score(problems, rollout)
-    batch = learner.prepare(rollout, scored.advantages, trainer._numbers())
+    objective = learner.passes.objective
+    scored = score(config, trainer.tokenizer, trainer.scorer, objective, problems, rollout)
+    batch = learner.prepare(rollout, scored.advantages, trainer.deal.responses())
     rows = (scored.advantages != 0).nonzero().squeeze(1)
     batch = batch.take(rows)
     lengths = batch.completion_mask.sum(1).float()

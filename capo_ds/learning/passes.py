@@ -160,3 +160,11 @@ class PolicyPasses:
             batch.completion_mask,
             self.config.rollout.temperature,
         )
+
+
+def with_sample_size(metrics: dict[str, float]) -> dict[str, float]:
+    """Kish's effective sample size, as a share of the responses, in place of the mean square."""
+    if SEQUENCE_RATIO_SQUARE in metrics:
+        square = metrics.pop(SEQUENCE_RATIO_SQUARE)
+        metrics["rollout/effective_sample_size"] = metrics["rollout/sequence_ratio"] ** 2 / square
+    return metrics
