@@ -13,6 +13,7 @@ from capo_ds.gradients.sketch import Sketch
 from capo_ds.objective import make_objective
 from capo_ds.parts import MARK
 from capo_ds.plugins import find_part, make_part
+from capo_ds.rollout.choose import sampler_maker
 
 SEED = "seed"  # an argument that an aggregator gets if it has it: of this update
 
@@ -22,6 +23,7 @@ def check(config: Config) -> None:
     make_aggregator(config)
     make_objective(config.objective)
     sketches(config.gradients, [])
+    sampler_maker(config)
 
 
 def make_solver(config: Config) -> Solver:

@@ -16,14 +16,17 @@ MARK = ".py:"  # in the name of a part that the user brings
 
 class Part(NamedTuple):
     """place: `module:name` of the function or class. what: a few words for the settings' page.
-    label: in figures and tables; its name, if there is none."""
+    label: in figures and tables; its name, if there is none. memory: of a sampler, the place of
+    the function that says what it needs."""
 
     place: str
     what: str
     label: str = ""
+    memory: str = ""
 
 
-AGGREGATION, OBJECTIVES, SKETCHES = "capo_ds.aggregation", "capo_ds.objectives", "capo_ds.gradients"
+AGGREGATION, OBJECTIVES = "capo_ds.aggregation", "capo_ds.objectives"
+SKETCHES, SAMPLERS = "capo_ds.gradients", "capo_ds.rollout"
 
 # A name that ends in a colon stands for all that begin with it; its function gives the part.
 BUILT_IN: dict[str, dict[str, Part]] = {
@@ -43,6 +46,21 @@ BUILT_IN: dict[str, dict[str, Part]] = {
         "grpo": Part(f"{OBJECTIVES}.grpo:grpo", "each token's ratio, clipped"),
         "gspo": Part(f"{OBJECTIVES}.gspo:gspo", "one ratio a response, clipped"),
         "cispo": Part(f"{OBJECTIVES}.cispo:cispo", "clipped weights, every token has a gradient"),
+    },
+    "sampler": {
+        "hf": Part(
+            f"{SAMPLERS}.hf:hf",
+            "the training model itself",
+            memory=f"{SAMPLERS}.hf:memory",
+        ),
+        "vllm": Part(
+            f"{SAMPLERS}.colocated:vllm",
+            "an engine inside every rank, asleep while the trainer works",
+            memory=f"{SAMPLERS}.colocated:memory",
+        ),
+        "server": Part(
+            f"{SAMPLERS}.server:server", "a vLLM server elsewhere: launchers/vllm_server.py"
+        ),
     },
     "sketch": {
         "rademacher": Part(f"{SKETCHES}.sketch:RademacherSketch", "dense signs, the paper's"),
@@ -86,9 +104,9 @@ def built_in(kind: str, name: str) -> Callable[..., Any]:
         ImportError: it needs a package that is not there.
     """
     if name in BUILT_IN[kind]:
-        return _at(BUILT_IN[kind][name].place)
+        return at(BUILT_IN[kind][name].place)
     if _family(name) in BUILT_IN[kind]:
-        return _at(BUILT_IN[kind][_family(name)].place)(name)
+        return at(BUILT_IN[kind][_family(name)].place)(name)
     raise ValueError(f"unknown {kind} {name!r}; choose from {', '.join(names(kind))}")
 
 
@@ -101,6 +119,7 @@ def _family(name: str) -> str:
     return name.partition(":")[0] + ":"
 
 
-def _at(place: str) -> Any:
+def at(place: str) -> Any:
+    """What `module:name` is."""
     module, _, attribute = place.partition(":")
     return getattr(import_module(module), attribute)
