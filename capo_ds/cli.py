@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import traceback
 import warnings
@@ -71,22 +70,18 @@ def _run(
 
 def _hush_libraries() -> None:
     """Leave the terminal to the run's own lines."""
-    import torch
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # one bar per rank for reading the weights
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else a warning per rank
     # DeepSpeed calls what torch 2.13 has renamed.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
 
 
 def check_files(config: Config) -> None:
     """What can be checked of the files and packages a config names before anything starts."""
-    from capo_ds.aggregation.own import MARK
     from capo_ds.aggregation.torchjd_weightings import PREFIX, torchjd_aggregator
     from capo_ds.distributed.engine import read_deepspeed_json
-    from capo_ds.plugins import load_function
+    from capo_ds.plugins import MARK, load_function
     from capo_ds.telemetry import tables
 
     read_deepspeed_json(config.deepspeed)

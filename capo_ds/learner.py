@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from capo_ds.aggregation import own_aggregator
 from capo_ds.aggregation.given import Choices
 from capo_ds.aggregation.update import Samples, Solved, Solver
 from capo_ds.config import Config
@@ -30,6 +31,7 @@ from capo_ds.objective import (
     token_objective,
     token_weights,
 )
+from capo_ds.plugins import MARK, load_function
 from capo_ds.rollout.base import TOKEN, Rollout, Rows
 from capo_ds.seeding import Stream, generator
 from capo_ds.telemetry.metrics import Means, PhaseTimer
@@ -62,8 +64,11 @@ def make_solver(config: Config) -> Solver:
     options: dict[str, Any] = {}
     if config.aggregator in ("capo", "cagrad"):
         options = getattr(config, config.aggregator).model_dump()
+    own = None
+    if MARK in config.aggregator:
+        own = own_aggregator(config.aggregator, load_function("aggregator", config.aggregator))
     choices = Choices(**config.program.model_dump(exclude={"blocks"}))
-    return Solver(config.aggregator, options, choices, config.measure_heldout)
+    return Solver(config.aggregator, options, choices, config.measure_heldout, own=own)
 
 
 def blocks_of(names: list[str], kind: str) -> list[int]:

@@ -14,6 +14,8 @@ from typing import Any
 
 from capo_ds.config import ConfigError, resolve_path
 
+MARK = ".py:"  # in the name of a part that the user brings
+
 
 @cache
 def load_function(key: str, name: str) -> Callable[..., Any]:

@@ -35,8 +35,8 @@ from capo_ds.run_folder import check_unchanged, going_on
 from capo_ds.seeding import Stream, generator
 from capo_ds.tasks import Problem, Verdict
 from capo_ds.tasks.groups import Groups
+from capo_ds.tasks.outcome import Comparison
 from capo_ds.tasks.prompts import encode
-from capo_ds.tasks.worker import Comparison
 from capo_ds.telemetry.card import model_card
 from capo_ds.telemetry.metrics import METRICS_FILE, Means, PhaseTimer, Recorder, read_metrics
 from capo_ds.telemetry.plots import reward_curve

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from capo_ds.aggregation.capo import capo
 from capo_ds.aggregation.classics import cagrad, config, mean, mgda, pcgrad
 from capo_ds.aggregation.diagnostics import diagnose
-from capo_ds.aggregation.own import MARK, own_aggregator
+from capo_ds.aggregation.own import own_aggregator
 from capo_ds.aggregation.problem import Aggregation, GramProblem
 from capo_ds.aggregation.solver import SolverError
 from capo_ds.aggregation.torchjd_weightings import PREFIX, torchjd_aggregator
@@ -23,15 +23,17 @@ _BUILT_IN: dict[str, Callable[..., Aggregation]] = {
     "cagrad": cagrad,
     "config": config,
 }
-AGGREGATORS = (*_BUILT_IN, f"{PREFIX}<Weighting>", "file.py:function")
+AGGREGATORS = (*_BUILT_IN, f"{PREFIX}<Weighting>")
+Aggregator = Callable[..., Aggregation]  # called with a `GramProblem`, options by keyword
 
 
-def aggregate(name: str, problem: GramProblem, **options: object) -> Aggregation:
+def aggregate(aggregator: str | Aggregator, problem: GramProblem, **options: object) -> Aggregation:
     """Aggregate by name.
 
     Args:
-        name: one of `AGGREGATORS`; torchjd's by its own name, e.g. `torchjd:UPGrad`; a
-            user's as `file.py:function`.
+        aggregator: one of `AGGREGATORS`; torchjd's by its own name, e.g. `torchjd:UPGrad`; or a
+            function that is one (`own_aggregator` makes one of a function that gives
+            coefficients).
         problem: N samples.
         options: keyword arguments of that aggregator.
 
@@ -40,20 +42,22 @@ def aggregate(name: str, problem: GramProblem, **options: object) -> Aggregation
         TypeError: on an option that the aggregator does not have.
         SolverError: if the program behind it could not be solved.
     """
-    if name in _BUILT_IN:
-        return _BUILT_IN[name](problem, **options)
-    if name.startswith(PREFIX):
-        return torchjd_aggregator(name)(problem, **options)
-    if MARK in name:
-        return own_aggregator(name, problem)
-    raise ValueError(f"unknown aggregator {name!r}; choose from {', '.join(AGGREGATORS)}")
+    if callable(aggregator):
+        return aggregator(problem, **options)
+    if aggregator in _BUILT_IN:
+        return _BUILT_IN[aggregator](problem, **options)
+    if aggregator.startswith(PREFIX):
+        return torchjd_aggregator(aggregator)(problem, **options)
+    raise ValueError(f"unknown aggregator {aggregator!r}; choose from {', '.join(AGGREGATORS)}")
 
 
 __all__ = [
     "AGGREGATORS",
     "Aggregation",
+    "Aggregator",
     "GramProblem",
     "SolverError",
     "aggregate",
     "diagnose",
+    "own_aggregator",
 ]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from capo_ds.aggregation import aggregate
+from capo_ds.aggregation import Aggregator, aggregate
 from capo_ds.aggregation.diagnostics import Applied, between, diagnose, ratio
 from capo_ds.aggregation.given import Choices, given
 from capo_ds.aggregation.heldout import halves, heldout, total
@@ -111,6 +111,7 @@ class Solver:
         options: its own; `radius: auto` is settled here.
         choices: what it is given.
         measure_heldout: whether to report held-out conflict.
+        own: the user's, where `name` is of such a one.
     """
 
     name: str
@@ -118,6 +119,7 @@ class Solver:
     choices: Choices = field(default_factory=Choices)
     measure_heldout: bool = True
     radius: RadiusChooser = field(default_factory=RadiusChooser)
+    own: Aggregator | None = None
 
     def solve(self, samples: Samples, random: np.random.Generator, **options: object) -> Solved:
         """Aggregate, and measure.
@@ -162,7 +164,8 @@ class Solver:
         answers = []
         for block in blocks:
             program = given(block, groups, self.choices)
-            answers.append(program.answer(aggregate(self.name, program.problem, **options)))
+            answer = aggregate(self.own or self.name, program.problem, **options)
+            answers.append(program.answer(answer))
         return answers
 
     def _coefficients(self, options: dict[str, object]):

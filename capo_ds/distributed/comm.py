@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from capo_ds.config import ConfigError
+from capo_ds.distributed import accelerator
 from capo_ds.distributed.launch import busy_port, discover_ranks, ranks_here, tell
 from capo_ds.distributed.watchdog import Watchdog
 
@@ -46,10 +47,14 @@ def init(timeout: timedelta = timedelta(minutes=30)) -> torch.device:
 
     nccl where there are GPUs, gloo on CPU. On CPU the cores are shared out among the ranks of
     the machine unless OMP_NUM_THREADS says otherwise.
+
+    Raises:
+        ConfigError: the ranks cannot meet, or a GPU is there that cannot be used.
     """
     if dist.is_initialized():
         return device()
     discover_ranks()
+    accelerator.settle()
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     elif "OMP_NUM_THREADS" not in os.environ:

@@ -6,7 +6,7 @@ import torch
 from capo_ds.config import ConfigError, RewardConfig
 from capo_ds.objective import group_advantages
 from capo_ds.tasks import Problem, Scorer, Verdict, score
-from capo_ds.tasks.worker import Comparison
+from capo_ds.tasks.outcome import Comparison
 
 PROBLEM = Problem(prompt="?", answer="16", columns={"level": 3})
 RIGHT = Verdict(1.0, formatted=True, correct=True, comparison=Comparison.EQUAL)
