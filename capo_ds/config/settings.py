@@ -35,19 +35,19 @@ class Config(Section):
     rollout: RolloutConfig = RolloutConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     aggregator: Annotated[PathText, AfterValidator(known_aggregator)] = Field(
-        "capo",
+        default="capo",
         description="how per-sample gradients become one: capo, mean (GRPO), mgda, pcgrad, cagrad, "
         "config, a Gramian weighting of the torchjd library as torchjd:NAME, or your own function "
         "of the Gram matrix as file.py:function",
     )
     program: ProgramConfig = ProgramConfig()
     measure_heldout: StrictBool = Field(
-        True,
+        default=True,
         description="report conflict on held-out samples: each half of the prompts is aggregated "
         "alone and measured on the other (two solves more a step, no further pass)",
     )
     measure_conflict: StrictBool = Field(
-        True,
+        default=True,
         description="with aggregator mean: form per-sample gradients all the same and report "
         "conflict (off: plain backward, faster)",
     )
@@ -55,7 +55,9 @@ class Config(Section):
     capo: CapoConfig = CapoConfig()
     cagrad: CagradConfig = CagradConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
-    deepspeed: PathText = Field("ds_configs/zero2.json", description="DeepSpeed JSON (ZeRO stage)")
+    deepspeed: PathText = Field(
+        default="ds_configs/zero2.json", description="DeepSpeed JSON (ZeRO stage)"
+    )
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     warmup: WarmupConfig = WarmupConfig()

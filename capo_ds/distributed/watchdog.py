@@ -25,7 +25,7 @@ class Watchdog(threading.Thread):
         super().__init__(name="watchdog", daemon=True)
         self._on_failure = on_failure
         # A connection of its own: one that waits for a key in a collective would make us wait too.
-        self._store = dist.TCPStore(
+        self._store = dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage] # documented
             os.environ["MASTER_ADDR"],
             int(os.environ["MASTER_PORT"]),
             is_master=False,

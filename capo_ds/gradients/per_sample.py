@@ -15,7 +15,7 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from capo_ds.config import ConfigError
 from capo_ds.gradients.store import Store
@@ -127,7 +127,7 @@ class _Tap(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, output: Tensor, inputs: Tensor, anchor: Tensor, sink: Any, index: int
+        ctx: Any, output: Tensor, inputs: Tensor, anchor: Tensor, sink: Any, index: int
     ) -> Tensor:
         ctx.save_for_backward(inputs)
         ctx.sink, ctx.index = sink, index
@@ -135,7 +135,7 @@ class _Tap(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
         (inputs,) = ctx.saved_tensors
         ctx.sink(ctx.index, inputs, gradient)
         return gradient, None, None, None, None

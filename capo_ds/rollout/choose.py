@@ -6,7 +6,7 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from capo_ds.config import Config
-from capo_ds.rollout.base import Sampler, end_tokens
+from capo_ds.rollout.base import Sampler, end_tokens, pad_token
 from capo_ds.rollout.colocated import ColocatedSampler, require_vllm
 from capo_ds.rollout.engine import context_length
 from capo_ds.rollout.hf import HuggingFaceSampler, stop_at
@@ -31,9 +31,9 @@ def make_sampler(
     if rollout.sampler == "hf":
         limits = rollout.max_new_tokens, rollout.batch_size
         stop = stop_at(tokenizer, config.prompt.stop)
-        return HuggingFaceSampler(policy, ends, tokenizer.pad_token_id, *limits, stop), None
+        return HuggingFaceSampler(policy, ends, pad_token(tokenizer), *limits, stop), None
     context = context_length(config, policy.config)
-    arguments = policy, ends, tokenizer.pad_token_id, context, config
+    arguments = policy, ends, pad_token(tokenizer), context, config
     if rollout.sampler == "vllm":
         sampler: Sampler = ColocatedSampler(*arguments)
     else:
