@@ -80,8 +80,9 @@ def _hush_libraries() -> None:
 def check_files(config: Config) -> None:
     """What can be checked of the files and packages a config names before anything starts."""
     from capo_ds.aggregation.torchjd_weightings import PREFIX, torchjd_aggregator
-    from capo_ds.distributed.engine import read_deepspeed_json
-    from capo_ds.plugins import MARK, load_function
+    from capo_ds.distributed.deepspeed_json import read_deepspeed_json
+    from capo_ds.parts import MARK
+    from capo_ds.plugins import load_function
     from capo_ds.telemetry import tables
 
     read_deepspeed_json(config.deepspeed)

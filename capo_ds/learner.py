@@ -26,12 +26,14 @@ from capo_ds.gradients.sketch import make_sketch
 from capo_ds.gradients.store import GradientStore, HostStore, SketchStore
 from capo_ds.models import reference_policy, token_log_probs
 from capo_ds.objective import (
-    MAX_LOG_RATIO,
     importance_weights,
+    make_objective,
     token_objective,
     token_weights,
 )
-from capo_ds.plugins import MARK, load_function
+from capo_ds.objectives import MAX_LOG_RATIO, Tokens
+from capo_ds.parts import MARK
+from capo_ds.plugins import load_function
 from capo_ds.rollout.base import TOKEN, Rollout, Rows
 from capo_ds.seeding import Stream, generator
 from capo_ds.telemetry.metrics import Means, PhaseTimer
@@ -107,6 +109,7 @@ class Learner:
         )
         self.blocks = blocks_of(engine.names, config.program.blocks)  # of each factor
         self.solver = make_solver(config)
+        self.objective = make_objective(config.objective)
         self.sources: list[str] = []  # of several data sets, that of each prompt of the step
         # What the first update with each response of the step made of it, by the response's number.
         self.heard: dict[int, dict[str, float | None]] = {}
@@ -309,8 +312,8 @@ class Learner:
     # ---------------------------------------------------------------- forward passes
 
     def _objectives(self, batch: Batch, counting: bool = True) -> tuple[Tensor, Tensor]:
-        """Each sample's own objective J_i (B,), differentiable; and whether the clip leaves any
-        of its counted tokens alone, (B,) of bool. counting: add the metrics of this pass."""
+        """Each sample's own objective J_i (B,), differentiable; and whether any of its
+        counted tokens has a policy gradient, (B,) of bool. counting: add this pass's metrics."""
         log_probs = self._log_probs(batch)
         on_policy, kl_weight = self.config.on_policy, self.config.objective.kl_weight
         behaviour = log_probs.detach() if on_policy else batch.behaviour
@@ -318,10 +321,9 @@ class Learner:
         mismatch = (behaviour - batch.log_probs) * batch.completion_mask
         rollout = self.config.rollout
         terms = token_objective(
-            log_probs,
-            behaviour,
+            self.objective,
+            Tokens(log_probs, behaviour, batch.advantages, mask),
             batch.reference if kl_weight else None,
-            batch.advantages,
             self.config.objective,
             importance_weights(mismatch, rollout.importance_correction, rollout.importance_cap),
         )
@@ -331,7 +333,7 @@ class Learner:
             self.means.add("loss/ratio", terms.ratio[mask])
         if counting and kl_weight:
             self.means.add("loss/kl", terms.kl[mask])
-        return (terms.value * mask).sum(1) * batch.weights, (mask & ~terms.clipped).any(1)
+        return (terms.value * mask).sum(1) * batch.weights, (mask & ~terms.silent).any(1)
 
     def _count_mismatch(self, log_ratio: Tensor, mask: Tensor) -> None:
         """Add the metrics of trainer against sampler. log_ratio: (B, T); mask: counted tokens."""

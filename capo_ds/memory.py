@@ -12,6 +12,7 @@ from transformers import PretrainedConfig
 from capo_ds.architecture import text_config
 from capo_ds.config import Config, ConfigError
 from capo_ds.distributed import comm, launch
+from capo_ds.distributed.zero import parameter_count
 from capo_ds.log_probs import LOGIT_CHUNK_TOKENS, WHOLE_LOGITS
 
 GIB = 2**30
@@ -85,8 +86,8 @@ class MemoryPlan:
 
     def describe_stores(self) -> str:
         return ", ".join(
-            f"{name} {size(used.device)}"
-            + (f" + {size(used.host)} on the host" if used.host else "")
+            f"{name} {readable(used.device)}"
+            + (f" + {readable(used.host)} on the host" if used.host else "")
             + ("" if self.fits(name) else " (does not fit)")
             for name, used in self.stores.items()
         )
@@ -184,11 +185,6 @@ def used_memory(device: torch.device) -> tuple[str, int]:
     return "memory/peak_bytes", peak
 
 
-def parameter_count(parameter: torch.nn.Parameter) -> int:
-    """Its entries, also where ZeRO 3 has taken them apart."""
-    return getattr(parameter, "ds_numel", parameter.numel())
-
-
-def size(count: int) -> str:
+def readable(count: int) -> str:
     """A number of bytes for people."""
     return f"{count / GIB:.2f} GiB" if count >= GIB else f"{count / 2**20:.1f} MiB"

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, StrictBool, StrictInt, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, StrictBool, StrictInt, model_validator
 
+from capo_ds.config.foreign import keys_of_paper
+from capo_ds.config.paths import PathText
 from capo_ds.config.section import Number, Section, no_flag
+from capo_ds.parts import choices, known
 
 AGGREGATORS = ("mean", "capo", "mgda", "pcgrad", "cagrad", "config")  # and torchjd's
 
@@ -18,6 +21,15 @@ def known_aggregator(name: str) -> str:
             f"choose among {', '.join(AGGREGATORS)}, torchjd:NAME, FILE.py:FUNCTION; GRPO's is mean"
         )
     return name
+
+
+def _objective(name: str) -> str:
+    return known("objective", name, keys_of_paper(name))
+
+
+def _scale(value: Any) -> Any:
+    """The words of the first versions were true and false."""
+    return {True: "group", False: "none"}[value] if isinstance(value, bool) else value
 
 
 def _radius(value: Any) -> float | str:
@@ -33,23 +45,43 @@ def _radius(value: Any) -> float | str:
 
 
 class ObjectiveConfig(Section):
-    """The GRPO objective; each choice that papers make differently is one key."""
+    """The policy objective; each choice that papers make differently is one key."""
 
+    name: Annotated[PathText, AfterValidator(_objective)] = Field(
+        default="grpo", description=f"the surrogate: {choices('objective')}"
+    )
+    options: dict[str, Any] = Field(
+        default={}, description="options of your own objective, checked by its annotations"
+    )
+    baseline: Literal["group", "leave_one_out", "batch", "none"] = Field(
+        default="group",
+        description="what a reward is compared with: the mean of its group (GRPO), of the group's "
+        "other responses (RLOO), of all responses of the step (REINFORCE++), or 0",
+    )
+    scale_advantages: Annotated[
+        Literal["group", "batch", "batch_rewards", "none"], BeforeValidator(_scale)
+    ] = Field(
+        default="group",
+        description="divide advantages by the standard deviation of the group's rewards (GRPO; or "
+        "true), of the step's advantages (batch: REINFORCE++), of the step's rewards "
+        "(batch_rewards: TRL's scale_rewards batch), or by 1 (none, or false: Dr. GRPO, RLOO)",
+    )
     loss_aggregation: Literal["sequence_mean", "token_mean", "fixed_length"] = Field(
         default="sequence_mean",
         description="how token terms become one objective: mean over each response then over "
         "responses (GRPO); mean over all tokens (DAPO); sum over a response divided by "
         "rollout.max_new_tokens (Dr. GRPO)",
     )
-    scale_advantages: StrictBool = Field(
-        default=True,
-        description="divide advantages by the group's standard deviation (off: Dr. GRPO)",
-    )
     clip_low: Number = Field(
-        default=0.2, ge=0, lt=1, description="token ratio is clipped below 1 - this"
+        default=0.2,
+        ge=0,
+        le=1,
+        description="the ratio is clipped below 1 - this (0.0003 in GSPO; 1 in CISPO: not at all)",
     )
     clip_high: Number = Field(
-        default=0.2, ge=0, description="token ratio is clipped above 1 + this (0.28 in DAPO)"
+        default=0.2,
+        ge=0,
+        description="the ratio is clipped above 1 + this (0.28 in DAPO, 0.0004 in GSPO)",
     )
     dual_clip: Number | None = Field(
         default=None,
@@ -69,6 +101,15 @@ class ObjectiveConfig(Section):
     minibatches: StrictInt = Field(
         default=1, ge=1, description="optimizer steps per epoch over a rollout"
     )
+
+    @model_validator(mode="after")
+    def _keys_are_used(self) -> ObjectiveConfig:
+        if self.name == "cispo" and self.dual_clip is not None:
+            raise ValueError(
+                f"objective.dual_clip: {self.dual_clip:g} changes nothing with objective.name: "
+                "cispo, whose weights clip_high bounds for either sign; set it to null"
+            )
+        return self
 
 
 class GradientsConfig(Section):

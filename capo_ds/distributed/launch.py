@@ -78,7 +78,7 @@ def tell(message: str) -> None:
 
 
 def _ask_mpi() -> None:
-    from deepspeed.comm.comm import mpi_discovery
+    from deepspeed.comm import mpi_discovery
 
     try:
         from mpi4py import MPI

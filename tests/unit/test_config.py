@@ -6,7 +6,7 @@ import yaml
 
 from capo_ds import aggregation, config
 from capo_ds.config import Config, ConfigError, config_reference, load_config, parse_config
-from capo_ds.distributed.engine import read_deepspeed_json
+from capo_ds.distributed.deepspeed_json import read_deepspeed_json
 from tests.conftest import REPOSITORY
 
 RECIPES = sorted((REPOSITORY / "launchers" / "recipes").glob("*.yaml"))
