@@ -79,22 +79,14 @@ def _hush_libraries() -> None:
 
 def check_files(config: Config) -> None:
     """What can be checked of the files and packages a config names before anything starts."""
-    from capo_ds.aggregation.torchjd_weightings import PREFIX, torchjd_aggregator
+    from capo_ds import configured
     from capo_ds.distributed.deepspeed_json import read_deepspeed_json
-    from capo_ds.parts import MARK
-    from capo_ds.plugins import load_function
     from capo_ds.telemetry import tables
 
     read_deepspeed_json(config.deepspeed)
     tables.check(config.train.report_to)
     tables.check_login(config.train.report_to)
-    if MARK in config.aggregator:
-        load_function("aggregator", config.aggregator)
-    if config.aggregator.startswith(PREFIX):
-        try:
-            torchjd_aggregator(config.aggregator)
-        except (ImportError, ValueError) as error:
-            raise ConfigError(f"aggregator: {error}") from error
+    configured.check(config)
 
 
 def _exit(status: int, message: str) -> None:

@@ -22,7 +22,7 @@ Objective = Callable[[Tokens, ObjectiveConfig], Surrogate]
 
 def make_objective(settings: ObjectiveConfig) -> Objective:
     """The surrogate that `objective.name` names. Raises `ConfigError` if it cannot be had."""
-    return make_part("objective", "objective.name", settings.name, settings.options, given=2)
+    return make_part("objective", "objective.name", settings.name, settings.options, first=2)
 
 
 def step_advantages(

@@ -20,7 +20,8 @@ def check_options(
     name: str,
     part: Callable[..., Any],
     options: Mapping[str, Any],
-    given: int | Collection[str] = (),
+    first: int = 0,
+    given: Collection[str] = (),
 ) -> dict[str, Any]:
     """The options as the part takes them, in its types; those that are not set are left out.
 
@@ -29,13 +30,14 @@ def check_options(
         name: of the part, likewise.
         part: a function, or a class that is made with its options.
         options: as the config has them.
-        given: what a function gets besides: names, or the number of its first arguments.
+        first: how many of a function's first arguments are no options.
+        given: arguments by name that are none either.
 
     Raises:
         ConfigError: an option that the part does not have, or of another type; one that it needs is
             missing.
     """
-    known, takes_all = _parameters(part, given)
+    known, takes_all = _parameters(part, first, given)
     if unknown := [option for option in options if option not in known and not takes_all]:
         raise ConfigError(
             f"{key}.{unknown[0]}: {name} has no such option; it has {', '.join(known) or 'none'}"
@@ -60,7 +62,7 @@ def check_options(
 
 
 def _parameters(
-    part: Callable[..., Any], given: int | Collection[str]
+    part: Callable[..., Any], first: int, given: Collection[str]
 ) -> tuple[dict[str, inspect.Parameter], bool]:
     """The options that a part has, with their annotations resolved, and whether it takes any."""
     try:
@@ -74,14 +76,11 @@ def _parameters(
         hints = {}
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
     if not isinstance(part, type):
-        if isinstance(given, int):
-            parameters = parameters[given:]
-        else:
-            parameters = [p for p in parameters if p.name not in given]
+        parameters = parameters[first:]
     options = {
         p.name: p.replace(annotation=hints.get(p.name, p.annotation))
         for p in parameters
-        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in given
     }
     return options, takes_all
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from capo_ds.config import ConfigError, resolve_path
 from capo_ds.options import check_options
-from capo_ds.parts import BUILT_IN
+from capo_ds.parts import built_in, ships
 
 
 def make_part(
@@ -22,38 +22,54 @@ def make_part(
     key: str,
     name: str,
     options: Mapping[str, Any] | None = None,
-    given: int | Collection[str] = (),
+    first: int = 0,
+    given: Collection[str] = (),
 ) -> Callable[..., Any]:
     """The part that a key of the config names, with its options in it.
 
     A function is called with them by keyword; of a class, an object is made with them, once, and
-    that is the part.
+    that is the part. Arguments and errors: see `find_part`.
+    """
+    part = find_part(kind, key, name, options, first, given)
+    target = part.func if isinstance(part, partial) else part
+    if not isinstance(target, type):
+        return part
+    try:
+        return part()
+    except Exception as error:
+        raise ConfigError(f"{key}: {name} cannot be made: {what(error)}") from error
+
+
+def find_part(
+    kind: str,
+    key: str,
+    name: str,
+    options: Mapping[str, Any] | None = None,
+    first: int = 0,
+    given: Collection[str] = (),
+) -> Callable[..., Any]:
+    """The function or class of a part, to be called with its options already in it.
 
     Args:
-        kind: in `BUILT_IN`.
+        kind: in `parts.BUILT_IN`.
         key: of the config, for messages; its options stand beside it.
         name: of the table, or `file.py:NAME`.
         options: as the config has them.
-        given: the arguments that a function is called with and that are no options: their names,
-            or the number of the first ones.
+        first: how many of a function's first arguments are no options.
+        given: arguments by name that are none either, a class's too.
 
     Raises:
         ConfigError: no such part, or options that it does not take.
     """
-    part = built_in(kind, name) if name in BUILT_IN[kind] else named(key, name)
-    values = check_options(options_key(key), name, part, options or {}, given)
-    if isinstance(part, type):
+    if ships(kind, name):
         try:
-            return part(**values)
-        except Exception as error:
-            raise ConfigError(f"{key}: {name} cannot be made: {what(error)}") from error
+            part = built_in(kind, name)
+        except (ImportError, ValueError) as error:
+            raise ConfigError(f"{key}: {error}") from error
+    else:
+        part = named(key, name)
+    values = check_options(options_key(key), name, part, options or {}, first, given)
     return partial(part, **values) if values else part
-
-
-def built_in(kind: str, name: str) -> Callable[..., Any]:
-    """The part of that name that ships."""
-    module, _, attribute = BUILT_IN[kind][name].place.partition(":")
-    return getattr(importlib.import_module(module), attribute)
 
 
 def options_key(key: str) -> str:

@@ -10,17 +10,15 @@ from pydantic import AfterValidator, BeforeValidator, Field, StrictBool, StrictI
 from capo_ds.config.foreign import keys_of_paper
 from capo_ds.config.paths import PathText
 from capo_ds.config.section import Number, Section, no_flag
-from capo_ds.parts import choices, known
-
-AGGREGATORS = ("mean", "capo", "mgda", "pcgrad", "cagrad", "config")  # and torchjd's
+from capo_ds.parts import choices, known, names
 
 
 def known_aggregator(name: str) -> str:
-    if name not in AGGREGATORS and not name.startswith("torchjd:") and ".py:" not in name:
-        raise ValueError(
-            f"choose among {', '.join(AGGREGATORS)}, torchjd:NAME, FILE.py:FUNCTION; GRPO's is mean"
-        )
-    return name
+    return known("aggregator", name, "; GRPO's is mean")
+
+
+def _sketch(name: str) -> str:
+    return name if name == "none" else known("sketch", name, "; none is the exact Gram matrix")
 
 
 def _objective(name: str) -> str:
@@ -115,10 +113,13 @@ class ObjectiveConfig(Section):
 class GradientsConfig(Section):
     """How per-sample gradients are kept and compared."""
 
-    sketch: Literal["none", "rademacher", "sparse", "outer"] = Field(
+    sketch: Annotated[PathText, AfterValidator(_sketch)] = Field(
         default="none",
-        description="Gram matrix from random sketches of this kind (rademacher is the paper's); "
-        "none: exact, from the gradients themselves",
+        description="Gram matrix from random sketches of this kind, "
+        f"{choices('sketch')}; none: exact, from the gradients themselves",
+    )
+    sketch_options: dict[str, Any] = Field(
+        default={}, description="options of your own sketch, checked by its annotations"
     )
     sketch_dim: StrictInt = Field(default=8192, ge=1, description="length k of a sketch")
     store: Literal["auto", "device", "host", "recompute"] = Field(
@@ -136,7 +137,7 @@ class GradientsConfig(Section):
         if self.store == "recompute" and self.sketch == "none":
             raise ValueError(
                 "gradients.store: recompute keeps no gradients to compare; set gradients.sketch to "
-                "rademacher, sparse or outer"
+                f"one of {', '.join(names('sketch'))}"
             )
         return self
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, StrictInt, model_validator
+from pydantic import AfterValidator, Field, StrictInt, model_validator
 
 from capo_ds.config.paths import PathText
 from capo_ds.config.section import Number, Section, refuse_doubles
 from capo_ds.config.task import BenchmarkConfig
+from capo_ds.parts import choices, known
+
+
+def _sampler(name: str) -> str:
+    return known("sampler", name)
 
 
 class TruncatedSampling(Section):
@@ -52,10 +57,12 @@ class RolloutConfig(TruncatedSampling):
     batch_size: StrictInt = Field(
         default=256, ge=1, description="sequences that one rank generates at a time (memory)"
     )
-    sampler: Literal["hf", "vllm", "server"] = Field(
+    sampler: Annotated[PathText, AfterValidator(_sampler)] = Field(
         default="hf",
-        description="hf: the training model itself; vllm: an engine inside every rank, asleep "
-        "while the trainer works; server: a vLLM server elsewhere (launchers/vllm_server.py)",
+        description=f"what samples: {choices('sampler')}",
+    )
+    sampler_options: dict[str, Any] = Field(
+        default={}, description="options of your own sampler, checked by its annotations"
     )
     vllm_cache_gib: Number = Field(
         default=4.0, gt=0, description="KV cache of a vLLM engine, in GiB"

@@ -5,7 +5,7 @@ The sections stand by theme in `model`, `task`, `sampling`, `method` and `traini
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, StrictBool, model_validator
 
@@ -23,6 +23,7 @@ from capo_ds.config.sampling import EvaluationConfig, RolloutConfig
 from capo_ds.config.section import Section
 from capo_ds.config.task import PromptConfig, RewardConfig, TaskConfig
 from capo_ds.config.training import OptimizerConfig, TrainConfig, WarmupConfig
+from capo_ds.parts import choices, names
 
 
 class Config(Section):
@@ -36,9 +37,12 @@ class Config(Section):
     objective: ObjectiveConfig = ObjectiveConfig()
     aggregator: Annotated[PathText, AfterValidator(known_aggregator)] = Field(
         default="capo",
-        description="how per-sample gradients become one: capo, mean (GRPO), mgda, pcgrad, cagrad, "
-        "config, a Gramian weighting of the torchjd library as torchjd:NAME, or your own function "
-        "of the Gram matrix as file.py:function",
+        description=f"how per-sample gradients become one: {choices('aggregator')}",
+    )
+    aggregator_options: dict[str, Any] = Field(
+        default={},
+        description="options of your own aggregator or of torchjd's, checked by its annotations "
+        "(those of capo and cagrad are sections)",
     )
     program: ProgramConfig = ProgramConfig()
     measure_heldout: StrictBool = Field(
@@ -68,6 +72,20 @@ class Config(Section):
             raise ValueError(
                 f"objective.minibatches: {self.objective.minibatches} is more than "
                 f"rollout.prompts_per_step = {self.rollout.prompts_per_step}; lower it"
+            )
+        return self
+
+    @classmethod
+    def aggregators_with_sections(cls) -> list[str]:
+        """Those whose options are a section of their name."""
+        return [name for name in names("aggregator") if name in cls.model_fields]
+
+    @model_validator(mode="after")
+    def _options_have_one_place(self) -> Config:
+        if self.aggregator_options and self.aggregator in self.aggregators_with_sections():
+            raise ValueError(
+                f"aggregator_options: the options of {self.aggregator} are the section "
+                f"{self.aggregator}; write them there"
             )
         return self
 
