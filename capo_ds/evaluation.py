@@ -33,8 +33,8 @@ from capo_ds.rollout.hf import HuggingFaceSampler, stop_at
 from capo_ds.run_folder import FolderLock
 from capo_ds.tasks import Judge, Problem, Verdict, load_benchmark, load_data_set, score
 from capo_ds.tasks.groups import Groups
+from capo_ds.tasks.outcome import Comparison
 from capo_ds.tasks.prompts import encode, fitting, render, text_before
-from capo_ds.tasks.worker import Comparison
 from capo_ds.terminal import aligned, columns, wrapped
 
 RESULTS_FILE = "results.json"

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from numbers import Real
 
 import numpy as np
 
@@ -319,8 +320,8 @@ def _values(program: ConeProgram, products: np.ndarray) -> dict[str, float]:
 
 
 def _validate(radius: float, slack_price: float, region: str, on_infeasible: str) -> None:
-    if not (np.isfinite(radius) and radius >= 0):
-        raise ValueError(f"radius must be finite and >= 0, got {radius}")
+    if not (isinstance(radius, Real) and np.isfinite(radius) and radius >= 0):
+        raise ValueError(f"radius must be finite and >= 0, got {radius!r}")
     if not slack_price > 0:
         raise ValueError(f"slack_price must be > 0 (inf allowed), got {slack_price}")
     if region not in REGIONS:

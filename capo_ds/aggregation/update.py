@@ -5,18 +5,21 @@ Pure NumPy, the same on every rank that calls it with the same matrices.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from capo_ds.aggregation import aggregate
+from capo_ds.aggregation import Aggregator
 from capo_ds.aggregation.diagnostics import Applied, between, diagnose, ratio
 from capo_ds.aggregation.given import Choices, given
 from capo_ds.aggregation.heldout import halves, heldout, total
 from capo_ds.aggregation.problem import Aggregation, GramProblem
 from capo_ds.aggregation.radius import RadiusChooser
+from capo_ds.parts import built_in
 
 AUTO = "auto"  # capo.radius
 
@@ -111,6 +114,7 @@ class Solver:
         options: its own; `radius: auto` is settled here.
         choices: what it is given.
         measure_heldout: whether to report held-out conflict.
+        own: the function, where it is not the plain one of that name.
     """
 
     name: str
@@ -118,16 +122,17 @@ class Solver:
     choices: Choices = field(default_factory=Choices)
     measure_heldout: bool = True
     radius: RadiusChooser = field(default_factory=RadiusChooser)
+    own: Aggregator | None = None
 
-    def solve(self, samples: Samples, random: np.random.Generator, **options: object) -> Solved:
+    def solve(self, samples: Samples, random: np.random.Generator, seed: int = 0) -> Solved:
         """Aggregate, and measure.
 
         random: draws the halves of held-out measures.
-        options: of this step, beside the settings.
+        seed: for an aggregator with an argument of that name, which draws something itself.
         """
         blocks = samples.problems()
         groups, whole = samples.groups, total(blocks)
-        options = {**self.options, **options}
+        options = {**self.options, **({"seed": seed} if self._draws else {})}
         first = halves(groups, random)
         held = bool(first.any())
         metrics: dict[str, float] = {}
@@ -156,13 +161,22 @@ class Solver:
             metrics |= between(whole, samples.sources)
         return solved
 
+    @cached_property
+    def _aggregator(self) -> Aggregator:
+        return self.own or built_in("aggregator", self.name)
+
+    @property
+    def _draws(self) -> bool:
+        return "seed" in inspect.signature(self._aggregator).parameters
+
     def _fit(
         self, blocks: Sequence[GramProblem], groups: np.ndarray, options: dict[str, object]
     ) -> list[Aggregation]:
         answers = []
         for block in blocks:
             program = given(block, groups, self.choices)
-            answers.append(program.answer(aggregate(self.name, program.problem, **options)))
+            answer = self._aggregator(program.problem, **options)
+            answers.append(program.answer(answer))
         return answers
 
     def _coefficients(self, options: dict[str, object]):

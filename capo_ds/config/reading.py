@@ -20,7 +20,8 @@ from pydantic.fields import FieldInfo
 from capo_ds.config.errors import ConfigError
 from capo_ds.config.foreign import elsewhere_called
 from capo_ds.config.paths import expand
-from capo_ds.config.settings import Config, Section
+from capo_ds.config.section import Section
+from capo_ds.config.settings import Config
 from capo_ds.config.text import decode, parse_yaml
 
 PACKAGE = Path(__file__).resolve().parents[1]

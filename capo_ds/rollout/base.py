@@ -9,11 +9,12 @@ from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from capo_ds.architecture import context_of
-from capo_ds.config import ConfigError
+from capo_ds.config import Config, ConfigError
 from capo_ds.seeding import Stream, generator
 
 Rows = TypeVar("Rows", bound="Rollout")
@@ -51,6 +52,7 @@ class Sampler(Protocol):
     """
 
     collective: bool  # whether ranks wait for each other in `sample`
+    shares_policy: bool  # it samples with the training model itself: no probe after a sync
 
     def awake(self) -> AbstractContextManager[None]:
         """Inside, the sampler may hold the device's memory; the other methods are called there."""
@@ -73,6 +75,53 @@ class Sampler(Protocol):
         max_new_tokens: in place of the sampler's own limit.
         truncation: without effect on greedy decoding.
         """
+
+
+@dataclass(frozen=True)
+class SamplerRun:
+    """What a sampler is made from.
+
+    name: that no other run has used. loads: whether this rank acts for all where one is enough.
+    dry: only say, by a `ConfigError`, what would keep it from starting; nothing is sampled.
+    """
+
+    config: Config
+    policy: PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    loads: bool
+    dry: bool = False
+
+    @property
+    def ends(self) -> list[int]:
+        """The tokens that end a response."""
+        return end_tokens(self.policy, self.tokenizer)
+
+
+@dataclass(frozen=True)
+class SamplingShapes:
+    """What a rank samples at a time, at its longest: sequences, tokens of each, bytes of the keys
+    and values of all, entries of the vocabulary, bytes of the base weights.
+
+    on_cpu: device and host are one memory.
+    """
+
+    config: Config
+    sequences: int
+    tokens: int
+    cache: int
+    vocabulary: int
+    weights: int
+    on_cpu: bool
+
+
+class SamplerBytes(NamedTuple):
+    """What a sampler takes of a rank's device: while it samples, when the trainer's activations are
+    gone, and all the time; key: the setting that lowers it."""
+
+    sampling: int = 0
+    always: int = 0
+    key: str = ""
 
 
 PROMPT = {"layout": "prompt"}  # a field (n, P), left-padded

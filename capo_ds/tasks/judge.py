@@ -17,8 +17,9 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from queue import Queue
 
-from capo_ds.tasks.answers import compare_exactly, too_costly
-from capo_ds.tasks.worker import READY, Comparison
+from capo_ds.tasks.answers.plain import compare_exactly, too_costly
+from capo_ds.tasks.outcome import Comparison, Outcome
+from capo_ds.tasks.worker import READY
 
 START_LIMIT = 120.0  # seconds for a child to import math-verify, on a busy machine
 PACKAGES = Path(__file__).resolve().parents[2]  # the folder that holds capo_ds
@@ -35,17 +36,21 @@ class Judge:
             self._free.put(Worker(time_limit))
 
     def compare(self, pairs: Sequence[tuple[str, str]]) -> list[Comparison]:
-        """What became of each (given, reference); each distinct pair is compared once.
+        """What became of each (given, reference). Raises as `explain` does."""
+        return [outcome.comparison for outcome in self.explain(pairs)]
+
+    def explain(self, pairs: Sequence[tuple[str, str]]) -> list[Outcome]:
+        """What became of each (given, reference) and why; each distinct pair is compared once.
 
         Raises:
             RuntimeError: a child process could not be started.
         """
         known = {pair: _compare_here(*pair) for pair in pairs}
-        hard = [pair for pair, comparison in known.items() if comparison is None]
+        hard = [pair for pair, outcome in known.items() if outcome is None]
         known |= zip(hard, self._threads.map(self._compare_in_child, hard), strict=True)
         return [known[pair] for pair in pairs]
 
-    def _compare_in_child(self, pair: tuple[str, str]) -> Comparison:
+    def _compare_in_child(self, pair: tuple[str, str]) -> Outcome:
         worker = self._free.get()
         try:
             return worker.ask(*pair)
@@ -53,12 +58,12 @@ class Judge:
             self._free.put(worker)
 
 
-def _compare_here(given: str, reference: str) -> Comparison | None:
+def _compare_here(given: str, reference: str) -> Outcome | None:
     """What needs no child process; None for the rest."""
     same = compare_exactly(given, reference)
     if same is not None:
-        return Comparison.EQUAL if same else Comparison.DIFFERENT
-    return Comparison.UNPARSED if too_costly(given) else None
+        return Outcome(Comparison.EQUAL if same else Comparison.DIFFERENT, "by text or exact value")
+    return Outcome(Comparison.UNPARSED, "too long or too deep") if too_costly(given) else None
 
 
 class Worker:
@@ -68,7 +73,7 @@ class Worker:
         self.time_limit = time_limit
         self._process: subprocess.Popen | None = None
 
-    def ask(self, given: str, reference: str) -> Comparison:
+    def ask(self, given: str, reference: str) -> Outcome:
         """Raises `RuntimeError` if the child process does not start."""
         if self._process is None or self._process.poll() is not None:
             self._start()
@@ -80,12 +85,13 @@ class Worker:
             return self.ask(given, reference)
         if not wait([self._process.stdout], self.time_limit):
             self._stop()
-            return Comparison.TIMED_OUT
+            return Outcome(Comparison.TIMED_OUT, f"no verdict in {self.time_limit:g} s")
         reply = self._process.stdout.readline()
         if not reply:  # out of memory or stack
             self._stop()
-            return Comparison.UNPARSED
-        return Comparison(reply.strip())
+            return Outcome(Comparison.UNPARSED, "the comparison ran out of memory")
+        comparison, *told = json.loads(reply)
+        return Outcome(Comparison(comparison), *told)
 
     def _start(self) -> None:
         paths = [str(PACKAGES), os.environ.get("PYTHONPATH", "")]

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,7 +27,7 @@ from capo_ds.tasks.answers import BOX, find_boxes
 from capo_ds.tasks.base import Problem
 from capo_ds.tasks.functions import call_all, check_arguments
 from capo_ds.tasks.judge import Judge
-from capo_ds.tasks.worker import Comparison
+from capo_ds.tasks.outcome import Comparison, Outcome
 
 if TYPE_CHECKING:
     from capo_ds.config import RewardConfig
@@ -36,18 +36,28 @@ RULE = "rule"  # the name of the rule of this module among reward functions
 REWARD_CORRECT = 1.0  # right format, right answer
 REWARD_INCORRECT = -0.5  # right format, wrong answer
 REWARD_UNFORMATTED = -1.0  # wrong format
+UNFORMATTED = r"not one closed \boxed{...} at the end"
 
 _ENDING = re.compile(r"(?:[\s.$]|\\\)|\\\])*")
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Judgement of one completion by the rule; `correct` implies `formatted`."""
+    """Judgement of one completion by the rule; `correct` implies `formatted`.
+
+    Attributes:
+        comparison: of the boxed answer; None without the format.
+        read_as, reference_as: the types that the answer and the reference were read as.
+        reason: why the answer is right, wrong or unparsed.
+    """
 
     reward: float
     formatted: bool
     correct: bool
-    comparison: Comparison | None = None  # of the boxed answer; None without the format
+    comparison: Comparison | None = None
+    read_as: str = field(default="", compare=False)
+    reference_as: str = field(default="", compare=False)
+    reason: str = field(default="", compare=False)
 
     @property
     def word(self) -> str:
@@ -99,16 +109,17 @@ def score(completions: Sequence[str], problems: Sequence[Problem], judge: Judge)
         for answer, problem in zip(answers, problems, strict=True)
         if answer is not None
     ]
-    comparisons = iter(judge.compare(pairs))
-    return [_verdict(None if answer is None else next(comparisons)) for answer in answers]
+    outcomes = iter(judge.explain(pairs))
+    return [_verdict(None if answer is None else next(outcomes)) for answer in answers]
 
 
-def _verdict(comparison: Comparison | None) -> Verdict:
-    if comparison is None:
-        return Verdict(REWARD_UNFORMATTED, formatted=False, correct=False)
-    correct = comparison is Comparison.EQUAL
+def _verdict(outcome: Outcome | None) -> Verdict:
+    if outcome is None:
+        return Verdict(REWARD_UNFORMATTED, formatted=False, correct=False, reason=UNFORMATTED)
+    correct = outcome.comparison is Comparison.EQUAL
     reward = REWARD_CORRECT if correct else REWARD_INCORRECT
-    return Verdict(reward, formatted=True, correct=correct, comparison=comparison)
+    told = {"read_as": outcome.given, "reference_as": outcome.reference, "reason": outcome.reason}
+    return Verdict(reward, formatted=True, correct=correct, comparison=outcome.comparison, **told)
 
 
 class Scorer:

@@ -1,7 +1,7 @@
 r"""The child process that compares two answers by math-verify: `python -m capo_ds.tasks.worker`.
 
-Reads JSON lines [given, reference] from stdin and answers each with a line of stdout, a value of
-`Comparison`; the first line is READY. The parent kills it when an answer takes too long
+Reads JSON lines [given, reference] from stdin and answers each with a line of stdout, the fields
+of an `Outcome` as JSON; the first line is READY. The parent kills it when an answer takes too long
 (`judge.Worker`): math-verify's own limit is `signal.alarm` with an exception, which neither works
 in threads nor interrupts a computation inside one call of C.
 """
@@ -12,21 +12,13 @@ import os
 import resource
 import signal
 import sys
-from enum import StrEnum
 from functools import lru_cache
+
+from capo_ds.tasks.outcome import Comparison, Outcome
 
 READY = "ready"
 MEMORY_LIMIT = 4 * 2**30  # bytes of address space; a tower of powers would take all there is
 ORPHANED_AFTER = 2.0  # times the time limit: a busy child whose parent has died ends itself
-
-
-class Comparison(StrEnum):
-    """What became of comparing an answer to its reference; all but EQUAL count as wrong."""
-
-    EQUAL = "equal"
-    DIFFERENT = "different"
-    UNPARSED = "unparsed"  # refused unread, or math-verify could not read or compare it
-    TIMED_OUT = "timed out"
 
 
 def main() -> None:
@@ -43,23 +35,23 @@ def main() -> None:
     for line in sys.stdin:
         # No handler: the alarm ends the process, also inside one call of C.
         signal.setitimer(signal.ITIMER_REAL, ORPHANED_AFTER * time_limit)
-        comparison = compare_by_symbols(*json.loads(line))
+        outcome = compare_by_symbols(*json.loads(line))
         signal.setitimer(signal.ITIMER_REAL, 0)
-        print(comparison, file=replies, flush=True)
+        print(json.dumps(outcome), file=replies, flush=True)
 
 
-def compare_by_symbols(given: str, reference: str) -> Comparison:
+def compare_by_symbols(given: str, reference: str) -> Outcome:
     """math-verify's verdict on two answers, given as the contents of their boxes."""
     from math_verify import verify
 
     expected, answer = _parse(reference), _parse(given)
     if not expected or not answer:
-        return Comparison.UNPARSED
+        return Outcome(Comparison.UNPARSED, "math-verify cannot read it")
     try:
         same = verify(expected, answer, timeout_seconds=None, raise_on_error=True)
     except Exception:  # of whatever kind: what the symbols do not allow is no answer
-        return Comparison.UNPARSED
-    return Comparison.EQUAL if same else Comparison.DIFFERENT
+        return Outcome(Comparison.UNPARSED, "math-verify cannot compare it")
+    return Outcome(Comparison.EQUAL if same else Comparison.DIFFERENT, "by math-verify")
 
 
 @lru_cache(maxsize=1024)

@@ -16,7 +16,7 @@ from capo_ds.evaluation import (
 )
 from capo_ds.models import load_tokenizer
 from capo_ds.tasks import Judge, Problem, Verdict
-from capo_ds.tasks.worker import Comparison
+from capo_ds.tasks.outcome import Comparison
 
 RIGHT = Verdict(1.0, True, True, Comparison.EQUAL)
 WRONG = Verdict(-0.5, True, False, Comparison.DIFFERENT)

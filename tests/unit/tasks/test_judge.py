@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from capo_ds.tasks.judge import Judge, Worker
-from capo_ds.tasks.worker import Comparison
+from capo_ds.tasks.outcome import Comparison
 
 EQUAL, DIFFERENT, UNPARSED = Comparison.EQUAL, Comparison.DIFFERENT, Comparison.UNPARSED
 ENDLESS = ("9^{9^{9}}", "5")
@@ -60,16 +60,16 @@ def test_a_killed_child_uses_no_more_time():
     worker.ask("2x", "x+x")
     child = psutil.Process(worker._process.pid)
     worker.time_limit = 0.5
-    assert worker.ask(*ENDLESS) is Comparison.TIMED_OUT
+    assert worker.ask(*ENDLESS).comparison is Comparison.TIMED_OUT
     assert not child.is_running()
 
 
 def test_a_child_that_dies_by_itself_is_replaced():
     worker = Worker(time_limit=5.0)
-    assert worker.ask("2x", "x+x") is EQUAL
+    assert worker.ask("2x", "x+x").comparison is EQUAL
     worker._process.kill()
     worker._process.wait()
-    assert worker.ask("3x", "x+2x") is EQUAL
+    assert worker.ask("3x", "x+2x").comparison is EQUAL
 
 
 def test_the_judge_works_in_threads(judge):
