@@ -97,7 +97,7 @@ class MemoryPlan:
 def plan_memory(config: Config, policy: PeftModel, ranks: int, capacity: Capacity) -> MemoryPlan:
     """The plan for the run's shapes, if all responses are as long as they may be."""
     trainable = sum(parameter_count(p) for p in policy.parameters() if p.requires_grad)
-    rollout, architecture = config.rollout, text_config(policy.get_base_model().config)
+    rollout, architecture = config.rollout, text_config(policy.config)
     samples = -(-rollout.prompts_per_step // ranks) * rollout.group_size
     vocabulary = architecture.vocab_size
     heads, head_size = cache_heads(architecture)

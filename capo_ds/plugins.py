@@ -154,6 +154,7 @@ def _load(file: Path) -> ModuleType:
         if taken:
             name = f"user_{hashlib.blake2b(str(file).encode(), digest_size=4).hexdigest()}"
         spec = importlib.util.spec_from_file_location(name, file)
+        assert spec and spec.loader  # as every file whose name ends with .py has them
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module  # dataclasses and pickle look there
         try:
