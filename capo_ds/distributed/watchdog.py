@@ -59,7 +59,7 @@ class Watchdog:
         self._rank, self._ranks = dist.get_rank(), dist.get_world_size()
         self._address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         # A connection of its own: one that waits for a key in a collective would make us wait too.
-        self._store = dist.TCPStore(
+        self._store = dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage] # documented
             os.environ["MASTER_ADDR"],
             int(os.environ["MASTER_PORT"]),
             is_master=False,

@@ -27,6 +27,7 @@ class Store(Protocol):
 
     def matrices(self) -> Iterator[Tensor]:
         """Blocks of columns (n, D): rows over all blocks are the gradients, or their sketches."""
+        ...
 
     def combine(self, coefficients: Tensor, alike: float | None = None) -> list[Tensor]:
         """sum_i c_i g_i, factor by factor in the parameters' shapes, in float32 or wider.
