@@ -108,7 +108,7 @@ def _go_offline(error: Exception) -> None:
     os.environ[OFFLINE] = "1"
     constants.HF_HUB_OFFLINE = True
     if "datasets" in sys.modules:
-        import datasets
+        import datasets.config
 
         datasets.config.HF_HUB_OFFLINE = datasets.config.HF_DATASETS_OFFLINE = True
 
@@ -131,7 +131,7 @@ def _is_cached(name: str, kind: str) -> bool:
     if folder.is_dir() and any(folder.iterdir()):
         return True
     if kind == "dataset":
-        import datasets
+        import datasets.config
 
         return (Path(datasets.config.HF_DATASETS_CACHE) / name.replace("/", "___")).is_dir()
     return False

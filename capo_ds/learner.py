@@ -7,31 +7,28 @@ import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from capo_ds.aggregation import own_aggregator
-from capo_ds.aggregation.given import Choices
-from capo_ds.aggregation.update import Samples, Solved, Solver
+from capo_ds.aggregation.update import Samples, Solved
 from capo_ds.config import Config
+from capo_ds.configured import make_solver, sketches
 from capo_ds.distributed import comm
 from capo_ds.distributed.engine import CapoEngine
 from capo_ds.distributed.gram import gram_matrices, norms_of_sums
 from capo_ds.gradients.per_sample import PerSampleGradients
-from capo_ds.gradients.sketch import make_sketch
 from capo_ds.gradients.store import GradientStore, HostStore, SketchStore
 from capo_ds.models import reference_policy, token_log_probs
 from capo_ds.objective import (
-    MAX_LOG_RATIO,
     importance_weights,
+    make_objective,
     token_objective,
     token_weights,
 )
-from capo_ds.plugins import MARK, load_function
+from capo_ds.objectives import MAX_LOG_RATIO, Tokens
 from capo_ds.rollout.base import TOKEN, Rollout, Rows
 from capo_ds.seeding import Stream, generator
 from capo_ds.telemetry.metrics import Means, PhaseTimer
@@ -57,18 +54,6 @@ def idle(batch: Rows) -> Rows:
     row = {item.name: getattr(batch, item.name).new_zeros(1, 1) for item in fields(batch)}
     flat = {item.name for item in fields(batch) if not item.metadata}
     return type(batch)(**{name: v.flatten() if name in flat else v for name, v in row.items()})
-
-
-def make_solver(config: Config) -> Solver:
-    """The aggregator as the config has it."""
-    options: dict[str, Any] = {}
-    if config.aggregator in ("capo", "cagrad"):
-        options = getattr(config, config.aggregator).model_dump()
-    own = None
-    if MARK in config.aggregator:
-        own = own_aggregator(config.aggregator, load_function("aggregator", config.aggregator))
-    choices = Choices(**config.program.model_dump(exclude={"blocks"}))
-    return Solver(config.aggregator, options, choices, config.measure_heldout, own=own)
 
 
 def blocks_of(names: list[str], kind: str) -> list[int]:
@@ -107,6 +92,8 @@ class Learner:
         )
         self.blocks = blocks_of(engine.names, config.program.blocks)  # of each factor
         self.solver = make_solver(config)
+        self.objective = make_objective(config.objective)
+        self.sketch_of = sketches(config.gradients, engine.shapes)  # by its seed
         self.sources: list[str] = []  # of several data sets, that of each prompt of the step
         # What the first update with each response of the step made of it, by the response's number.
         self.heard: dict[int, dict[str, float | None]] = {}
@@ -227,11 +214,9 @@ class Learner:
         return self.blocks, max(self.blocks) + 1
 
     def _new_store(self, samples: int, number: int) -> GradientStore | SketchStore:
-        settings, shapes, sketch = self.config.gradients, self.engine.shapes, None
-        if settings.sketch != "none":
-            # New signs for every update: the error of one sketch is shared by all its samples.
-            seed = self._update_seed(number)
-            sketch = make_sketch(settings.sketch, shapes, settings.sketch_dim, seed)
+        settings, shapes = self.config.gradients, self.engine.shapes
+        # New signs for every update: the error of one sketch is shared by all its samples.
+        sketch = self.sketch_of and self.sketch_of(self._update_seed(number))
         if self.store == "recompute":
             return SketchStore(shapes, samples, comm.device(), sketch)
         make = HostStore if self.store == "host" else GradientStore
@@ -285,9 +270,7 @@ class Learner:
         sources = np.array(self.sources)[prompts] if self.sources else None
         given = Samples(grams, np.sign(advantages), prompts, samples, sources)
         random = generator(self.config.train.seed, Stream.HELDOUT_HALVES, number)
-        # PCGrad projects in a random order, a new one in each update.
-        own = {"seed": self._update_seed(number)} if self.config.aggregator == "pcgrad" else {}
-        solved = self.solver.solve(given, random, **own)
+        solved = self.solver.solve(given, random, seed=self._update_seed(number))
         if solved.dropped == len(advantages):
             raise FloatingPointError(
                 "every sample's gradient is NaN or Inf; lower optimizer.learning_rate, and go on "
@@ -309,8 +292,8 @@ class Learner:
     # ---------------------------------------------------------------- forward passes
 
     def _objectives(self, batch: Batch, counting: bool = True) -> tuple[Tensor, Tensor]:
-        """Each sample's own objective J_i (B,), differentiable; and whether the clip leaves any
-        of its counted tokens alone, (B,) of bool. counting: add the metrics of this pass."""
+        """Each sample's own objective J_i (B,), differentiable; and whether any of its
+        counted tokens has a policy gradient, (B,) of bool. counting: add this pass's metrics."""
         log_probs = self._log_probs(batch)
         on_policy, kl_weight = self.config.on_policy, self.config.objective.kl_weight
         behaviour = log_probs.detach() if on_policy else batch.behaviour
@@ -318,10 +301,9 @@ class Learner:
         mismatch = (behaviour - batch.log_probs) * batch.completion_mask
         rollout = self.config.rollout
         terms = token_objective(
-            log_probs,
-            behaviour,
+            self.objective,
+            Tokens(log_probs, behaviour, batch.advantages, mask),
             batch.reference if kl_weight else None,
-            batch.advantages,
             self.config.objective,
             importance_weights(mismatch, rollout.importance_correction, rollout.importance_cap),
         )
@@ -331,7 +313,7 @@ class Learner:
             self.means.add("loss/ratio", terms.ratio[mask])
         if counting and kl_weight:
             self.means.add("loss/kl", terms.kl[mask])
-        return (terms.value * mask).sum(1) * batch.weights, (mask & ~terms.clipped).any(1)
+        return (terms.value * mask).sum(1) * batch.weights, (mask & ~terms.silent).any(1)
 
     def _count_mismatch(self, log_ratio: Tensor, mask: Tensor) -> None:
         """Add the metrics of trainer against sampler. log_ratio: (B, T); mask: counted tokens."""

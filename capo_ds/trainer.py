@@ -26,10 +26,10 @@ from capo_ds.evaluation import as_metrics, decode, write_completions
 from capo_ds.interruption import Interruption
 from capo_ds.learner import SEQUENCE_RATIO_SQUARE, Batch, Learner
 from capo_ds.memory import plan_on_all_ranks, used_memory
-from capo_ds.objective import group_advantages
+from capo_ds.objective import step_advantages
 from capo_ds.preparation import prepare
 from capo_ds.rehearsal import Passes, rehearse, rehearse_saving
-from capo_ds.rollout.base import Draw, Rollout, Truncation
+from capo_ds.rollout.base import Draw, Rollout, SamplerRun, Truncation
 from capo_ds.rollout.choose import make_sampler
 from capo_ds.run_folder import check_unchanged, going_on
 from capo_ds.seeding import Stream, generator
@@ -124,12 +124,8 @@ class Trainer:
         run = comm.broadcast(uuid.uuid4().hex[:8])
         with comm.together("starting the sampler"):
             self.sampler, self.probe = make_sampler(
-                config,
-                self.engine.module,
-                self.tokenizer,
+                SamplerRun(config, self.engine.module, self.tokenizer, run, comm.is_main()),
                 prompts=encode(self.tokenizer, self.train_problems[:PROBE_PROBLEMS]),
-                run=run,
-                loads=comm.is_main(),
             )
 
     # ---------------------------------------------------------------- the loop
@@ -197,7 +193,7 @@ class Trainer:
         """Sample and judge responses to one step's prompts, and learn from them; the metrics."""
         with self._current_sampler(), self.timer("rollout"), self._sampling("rollout"):
             problems, rollout = self._sample(step)
-        with self.timer("score"), comm.together("scoring"):
+        with self.timer("score"):
             scored = self._score(problems, rollout)
         self._count(rollout, scored)
         with self.timer("log_probs"):
@@ -266,15 +262,25 @@ class Trainer:
     def _score(self, problems: list[Problem], rollout: Rollout) -> Scored:
         group = self.config.rollout.group_size
         repeated = [problem for problem in problems for _ in range(group)]
-        texts = decode(self.tokenizer, rollout, self.config.prompt.stop)
-        rows = zip(rollout.completion_ids, rollout.completion_mask, strict=True)
-        scores = self.scorer(texts, repeated, [ids[mask].tolist() for ids, mask in rows])
-        rewards = torch.tensor(scores.rewards, dtype=torch.float64).view(-1, group)
-        rounding = torch.tensor(scores.roundings, dtype=torch.float64).view(-1, group)
-        scale = self.config.objective.scale_advantages
-        advantages = group_advantages(rewards, scale, rounding).flatten()
-        advantages = advantages.float().to(comm.device())
+        with comm.together("scoring"):
+            texts = decode(self.tokenizer, rollout, self.config.prompt.stop)
+            rows = zip(rollout.completion_ids, rollout.completion_mask, strict=True)
+            scores = self.scorer(texts, repeated, [ids[mask].tolist() for ids, mask in rows])
+            rewards = torch.tensor(scores.rewards, dtype=torch.float64).view(-1, group)
+            rounding = torch.tensor(scores.roundings, dtype=torch.float64).view(-1, group)
+        advantages = self._advantages(rewards, rounding)
         return Scored(repeated, texts, scores.verdicts, rewards, scores.parts, advantages)
+
+    def _advantages(self, rewards: Tensor, rounding: Tensor) -> Tensor:
+        """(n,) of this rank's responses, from the rewards (prompts, G) of the whole step: baseline
+        and scale may be the step's."""
+        everyone = comm.unshard(list(zip(rewards, rounding, strict=True)))
+        with comm.together("advantages"):
+            rewards, rounding = map(torch.stack, zip(*everyone, strict=True))
+            settings = self.config.objective
+            values = step_advantages(self.learner.objective, settings, rewards, rounding)
+            mine = values[comm.rank() :: comm.world_size()]
+            return mine.flatten().float().to(comm.device())
 
     def _count(self, rollout: Rollout, scored: Scored) -> None:
         """Add the metrics of a step's responses."""
@@ -390,7 +396,7 @@ class Trainer:
         print(summary, flush=True)
         # A resumed run keeps the line of its last whole step; a fresh one keeps none.
         first_line = self.first_step and self.first_step + 1
-        recorder = Recorder(self.folder, self.engine.monitor, first_line)
+        recorder = Recorder(self.folder, self.engine.writers, first_line)
         recorder.settings(self.config.model_dump(mode="json"))
         return recorder
 

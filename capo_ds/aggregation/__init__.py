@@ -7,23 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from capo_ds.aggregation.capo import capo
-from capo_ds.aggregation.classics import cagrad, config, mean, mgda, pcgrad
 from capo_ds.aggregation.diagnostics import diagnose
 from capo_ds.aggregation.own import own_aggregator
 from capo_ds.aggregation.problem import Aggregation, GramProblem
 from capo_ds.aggregation.solver import SolverError
-from capo_ds.aggregation.torchjd_weightings import PREFIX, torchjd_aggregator
+from capo_ds.parts import built_in, names
 
-_BUILT_IN: dict[str, Callable[..., Aggregation]] = {
-    "mean": mean,
-    "capo": capo,
-    "mgda": mgda,
-    "pcgrad": pcgrad,
-    "cagrad": cagrad,
-    "config": config,
-}
-AGGREGATORS = (*_BUILT_IN, f"{PREFIX}<Weighting>")
+AGGREGATORS = names("aggregator")
 Aggregator = Callable[..., Aggregation]  # called with a `GramProblem`, options by keyword
 
 
@@ -40,15 +30,12 @@ def aggregate(aggregator: str | Aggregator, problem: GramProblem, **options: obj
     Raises:
         ValueError: on an unknown name (the text lists the choices) or an option out of range.
         TypeError: on an option that the aggregator does not have.
+        ImportError: on one of torchjd's, if that is not installed.
         SolverError: if the program behind it could not be solved.
     """
-    if callable(aggregator):
-        return aggregator(problem, **options)
-    if aggregator in _BUILT_IN:
-        return _BUILT_IN[aggregator](problem, **options)
-    if aggregator.startswith(PREFIX):
-        return torchjd_aggregator(aggregator)(problem, **options)
-    raise ValueError(f"unknown aggregator {aggregator!r}; choose from {', '.join(AGGREGATORS)}")
+    if isinstance(aggregator, str):
+        aggregator = built_in("aggregator", aggregator)
+    return aggregator(problem, **options)
 
 
 __all__ = [

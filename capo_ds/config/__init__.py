@@ -1,7 +1,7 @@
 """Typed settings (`settings` and a module a theme), read and explained by `reading`."""
 
 from capo_ds.config.errors import ConfigError
-from capo_ds.config.method import AGGREGATORS, CapoConfig, ObjectiveConfig
+from capo_ds.config.method import CapoConfig, ObjectiveConfig
 from capo_ds.config.model import ModelConfig
 from capo_ds.config.paths import expand
 from capo_ds.config.reading import (
@@ -29,7 +29,6 @@ from capo_ds.config.text import decode
 from capo_ds.config.training import OptimizerConfig, WarmupConfig
 
 __all__ = [
-    "AGGREGATORS",
     "BUILTIN_MODELS",
     "HOME",
     "RECIPES",

@@ -5,7 +5,7 @@ The sections stand by theme in `model`, `task`, `sampling`, `method` and `traini
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, StrictBool, model_validator
 
@@ -23,6 +23,7 @@ from capo_ds.config.sampling import EvaluationConfig, RolloutConfig
 from capo_ds.config.section import Section
 from capo_ds.config.task import PromptConfig, RewardConfig, TaskConfig
 from capo_ds.config.training import OptimizerConfig, TrainConfig, WarmupConfig
+from capo_ds.parts import choices, names
 
 
 class Config(Section):
@@ -35,19 +36,22 @@ class Config(Section):
     rollout: RolloutConfig = RolloutConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     aggregator: Annotated[PathText, AfterValidator(known_aggregator)] = Field(
-        "capo",
-        description="how per-sample gradients become one: capo, mean (GRPO), mgda, pcgrad, cagrad, "
-        "config, a Gramian weighting of the torchjd library as torchjd:NAME, or your own function "
-        "of the Gram matrix as file.py:function",
+        default="capo",
+        description=f"how per-sample gradients become one: {choices('aggregator')}",
+    )
+    aggregator_options: dict[str, Any] = Field(
+        default={},
+        description="options of your own aggregator or of torchjd's, checked by its annotations "
+        "(those of capo and cagrad are sections)",
     )
     program: ProgramConfig = ProgramConfig()
     measure_heldout: StrictBool = Field(
-        True,
+        default=True,
         description="report conflict on held-out samples: each half of the prompts is aggregated "
         "alone and measured on the other (two solves more a step, no further pass)",
     )
     measure_conflict: StrictBool = Field(
-        True,
+        default=True,
         description="with aggregator mean: form per-sample gradients all the same and report "
         "conflict (off: plain backward, faster)",
     )
@@ -55,7 +59,9 @@ class Config(Section):
     capo: CapoConfig = CapoConfig()
     cagrad: CagradConfig = CagradConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
-    deepspeed: PathText = Field("ds_configs/zero2.json", description="DeepSpeed JSON (ZeRO stage)")
+    deepspeed: PathText = Field(
+        default="ds_configs/zero2.json", description="DeepSpeed JSON (ZeRO stage)"
+    )
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     warmup: WarmupConfig = WarmupConfig()
@@ -66,6 +72,20 @@ class Config(Section):
             raise ValueError(
                 f"objective.minibatches: {self.objective.minibatches} is more than "
                 f"rollout.prompts_per_step = {self.rollout.prompts_per_step}; lower it"
+            )
+        return self
+
+    @classmethod
+    def aggregators_with_sections(cls) -> list[str]:
+        """Those whose options are a section of their name."""
+        return [name for name in names("aggregator") if name in cls.model_fields]
+
+    @model_validator(mode="after")
+    def _options_have_one_place(self) -> Config:
+        if self.aggregator_options and self.aggregator in self.aggregators_with_sections():
+            raise ValueError(
+                f"aggregator_options: the options of {self.aggregator} are the section "
+                f"{self.aggregator}; write them there"
             )
         return self
 

@@ -28,6 +28,7 @@ GLOO_SETTLES = 0.2  # seconds
 FAILED = 1  # exit status
 
 _watchdog: Watchdog | None = None
+_doing = "start-up"  # the last phase that this rank has entered
 _sent: Counter[str] = Counter()
 
 
@@ -70,14 +71,16 @@ def init(timeout: timedelta = timedelta(minutes=30)) -> torch.device:
         raise
     if world_size() > 1:
         global _watchdog
-        _watchdog = Watchdog(_end_with_peer)
+        _watchdog = Watchdog(_end_with_peer, lambda: _doing)
     return device()
 
 
 def _end_with_peer(error: str) -> None:
-    """End this process, which waits in a collective for a rank that has failed."""
-    tell(f"error: {error}")
-    os._exit(FAILED)
+    """End this process, which waits in a collective for a rank that has failed or is gone."""
+    try:
+        tell(f"error: {error}")
+    finally:  # the reader of stderr may be gone too
+        os._exit(FAILED)
 
 
 def finish() -> None:
@@ -208,6 +211,7 @@ def together(phase: str) -> Iterator[None]:
         ConfigError: on every rank, if the first failing rank found a setting that cannot be used.
         PeerError: on every rank otherwise, naming the phase, that rank and its error.
     """
+    _enter(phase)
     error: Exception | None = None
     try:
         yield
@@ -233,6 +237,7 @@ def collective(phase: str) -> Iterator[None]:
     Raises:
         PeerError: on a rank that fails, naming the phase, the rank and the error.
     """
+    _enter(phase)
     try:
         yield
     except PeerError:
@@ -241,6 +246,11 @@ def collective(phase: str) -> Iterator[None]:
         text = f"{phase} failed on rank {rank()}: {type(error).__name__}: {error}"
         tell_peers(text)
         raise PeerError(text) from error
+
+
+def _enter(phase: str) -> None:
+    global _doing
+    _doing = phase
 
 
 def phase(name: str, is_collective: bool) -> AbstractContextManager[None]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
@@ -130,7 +130,7 @@ def load_source(
     from capo_ds.config import ConfigError
 
     source = SOURCES[config.name]
-    path = path or source.path
+    path = path or source.path or ""
     where = f"data set {config.name} ({path})"
     if split_name is None and split not in source.splits:
         raise ConfigError(
@@ -139,20 +139,18 @@ def load_source(
     rows = load_rows(path, config.subset, split_name, source, split)
     order = np.random.default_rng(config.seed).permutation(len(rows)) if config.shuffle else None
     numbers = list(range(len(rows)) if order is None else order.tolist())[:limit]
-    columns = {
-        "prompt_column": config.prompt_column or source.prompt,
-        "answer_column": config.answer_column or source.answer,
-        "solution_column": config.solution_column or source.solution,
-    }
-    for key in ("prompt_column", "answer_column"):
-        if rows and not holds(rows[0], columns[key]):
+    prompt = config.prompt_column or source.prompt or ""
+    answer = config.answer_column or source.answer or ""
+    solution = config.solution_column or source.solution
+    for key, column in (("prompt_column", prompt), ("answer_column", answer)):
+        if rows and not holds(rows[0], column):
             raise ConfigError(
-                f"{where}: no column {columns[key]!r}; set {key} to one of {', '.join(rows[0])}"
+                f"{where}: no column {column!r}; set {key} to one of {', '.join(rows[0])}"
             )
     problems = []
     for number in numbers:
         try:
-            problems.append(_problem(rows[number], source, *columns.values()))
+            problems.append(_problem(rows[number], source, prompt, answer, solution))
         except ValueError as error:
             raise ConfigError(f"{where}: row {number}: {error}") from error
     if not problems:
@@ -200,18 +198,20 @@ def load_rows(
         ConfigError: with what the reader of the file, or the `datasets` library, says.
     """
     import datasets
+    from datasets.exceptions import DatasetsError
 
     from capo_ds.config import ConfigError
 
     datasets.disable_progress_bars()
-    place, own_split = Path(path), source.splits.get(split)
+    place, own_split = Path(path), source.splits.get(split, "")
     try:
         if place.is_file():
             return read_split(place, split_name or "train")  # one file is one split
         if (place / "dataset_dict.json").is_file():
-            return plain_rows(datasets.load_from_disk(str(place))[split_name or own_split])
+            splits = cast(datasets.DatasetDict, datasets.load_from_disk(str(place)))
+            return plain_rows(splits[split_name or own_split])
         if (place / "state.json").is_file():
-            return plain_rows(datasets.load_from_disk(str(place)))
+            return plain_rows(cast(datasets.Dataset, datasets.load_from_disk(str(place))))
         if place.is_dir() and not (subset or _has_configurations(place)):
             return read_split(place, split_name or own_split)
         if place.is_dir():  # a copy of the hub's, whose README says what is where
@@ -226,7 +226,7 @@ def load_rows(
         raise ConfigError(f"path: data set {path!r} cannot be loaded: {error}") from error
     except StopIteration as error:
         raise ConfigError(f"path: data set {path!r} is empty; give one with rows") from error
-    except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, KeyError, DatasetsError) as error:
         cause = error.__cause__ or error  # which `datasets` wraps in "an error occurred"
         kind = f"{type(cause).__name__}: " if not isinstance(cause, FileNotFoundError) else ""
         raise ConfigError(

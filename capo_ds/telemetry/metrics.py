@@ -10,17 +10,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from capo_ds.telemetry import tables
 from capo_ds.telemetry.provenance import provenance
+
+if TYPE_CHECKING:
+    from capo_ds.distributed.zero import Writers
 
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"
@@ -123,11 +126,11 @@ class Recorder:
     being resumed, and hidden in TensorBoard: they belong to work that its checkpoint does not hold.
     """
 
-    def __init__(self, folder: Path, monitor: Any, first_line: int):
-        self.folder, self.monitor, self.first_line = folder, monitor, first_line
+    def __init__(self, folder: Path, writers: Writers, first_line: int):
+        self.folder, self.writers, self.first_line = folder, writers, first_line
         for name in (METRICS_FILE, SAMPLES_FILE):
             _keep_before(folder / name, first_line)
-        if writer := self._tensorboard:
+        if writer := self.writers.tensorboard:
             _hide_from(writer, first_line)
 
     def settings(self, config: dict[str, Any]) -> None:
@@ -137,13 +140,13 @@ class Recorder:
         made_by = provenance()
         start = {"first_line": self.first_line, "time": datetime.now(UTC).isoformat()}
         self._append(STARTS_FILE, start | made_by)
-        if writer := self._tensorboard:
+        if writer := self.writers.tensorboard:
             writer.add_custom_scalars(LAYOUT)
             _add_hyperparameters(writer, flat_settings(config) | made_by)
-        tables.settings(self.monitor, config | {"made_by": made_by})
+        tables.settings(self.writers, config | {"made_by": made_by})
 
     def scalars(self, step: int, metrics: dict[str, float]) -> None:
-        self.monitor.write_events([(name, value, step) for name, value in metrics.items()])
+        self.writers.scalars(step, metrics)
         self._append(METRICS_FILE, {"step": step, **metrics})
 
     def samples(self, step: int, samples: list[dict[str, Any]]) -> None:
@@ -152,18 +155,13 @@ class Recorder:
             self._append(SAMPLES_FILE, {"step": step, **sample})
         shown = list({sample["prompt_number"]: sample for sample in reversed(samples)}.values())
         shown = shown[::-1][:SHOWN]
-        if writer := self._tensorboard:
+        if writer := self.writers.tensorboard:
             blocks = [
                 f"reward {sample['reward']:+.1f}\n\n> {sample['prompt']}\n\n{sample['completion']}"
                 for sample in shown
             ]
             writer.add_text("rollout/samples", "\n\n---\n\n".join(blocks), step)
-        tables.samples(self.monitor, step, samples)
-
-    @property
-    def _tensorboard(self) -> SummaryWriter | None:
-        """The monitor's writer, for what is no scalar."""
-        return self.monitor.tb_monitor and self.monitor.tb_monitor.summary_writer
+        tables.samples(self.writers, step, samples)
 
     def _append(self, name: str, record: dict[str, Any]) -> None:
         with open(self.folder / name, "a") as file:
@@ -197,6 +195,7 @@ def flat_settings(config: dict[str, Any]) -> dict[str, Any]:
 def _hide_from(writer: SummaryWriter, step: int) -> None:
     """Make TensorBoard forget this step and later ones of earlier event files in the folder."""
     start = SessionLog(status=SessionLog.START)
+    assert writer.file_writer
     writer.file_writer.add_event(Event(step=step, session_log=start))
 
 
@@ -207,6 +206,7 @@ def _add_hyperparameters(writer: SummaryWriter, values: dict[str, Any]) -> None:
         for name, value in values.items()
     }
     experiment, start, _ = hparams(plain, dict.fromkeys(COMPARED, 0.0))
+    assert writer.file_writer
     for summary in (experiment, start):  # without the end, which is to come
         writer.file_writer.add_summary(summary)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, cast
 
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 
 from capo_ds.config import Config
-from capo_ds.memory import MemoryPlan, parameter_count, size
+from capo_ds.distributed.zero import parameter_count
+from capo_ds.memory import MemoryPlan, readable
 from capo_ds.terminal import columns, wrapped
 from capo_ds.weights import base_precision
 
@@ -97,9 +98,9 @@ def _gradients_row(config: Config, store: str) -> str:
 
 def _memory_row(plan: MemoryPlan) -> str:
     device = plan.capacity.device
-    row = f"about {size(plan.needed)} of {size(device)}, and for gradients"
+    row = f"about {readable(plan.needed)} of {readable(device)}, and for gradients"
     row += f" {plan.describe_stores()}" if plan.stores else " nothing"
-    return row + "".join(f"\n  {size(count):>10}  {name}" for name, count in plan.needs.items())
+    return row + "".join(f"\n  {readable(count):>10}  {name}" for name, count in plan.needs.items())
 
 
 def _values(section: Any) -> str:
@@ -108,7 +109,8 @@ def _values(section: Any) -> str:
 
 def _adapter(config: Config, policy: PeftModel) -> str:
     """The adapter as it is: its own settings, if the run goes on from one."""
-    lora, targets = policy.peft_config["default"], config.model.lora_targets
+    lora = cast(LoraConfig, policy.peft_config["default"])
+    targets = config.model.lora_targets
     if config.model.adapter:
         return f"rank {lora.r}, alpha {lora.lora_alpha:g}, from {config.model.adapter}"
     named = targets if isinstance(targets, str) else " ".join(targets)

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from capo_ds.config import ConfigError
+
+if TYPE_CHECKING:
+    from capo_ds.distributed.zero import Writers
 
 PACKAGES = {"wandb": "wandb", "comet": "comet_ml"}
 COLUMNS = (
@@ -19,7 +23,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def check(names: list[str]) -> None:
+def check(names: Sequence[str]) -> None:
     """Raises `ConfigError` where a service of train.report_to is not installed."""
     for name in names:
         if name not in PACKAGES:
@@ -32,7 +36,7 @@ def check(names: list[str]) -> None:
             )
 
 
-def check_login(names: list[str]) -> None:
+def check_login(names: Sequence[str]) -> None:
     """Raises `ConfigError` where Weights & Biases would ask for a key: no rank can answer it."""
     if "wandb" not in names or os.environ.get("WANDB_MODE") in ("offline", "disabled"):
         return
@@ -45,7 +49,7 @@ def check_login(names: list[str]) -> None:
         )
 
 
-def prepare(names: list[str], folder: Path) -> None:
+def prepare(names: Sequence[str], folder: Path) -> None:
     """Where Weights & Biases keeps its files and what it calls the run, unless the user's
     environment says so already."""
     if "wandb" in names:
@@ -53,24 +57,22 @@ def prepare(names: list[str], folder: Path) -> None:
         os.environ.setdefault("WANDB_NAME", folder.name)
 
 
-def settings(monitor: Any, config: dict[str, Any]) -> None:
+def settings(writers: Writers, config: dict[str, Any]) -> None:
     """The run's settings, nested as in its config.yaml."""
-    if monitor.wandb_monitor:
+    if writers.wandb:
         import wandb
 
         wandb.config.update(config, allow_val_change=True)
-    if monitor.comet_monitor:
-        monitor.comet_monitor.experiment.log_parameters(config)
+    if writers.comet:
+        writers.comet.log_parameters(config)
 
 
-def samples(monitor: Any, step: int, samples: list[dict[str, Any]]) -> None:
+def samples(writers: Writers, step: int, samples: list[dict[str, Any]]) -> None:
     """The responses of a step, as a table."""
     rows = [[sample[column] for column in COLUMNS] for sample in samples]
-    if monitor.wandb_monitor:
+    if writers.wandb:
         import wandb
 
         wandb.log({"samples": wandb.Table(columns=list(COLUMNS), data=rows)}, step=step)
-    if monitor.comet_monitor:
-        monitor.comet_monitor.experiment.log_table(
-            f"samples-{step:06d}.csv", tabular_data=rows, headers=list(COLUMNS)
-        )
+    if writers.comet:
+        writers.comet.log_table(f"samples-{step:06d}.csv", tabular_data=rows, headers=list(COLUMNS))

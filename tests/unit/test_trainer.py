@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from capo_ds.config import OptimizerConfig
-from capo_ds.distributed.engine import learning_rate_factor
+from capo_ds.distributed.schedule import learning_rate_factor
 from capo_ds.rollout.base import uniforms
 from capo_ds.seeding import Stream, generator
 from capo_ds.telemetry.metrics import METRICS_FILE, Means, PhaseTimer, Recorder
@@ -48,10 +48,10 @@ def test_phase_times_add_up_and_restart():
 def test_a_log_is_cut_at_the_step_and_at_a_half_written_line(tmp_path):
     lines = [json.dumps({"step": step}) + "\n" for step in range(4)]
     (tmp_path / METRICS_FILE).write_text("".join(lines) + '{"step": 1, "rew')
-    monitor = SimpleNamespace(tb_monitor=None)
-    Recorder(tmp_path, monitor, first_line=3)
+    writers = SimpleNamespace(tensorboard=None)
+    Recorder(tmp_path, writers, first_line=3)
     assert (tmp_path / METRICS_FILE).read_text() == "".join(lines[:3])
-    Recorder(tmp_path, monitor, first_line=0)
+    Recorder(tmp_path, writers, first_line=0)
     assert (tmp_path / METRICS_FILE).read_text() == ""
 
 

@@ -3,8 +3,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from capo_ds.advantages import advantages
 from capo_ds.config import ConfigError, RewardConfig
-from capo_ds.objective import group_advantages
 from capo_ds.tasks import Problem, Scorer, Verdict, score
 from capo_ds.tasks.outcome import Comparison
 
@@ -182,7 +182,7 @@ def test_weighted_float32_scores_that_agree_but_for_rounding_give_no_advantage(t
     scores = own(["a", "ab", "abc"], [PROBLEM] * 3)
     rewards, rounding = (torch.tensor([x]).double() for x in (scores.rewards, scores.roundings))
     assert len(set(scores.rewards)) == 2  # 0.06 and a float32 step of 0.3 * 699.9
-    assert group_advantages(rewards, scale=True, rounding=rounding).eq(0).all()
+    assert advantages(rewards, rounding=rounding).eq(0).all()
 
 
 def test_a_function_may_pass(file, judge):
