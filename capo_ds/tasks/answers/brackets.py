@@ -74,7 +74,12 @@ def _group(parser: Parser) -> Node | Value:
 
     inner = statement(parser)
     parser.expect("}")
-    return inner
+    return _unwrapped(inner)
+
+
+def _unwrapped(value: Node | Value) -> Node | Value:
+    """An expression as the node that can be calculated with."""
+    return value.node if isinstance(value, Expression) else value
 
 
 def _braced(parser: Parser) -> Value:
@@ -108,7 +113,7 @@ def _round_or_square(parser: Parser, opening: str) -> Node | Value:
     if len(found) == 1:
         if (opening == "(") != (closing == ")"):
             raise Unreadable("brackets of two kinds around one value")
-        return found[0]
+        return _unwrapped(found[0])
     if (opening, closing) == ("(", ")"):
         return Tuple(tuple(map(as_value, found)))
     if len(found) != 2 or not all(isinstance(item, Node | Expression) for item in found):

@@ -12,7 +12,7 @@ from capo_ds.tasks.answers import brackets
 from capo_ds.tasks.answers.nodes import INFINITY, Node, combined, number, symbol
 from capo_ds.tasks.answers.tokens import FUNCTIONS, GREEK, Token
 from capo_ds.tasks.answers.units import is_unit_word
-from capo_ds.tasks.answers.values import Expression, Unreadable, Value
+from capo_ds.tasks.answers.values import Based, Expression, Unreadable, Value
 
 END = Token("end", "")
 APPLIED = {"f", "g", "h", "P", "F", "G"}  # letters that before a bracket are functions
@@ -21,6 +21,11 @@ _ATOMS = FUNCTIONS | GREEK | {
     "overline", "mathbb", "triangle", "vec", "hat", "bar", "widehat", "arccot",
 }  # fmt: skip
 MAX_DECIMALS_REPEATED = 40
+MAX_BASE = 36
+BASES = {
+    "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9,
+    "ten": 10, "eleven": 11, "twelve": 12, "sixteen": 16,
+}  # fmt: skip
 
 
 class Parser:
@@ -82,8 +87,10 @@ class Parser:
             product = self._mixed(product)
         factors = [product]
         while True:
-            if operator := self.accept("*", "/"):
+            if operator := self.accept("*", "/", "div"):
                 factor = plain(self.factor())
+                if operator == "div":  # it asks to divide: not a fraction, a number's form
+                    factor = Node("pow", (factor, number(-1)))
                 if operator == "/":
                     whole = combined("mul", [plain(f) for f in factors])
                     factors = [Node("div", (whole, factor))]
@@ -208,7 +215,7 @@ class Parser:
     def atom(self) -> Node | Value:
         kind, text, _ = self.next
         if kind == "number":
-            return self._number()
+            return self._based() if self.after().text == "_" else self._number()
         if kind == "letters":
             return self._letters()
         if kind == "words":
@@ -232,6 +239,15 @@ class Parser:
                 raise Unreadable("a line over digits that are no decimals")
             value += Fraction(int(repeated), (10 ** len(repeated) - 1) * 10**places)
         return number(value)
+
+    def _based(self) -> Value:
+        """Digits with their base."""
+        digits = self.next.text
+        self.position += 1
+        found = based(digits, self.subscripted("").args[0][1:])
+        if found is None:
+            raise Unreadable("digits that are not of their base")
+        return found
 
     def words(self) -> Node:
         """Words that name something: the left side of an equation, or an answer in words."""
@@ -339,6 +355,14 @@ def plain(value: Node | Value) -> Node:
     if isinstance(value, Expression):
         return value.node
     raise Unreadable(f"a {value.kind} within an expression")
+
+
+def based(digits: str, name: str) -> Based | None:
+    """Digits in the base of that name (`8`, `eight`), or None if they are not."""
+    base = int(name) if name.isdigit() and len(name) < 3 else BASES.get(name, 0)
+    digits = digits.upper().lstrip("0") or "0"
+    known = 2 <= base <= MAX_BASE and digits.isalnum() and any(d.isdigit() for d in digits)
+    return Based(digits, base) if known and all(int(d, 36) < base for d in digits) else None
 
 
 def product_of(factors: list[Node]) -> Node:

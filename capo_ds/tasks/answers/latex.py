@@ -6,7 +6,7 @@ import re
 
 _UNICODE = {
     "\u2212": "-", "\u2013": "-", "\u00d7": r"\times ", "\u00b7": r"\cdot ", "\u22c5": r"\cdot ",
-    "\u00f7": "/", "\u2044": "/", "\u03c0": r"\pi ", "\u221e": r"\infty ", "\u222a": r"\cup ",
+    "\u00f7": r"\div ", "\u2044": "/", "\u03c0": r"\pi ", "\u221e": r"\infty ", "\u222a": r"\cup ",
     "\u2229": r"\cap ", "\u2208": r"\in ", "\u2264": r"\le ", "\u2265": r"\ge ",
     "\u2a7d": r"\le ", "\u2a7e": r"\ge ", "\u2260": r"\ne ", "\u00b1": r"\pm ", "\u2213": r"\mp ",
     "\u00b0": r"^{\circ}", "\u00ba": r"^{\circ}", "\u03b8": r"\theta ", "\u03b1": r"\alpha ",
@@ -39,8 +39,11 @@ _REWRITTEN = [
             r"\\(?:left|right|middle|displaystyle|textstyle|scriptstyle|limits|nolimits|mathstrut|"
             r"[bB]igg?[lrm]?|mathopen|mathclose|mathrel|ensuremath|bm|boldsymbol)(?![A-Za-z])"
         ),
-        " ",
+        "",
     ),
+    (re.compile(r"\{\s*([:=<>+-])\s*\}"), r"\1"),
+    (re.compile(r"\{([^{}]*)\\over(?![A-Za-z])([^{}]*)\}"), r"\\frac{\1}{\2}"),
+    (re.compile(r"\{([^{}]*)\\choose(?![A-Za-z])([^{}]*)\}"), r"\\binom{\1}{\2}"),
     (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
     (re.compile(r"\\[dt]binom(?![A-Za-z])"), r"\\binom"),
     (re.compile(r"\\(?:degrees?)(?![A-Za-z])"), r"^{\\circ}"),

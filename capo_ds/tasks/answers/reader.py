@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from capo_ds.tasks.answers.grammar import Parser
+from capo_ds.tasks.answers.grammar import Parser, based
 from capo_ds.tasks.answers.latex import cleaned
 from capo_ds.tasks.answers.nodes import walk
 from capo_ds.tasks.answers.plain import too_costly
@@ -14,11 +14,6 @@ from capo_ds.tasks.answers.tokens import STYLES, Token, tokenize
 from capo_ds.tasks.answers.units import is_unit_word
 from capo_ds.tasks.answers.values import Based, Expression, Text, Unreadable, Value
 
-MAX_BASE = 36
-_BASES = {
-    "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9,
-    "ten": 10, "eleven": 11, "twelve": 12, "sixteen": 16,
-}  # fmt: skip
 _STYLED = re.compile(rf"\\(?:{'|'.join(sorted(STYLES))})(?![A-Za-z])\s*\{{([^{{}}\\]*)\}}")
 _DIGITS = r"\(?\s*(?P<digits>[0-9A-Za-z]+)\s*\)?"
 _BASE = r"\(?\s*(?:base\s*)?(?P<base>[0-9]+|[a-z]+)\s*\)?"
@@ -59,6 +54,8 @@ def read(text: str, thousands: bool = True) -> Value:
         if words is None or not re.search("[a-z]{2}", words):
             raise
         return Text(words)
+    except RecursionError:
+        raise Unreadable("too deep") from None
     return value
 
 
@@ -72,7 +69,7 @@ def as_words(bare: str) -> str | None:
     while (inner := _STYLED.sub(r" \1 ", bare)) != bare:
         bare = inner
     bare = _SPACING.sub(" ", bare)
-    if _NO_WORDS.search(bare):
+    if _NO_WORDS.search(bare) or re.search(r"(?<![A-Za-z0-9])-|-(?![A-Za-z0-9])", bare):
         return None
     return " ".join(_WORD.findall(re.sub(r"(?<![0-9])\.|\.(?![0-9])|'", "", bare.lower()))) or None
 
@@ -105,10 +102,5 @@ def _based(bare: str) -> Based | None:
         if not match:
             continue
         name = match.groupdict().get("bare") or match["base"]
-        base = int(name) if name.isdigit() and len(name) < 3 else _BASES.get(name, 0)
-        digits = match["digits"].upper().lstrip("0") or "0"
-        if not 2 <= base <= MAX_BASE or not any(d.isdigit() for d in digits):
-            return None
-        if all(int(digit, 36) < base for digit in digits):
-            return Based(digits, base)
+        return based(match["digits"], name)
     return None

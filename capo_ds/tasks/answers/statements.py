@@ -151,7 +151,8 @@ def _labelled(label: Value, value: Value) -> Value:
     node = _label(label)
     if isinstance(value, Collection) and not value.braced:  # x = plus-minus 3
         return Collection(tuple(Labelled(node, item) for item in value.items))
-    if isinstance(value, Expression) and variables(node) & variables(value.node):
+    itself = node.head != "call" and isinstance(value, Expression)
+    if itself and variables(node) & variables(value.node):
         return Relation(plain(label), "=", value.node)
     return Labelled(node, value)
 

@@ -31,7 +31,7 @@ NAMES = {
     "gt": ">", "lbrace": "{", "rbrace": "}", "lbrack": "[", "rbrack": "]", "vert": "|",
     "lvert": "|", "rvert": "|", "mid": "|", "backslash": "setminus", "varnothing": "emptyset",
     "colon": ":", "ast": "*", "arccot": "arccot", "dollar": "$", "lparen": "(", "rparen": ")",
-    "div": "/", "cdot": "*", "times": "*", "bullet": "*", "prime": "'", "and": "and",
+    "div": "div", "cdot": "*", "times": "*", "bullet": "*", "prime": "'", "and": "and",
     "land": "and", "lor": "or", "or": "or", "exponentialE": "e", "imaginaryI": "i",
 }  # fmt: skip
 _WORDS = (FUNCTIONS - {"min", "max", "Re", "Im", "arg", "det"}) | {
@@ -42,7 +42,7 @@ _SEPARATOR = r"(?:\{,\}|,\\!|\\[,;: !]|,\\,)"
 _SCALED = re.compile(rf"[0-9]{{1,3}}(?:{_SEPARATOR}[0-9]{{3}})+(?![0-9])(?:\.[0-9]+)?")
 _THOUSANDS = re.compile(rf"[0-9]{{1,3}}(?:(?:,|{_SEPARATOR})[0-9]{{3}})+(?:\.[0-9]+)?(?!,?[0-9])")
 _NUMBER = re.compile(
-    r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:\\overline\s*\{\s*(?P<repeated>[0-9]+)\s*\})?"
+    r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,2}(?![0-9A-Za-z.]))?(?:\\overline\s*\{\s*(?P<repeated>[0-9]+)\s*\})?"
 )
 _ENVIRONMENT = re.compile(r"\\(begin|end)\s*\{([A-Za-z]+\*?)\}(?:\s*\{[clr|]*\})?")
 _COMMAND = re.compile(r"\\([A-Za-z]+)\*?|\\(.)", re.DOTALL)
@@ -163,7 +163,7 @@ def _styled(
     lowered = bare.lower().rstrip(".,")
     if lowered in ("and", "or"):
         return [("command", lowered)], closing + 1
-    if style.startswith("math") and len(bare) == 1:
+    if style.startswith("math") and len(bare) == 1 and bare.isalpha():
         upright = style == "mathrm" or bare not in "ei"
         return [("letters", bare) if upright else ("command", f"bold {bare}")], closing + 1
     if style.startswith(("math", "operator")) and bare in _WORDS:

@@ -23,9 +23,20 @@ SCALES = {
     "dozen": 12,
 }  # fmt: skip
 # Words that change or deny the number beside them: no unit.
-_NO_UNIT = set(
-    ["or", "and", "but", "not", "no", "nor", "isn", "is", "are", "was", "wrong", "never", "than", "then", "more", "less", "fewer", "least", "most", "about", "approximately", "approx", "around", "roughly", "nearly", "almost", "over", "under", "above", "below", "between", "from", "up", "minus", "plus", "times", "divided", "squared", "cubed", "half", "halves", "third", "thirds", "quarter", "quarters", "fourth", "fourths", "fifth", "fifths", "tenth", "tenths", "hundredth", "hundredths", "thousandth", "thousandths", "percent", "percents", "percentage", "negative", "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety", "hundred", "hundreds", "thousand", "thousands", "million", "millions", "billion", "billions", "trillion", "dozen", "dozens", "double", "twice", "triple", "factorial", "point", "base", "mod", "modulo", "remainder", "pi", "tens", "ones", "maybe", "instead", "sqrt", "root", "power", "exceeds", "if", "unless", "other", "except", "without", "k", "bn", "mn"]
-)
+_NO_UNIT = {
+    "or", "and", "but", "not", "no", "nor", "isn", "is", "are", "was", "wrong", "never", "than",
+    "then", "more", "less", "fewer", "least", "most", "about", "approximately", "approx",
+    "around", "roughly", "nearly", "almost", "over", "under", "above", "below", "between", "from",
+    "up", "minus", "plus", "times", "divided", "squared", "cubed", "half", "halves", "third",
+    "thirds", "quarter", "quarters", "fourth", "fourths", "fifth", "fifths", "tenth", "tenths",
+    "hundredth", "hundredths", "thousandth", "thousandths", "percent", "percents", "percentage",
+    "negative", "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine",
+    "ten", "eleven", "twelve", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty",
+    "ninety", "hundred", "hundreds", "thousand", "thousands", "million", "millions", "billion",
+    "billions", "trillion", "dozen", "dozens", "double", "twice", "triple", "factorial", "point",
+    "base", "mod", "modulo", "remainder", "pi", "tens", "ones", "maybe", "instead", "sqrt",
+    "root", "power", "exceeds", "if", "unless", "other", "except", "without", "k", "bn", "mn",
+}  # fmt: skip
 _POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 _ABBREVIATED = {"mph": (("h", -1), ("mi", 1)), "kph": (("h", -1), ("km", 1))}
 _MAX_WORDS = 6
