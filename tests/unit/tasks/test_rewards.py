@@ -127,7 +127,7 @@ def brevity(completions, **columns):
     return [-len(completion) for completion in completions]
 
 def echo(prompts, completions, references, level, **columns):
-    assert set(columns) == {"completion_ids"}, columns
+    assert set(columns) == {"completion_ids", "verdicts"}, columns
     return [float(f"{level[0]}{references[0]}") for _ in prompts]
 
 def sometimes(completions, **columns):
@@ -210,7 +210,6 @@ def test_a_failing_function_is_told(file, judge, name, message):
     [
         ("{file}:missing", "has no function 'missing'"),
         ("{file}:not_a_function", "has no function"),
-        ("{file}", "is not of the form file.py:function"),
         ("no/such.py:f", "reward.functions: no file 'no/such.py'"),
     ],
 )
