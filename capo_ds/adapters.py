@@ -38,7 +38,7 @@ def fresh_adapter(base: PreTrainedModel, config: ModelConfig, seed: int) -> Peft
         targets = plain_linear_layers(base)
     lora = LoraConfig(
         r=config.lora_rank,
-        lora_alpha=config.lora_alpha,
+        lora_alpha=config.lora_alpha,  # pyright: ignore[reportArgumentType] # any number will do
         use_rslora=config.rslora,
         target_modules=targets if isinstance(targets, str) else list(targets),
         exclude_modules=_excluded(base, config),
@@ -79,7 +79,7 @@ def read_adapter(folder: str, key: str = "model.adapter") -> LoraConfig:
         wrong = f"belongs to base weights that its making has changed (init_lora_weights: {start})"
     else:
         wrong = next((f"sets {f}" for f in FIELDS_REFUSED if getattr(adapter, f, None)), None)
-    if wrong:
+    if wrong or not isinstance(adapter, LoraConfig):
         raise ConfigError(
             f"{key}: {folder!r} {wrong}; only LoRA factors of linear layers have per-sample "
             "gradients: merge it into its base (launchers/merge.py), and start a fresh adapter"

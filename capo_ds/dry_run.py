@@ -17,6 +17,7 @@ from capo_ds.distributed.zero import parameter_count
 from capo_ds.memory import plan_on_all_ranks, readable
 from capo_ds.preparation import prepare
 from capo_ds.rehearsal import rehearse
+from capo_ds.rollout.base import SamplerRun
 from capo_ds.rollout.choose import check_sampler
 from capo_ds.run_folder import check_resume
 from capo_ds.tasks.prompts import encode
@@ -33,7 +34,7 @@ def dry_run(config: Config) -> None:
     check_resume(config)
     deepspeed_settings(config, Path(config.train.output_dir))
     with comm.together("looking for the sampler"):
-        check_sampler(config, policy, ready.tokenizer)
+        check_sampler(SamplerRun(config, policy, ready.tokenizer, "dry", loads=False, dry=True))
     rehearse(config, policy, encode(ready.tokenizer, ready.train_problems[:2]))
     plan = plan_on_all_ranks(config, policy)
     store = plan.choose(config.gradients.store)

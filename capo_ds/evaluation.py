@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
+from torch import nn
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -28,6 +29,7 @@ from capo_ds.rollout.base import (
     check_length,
     end_tokens,
     model_context,
+    pad_token,
 )
 from capo_ds.rollout.hf import HuggingFaceSampler, stop_at
 from capo_ds.run_folder import FolderLock
@@ -289,14 +291,15 @@ def run(config: Config) -> None:
         tokenizer = load_tokenizer(config.model)
         judge = Judge(config.reward.time_limit, config.reward.workers)
         evaluator = Evaluator(config, tokenizer, judge)
-        model = load_model(config).to(comm.device()).eval()
+        model: nn.Module = load_model(config)
+        model = model.to(comm.device()).eval()
         evaluator.check_lengths(model_context(model))
     if comm.is_main():
         print(_introduction(config, evaluator), flush=True)
     sampler = HuggingFaceSampler(
         model,
         end_tokens(model, tokenizer),
-        pad=tokenizer.pad_token_id,
+        pad=pad_token(tokenizer),
         max_new_tokens=evaluator.limit,
         batch_size=config.rollout.batch_size,
         stop=stop_at(tokenizer, config.prompt.stop),

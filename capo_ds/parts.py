@@ -16,14 +16,17 @@ MARK = ".py:"  # in the name of a part that the user brings
 
 class Part(NamedTuple):
     """place: `module:name` of the function or class. what: a few words for the settings' page.
-    label: in figures and tables; its name, if there is none."""
+    label: in figures and tables; its name, if there is none. memory: of a sampler, the place of
+    the function that says what it needs."""
 
     place: str
     what: str
     label: str = ""
+    memory: str = ""
 
 
-AGGREGATION, OBJECTIVES, SKETCHES = "capo_ds.aggregation", "capo_ds.objectives", "capo_ds.gradients"
+AGGREGATION, OBJECTIVES = "capo_ds.aggregation", "capo_ds.objectives"
+SKETCHES, SAMPLERS, TASKS = "capo_ds.gradients", "capo_ds.rollout", "capo_ds.tasks"
 
 # A name that ends in a colon stands for all that begin with it; its function gives the part.
 BUILT_IN: dict[str, dict[str, Part]] = {
@@ -44,10 +47,39 @@ BUILT_IN: dict[str, dict[str, Part]] = {
         "gspo": Part(f"{OBJECTIVES}.gspo:gspo", "one ratio a response, clipped"),
         "cispo": Part(f"{OBJECTIVES}.cispo:cispo", "clipped weights, every token has a gradient"),
     },
+    "reward": {
+        "rule": Part(f"{TASKS}.rewards:rule", "what the verdict is worth: 1, -0.5 or -1"),
+    },
+    "sampler": {
+        "hf": Part(
+            f"{SAMPLERS}.hf:hf",
+            "the training model itself",
+            memory=f"{SAMPLERS}.hf:memory",
+        ),
+        "vllm": Part(
+            f"{SAMPLERS}.colocated:vllm",
+            "an engine inside every rank, asleep while the trainer works",
+            memory=f"{SAMPLERS}.colocated:memory",
+        ),
+        "server": Part(
+            f"{SAMPLERS}.server:server", "a vLLM server elsewhere: launchers/vllm_server.py"
+        ),
+    },
     "sketch": {
         "rademacher": Part(f"{SKETCHES}.sketch:RademacherSketch", "dense signs, the paper's"),
         "sparse": Part(f"{SKETCHES}.sketch:SparseSketch", "four signs a column"),
         "outer": Part(f"{SKETCHES}.sketch:OuterSketch", "two-sided, without forming gradients"),
+    },
+    "task": {
+        "arithmetic": Part(f"{TASKS}.arithmetic:task", "generated word problems"),
+        "gsm8k": Part(f"{TASKS}.sources:GSM8K", "of the hub"),
+        "math": Part(f"{TASKS}.sources:MATH", "of the hub"),
+        "amc23": Part(f"{TASKS}.sources:AMC23", "of the hub, for testing"),
+        "aime24": Part(f"{TASKS}.sources:AIME24", "of the hub, for testing"),
+        "custom": Part(f"{TASKS}.sources:CUSTOM", "your own file: give its path and columns"),
+    },
+    "verdict": {
+        "boxed": Part(f"{TASKS}.rewards:boxed", "one box at the end, its content the reference"),
     },
 }
 
@@ -86,9 +118,9 @@ def built_in(kind: str, name: str) -> Callable[..., Any]:
         ImportError: it needs a package that is not there.
     """
     if name in BUILT_IN[kind]:
-        return _at(BUILT_IN[kind][name].place)
+        return at(BUILT_IN[kind][name].place)
     if _family(name) in BUILT_IN[kind]:
-        return _at(BUILT_IN[kind][_family(name)].place)(name)
+        return at(BUILT_IN[kind][_family(name)].place)(name)
     raise ValueError(f"unknown {kind} {name!r}; choose from {', '.join(names(kind))}")
 
 
@@ -97,10 +129,16 @@ def labels(kind: str) -> dict[str, str]:
     return {name: part.label or name for name, part in BUILT_IN[kind].items()}
 
 
+def short(name: str) -> str:
+    """What a part is called where it is one of several: of the user's, without the file."""
+    return name.rpartition(":")[2] if MARK in name else name
+
+
 def _family(name: str) -> str:
     return name.partition(":")[0] + ":"
 
 
-def _at(place: str) -> Any:
+def at(place: str) -> Any:
+    """What `module:name` is."""
     module, _, attribute = place.partition(":")
     return getattr(import_module(module), attribute)

@@ -29,7 +29,7 @@ from capo_ds.memory import plan_on_all_ranks, used_memory
 from capo_ds.objective import step_advantages
 from capo_ds.preparation import prepare
 from capo_ds.rehearsal import Passes, rehearse, rehearse_saving
-from capo_ds.rollout.base import Draw, Rollout, Truncation
+from capo_ds.rollout.base import Draw, Rollout, SamplerRun, Truncation
 from capo_ds.rollout.choose import make_sampler
 from capo_ds.run_folder import check_unchanged, going_on
 from capo_ds.seeding import Stream, generator
@@ -124,12 +124,8 @@ class Trainer:
         run = comm.broadcast(uuid.uuid4().hex[:8])
         with comm.together("starting the sampler"):
             self.sampler, self.probe = make_sampler(
-                config,
-                self.engine.module,
-                self.tokenizer,
+                SamplerRun(config, self.engine.module, self.tokenizer, run, comm.is_main()),
                 prompts=encode(self.tokenizer, self.train_problems[:PROBE_PROBLEMS]),
-                run=run,
-                loads=comm.is_main(),
             )
 
     # ---------------------------------------------------------------- the loop

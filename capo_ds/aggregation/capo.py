@@ -282,10 +282,11 @@ def _nearest_to_vanilla(setting: _Setting, solved: _Solved, otherwise: np.ndarra
     """
     problem, xi = setting.problem, solved.solution.xi
     program = setting.program(solved.program.price, problem.vanilla)
-    step = solver.nearest(program, program.cancellation_scale(xi))
-    if step is None:
+    # 0 is optimal, so a ball of twice ||g_0|| does not bind.
+    solution = solver.solve(replace(program, radius=2.0 * problem.vanilla_norm))
+    if solution.on_boundary:
         return otherwise
-    nearest = setting.shrunk_into_ball(problem.vanilla + setting.spread(step))
+    nearest = setting.shrunk_into_ball(problem.vanilla + setting.spread(solution.step))
     value = solved.program.primal_value((problem.gram @ nearest)[setting.samples])
     accurate = value >= -solver.CERTIFIED * solved.program.cancellation_scale(xi)
     return nearest if accurate else otherwise

@@ -37,7 +37,7 @@ class GramProblem:
     gram: np.ndarray
     positive: np.ndarray
     negative: np.ndarray
-    vanilla: np.ndarray | None = None
+    vanilla: np.ndarray = None  # pyright: ignore[reportAssignmentType]
     dropped: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:

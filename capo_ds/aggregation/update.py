@@ -83,9 +83,8 @@ class Solved:
     @property
     def xi(self) -> np.ndarray | None:
         """(N,) weights of the direction: their mean over blocks, if the aggregator has any."""
-        if any(result.xi is None for result in self.results):
-            return None
-        return np.mean([result.xi for result in self.results], axis=0)
+        given = [result.xi for result in self.results if result.xi is not None]
+        return np.mean(given, axis=0) if len(given) == len(self.results) else None
 
     def heard(self, numbers: np.ndarray, total: int) -> dict[int, dict[str, float | None]]:
         """What became of each sample, by its number: the `norm` of its gradient, its cosines with

@@ -59,7 +59,7 @@ class Watchdog:
         self._rank, self._ranks = dist.get_rank(), dist.get_world_size()
         self._address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         # A connection of its own: one that waits for a key in a collective would make us wait too.
-        store = dist.TCPStore(
+        store = dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage] # documented
             os.environ["MASTER_ADDR"],
             int(os.environ["MASTER_PORT"]),
             is_master=False,
@@ -68,7 +68,9 @@ class Watchdog:
         # torchrun's store outlives its workers: those that it starts again must not read of the
         # failure that ended the ones before.
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        self._store = dist.PrefixStore(f"capo_ds/{attempt}", store)
+        self._store = dist.PrefixStore(  # pyright: ignore[reportPrivateImportUsage] # documented
+            f"capo_ds/{attempt}", store
+        )
         if self._rank == 0:  # or reading them would wait for those that have not started
             for rank in range(self._ranks):
                 self._store.compare_set(SIGN.format(rank), "", "")

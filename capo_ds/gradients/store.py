@@ -25,6 +25,7 @@ class Store(Protocol):
 
     def matrices(self) -> Iterator[Tensor]:
         """Blocks of columns (n, D): rows over all blocks are the gradients, or their sketches."""
+        ...
 
     def discard(self, samples: Tensor) -> None:
         """Keep a NaN of some samples out of later sums. samples: (n,) of bool."""

@@ -24,16 +24,36 @@ from capo_ds.rollout.base import (
     WHOLE,
     Draw,
     Rollout,
+    SamplerBytes,
+    SamplerRun,
+    SamplingShapes,
     Truncation,
     assemble,
     check_prompts,
     request_settings,
 )
-from capo_ds.rollout.engine import engine_settings
+from capo_ds.rollout.engine import context_length, engine_settings
 from capo_ds.rollout.waiting import EngineThread
 
 if TYPE_CHECKING:
     from vllm import LLM, RequestOutput
+
+
+def vllm(run: SamplerRun) -> ColocatedSampler | None:
+    """The sampler of a run; None in a dry run, which starts no engine."""
+    if run.dry:
+        require_vllm(run.config)
+        return None
+    context = context_length(run.config, run.policy.config)
+    return ColocatedSampler(run.policy, run.ends, run.tokenizer.pad_token_id, context, run.config)
+
+
+def memory(shapes: SamplingShapes) -> SamplerBytes:
+    """The engine's weights and cache: asleep while the trainer works, but not on CPU."""
+    rollout = shapes.config.rollout
+    engine = shapes.weights // rollout.tensor_parallel + int(rollout.vllm_cache_gib * 2**30)
+    key = "rollout.vllm_cache_gib"
+    return SamplerBytes(0, engine, key) if shapes.on_cpu else SamplerBytes(engine, 0, key)
 
 
 class ColocatedSampler:
@@ -45,6 +65,8 @@ class ColocatedSampler:
             `rollout.tensor_parallel`.
         TimeoutError: from every method that waits for the engine, after `rollout.timeout`.
     """
+
+    shares_policy = False
 
     def __init__(
         self, policy: PeftModel, ends: Sequence[int], pad: int, context: int, config: Config

@@ -185,9 +185,10 @@ def _beginning(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 def encode(tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem]) -> list[list[int]]:
     """Prompts as token ids: those of `render`, or of the text where it has not been rendered."""
-    if any(problem.tokens is None for problem in problems):
+    tokens = [list(problem.tokens) for problem in problems if problem.tokens is not None]
+    if len(tokens) < len(problems):
         return _begun(tokenizer, [problem.prompt for problem in problems])
-    return [list(problem.tokens) for problem in problems]
+    return tokens
 
 
 def fitting(
@@ -223,9 +224,9 @@ def text_before(tokenizer: PreTrainedTokenizerBase, ids: list[int], stop: Sequen
     """
     special = [token for token in tokenizer.all_special_tokens if token]
     whole = [string for string in stop if any(token in string for token in special)]
-    text = tokenizer.decode(ids, skip_special_tokens=True)
+    text = str(tokenizer.decode(ids, skip_special_tokens=True))
     if whole:
-        told = tokenizer.decode(ids, skip_special_tokens=False)
+        told = str(tokenizer.decode(ids, skip_special_tokens=False))
         if (shorter := cut(told, whole)) != told:
             text = re.sub("|".join(map(re.escape, special)), "", shorter)
     return cut(text, stop)

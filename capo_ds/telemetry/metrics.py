@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
@@ -195,6 +195,7 @@ def flat_settings(config: dict[str, Any]) -> dict[str, Any]:
 def _hide_from(writer: SummaryWriter, step: int) -> None:
     """Make TensorBoard forget this step and later ones of earlier event files in the folder."""
     start = SessionLog(status=SessionLog.START)
+    assert writer.file_writer
     writer.file_writer.add_event(Event(step=step, session_log=start))
 
 
@@ -205,6 +206,7 @@ def _add_hyperparameters(writer: SummaryWriter, values: dict[str, Any]) -> None:
         for name, value in values.items()
     }
     experiment, start, _ = hparams(plain, dict.fromkeys(COMPARED, 0.0))
+    assert writer.file_writer
     for summary in (experiment, start):  # without the end, which is to come
         writer.file_writer.add_summary(summary)
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, cast
 
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 
 from capo_ds.config import Config
 from capo_ds.distributed.zero import parameter_count
@@ -109,7 +109,8 @@ def _values(section: Any) -> str:
 
 def _adapter(config: Config, policy: PeftModel) -> str:
     """The adapter as it is: its own settings, if the run goes on from one."""
-    lora, targets = policy.peft_config["default"], config.model.lora_targets
+    lora = cast(LoraConfig, policy.peft_config["default"])
+    targets = config.model.lora_targets
     if config.model.adapter:
         return f"rank {lora.r}, alpha {lora.lora_alpha:g}, from {config.model.adapter}"
     named = targets if isinstance(targets, str) else " ".join(targets)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def check(names: list[str]) -> None:
+def check(names: Sequence[str]) -> None:
     """Raises `ConfigError` where a service of train.report_to is not installed."""
     for name in names:
         if name not in PACKAGES:
@@ -35,7 +36,7 @@ def check(names: list[str]) -> None:
             )
 
 
-def check_login(names: list[str]) -> None:
+def check_login(names: Sequence[str]) -> None:
     """Raises `ConfigError` where Weights & Biases would ask for a key: no rank can answer it."""
     if "wandb" not in names or os.environ.get("WANDB_MODE") in ("offline", "disabled"):
         return
@@ -48,7 +49,7 @@ def check_login(names: list[str]) -> None:
         )
 
 
-def prepare(names: list[str], folder: Path) -> None:
+def prepare(names: Sequence[str], folder: Path) -> None:
     """Where Weights & Biases keeps its files and what it calls the run, unless the user's
     environment says so already."""
     if "wandb" in names:

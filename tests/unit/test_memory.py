@@ -55,7 +55,7 @@ def test_the_plan_counts_the_shapes_of_the_run(random_model):
     assert "recompute" not in plan_memory(exact, policy, 2, Capacity(GIB, GIB)).stores
 
 
-@pytest.mark.parametrize(("shared", "row"), [(True, "vLLM"), (False, "larger of training")])
+@pytest.mark.parametrize(("shared", "row"), [(True, "the sampler"), (False, "larger of training")])
 def test_vllm_is_in_the_plan_and_asleep_on_gpus(random_model, shared, row):
     settings = {"model": {"path": random_model, "lora_rank": 2}, "rollout": {"vllm_cache_gib": 3.0}}
     policy = load_policy(parse_config(settings).model, seed=0)
