@@ -4,12 +4,26 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StrictBool, StrictInt, model_validator
+from pydantic import AfterValidator, Field, StrictBool, StrictInt, model_validator
 
 from capo_ds.config.paths import PathText
 from capo_ds.config.section import Number, Section, refuse_doubles
+from capo_ds.parts import choices, known, short
 
 PROMPT_TEMPLATES = ("plain", "base", "chat")
+
+
+def _task(name: str) -> str:
+    return known("task", name)
+
+
+def _verdict(name: str) -> str:
+    return known("verdict", name)
+
+
+def _reward(name: str) -> str:
+    return known("reward", name)
+
 
 Level = Annotated[StrictInt, Field(ge=1, le=5)]
 
@@ -17,10 +31,19 @@ Level = Annotated[StrictInt, Field(ge=1, le=5)]
 class DatasetConfig(Section):
     """A set of problems: generated, of the hub, or of the user's own files."""
 
-    name: Literal["arithmetic", "gsm8k", "math", "amc23", "aime24", "custom"] = Field(
-        default="arithmetic",
-        description="the data set: arithmetic is generated; custom is your own file (give its path "
-        "and columns)",
+    name: Annotated[PathText, AfterValidator(_task)] = Field(
+        default="arithmetic", description=f"the data set: {choices('task')}"
+    )
+    options: dict[str, Any] = Field(
+        default={}, description="options of your own data set, checked by its annotations"
+    )
+    verdict: Annotated[PathText, AfterValidator(_verdict)] | None = Field(
+        default=None,
+        description=f"what judges its responses: {choices('verdict')}; null: the data set's "
+        "own, or boxed",
+    )
+    verdict_options: dict[str, Any] = Field(
+        default={}, description="options of your own verdict, checked by its annotations"
     )
     path: PathText | None = Field(
         default=None,
@@ -74,7 +97,7 @@ class DatasetConfig(Section):
 
     @property
     def title(self) -> str:
-        return self.label or self.name
+        return self.label or short(self.name)
 
 
 class TrainingSetConfig(DatasetConfig):
@@ -195,10 +218,12 @@ class PromptConfig(Section):
 class RewardFunctionConfig(Section):
     """One entry of reward.functions."""
 
-    function: PathText = Field(
-        description="rule (1, -0.5, -1: right, wrong, not in the format), or your own as "
-        "file.py:function, called with lists prompts, completions, references and the data set's "
-        "columns by keyword; it returns a list of numbers"
+    function: Annotated[PathText, AfterValidator(_reward)] = Field(
+        description=f"{choices('reward')}, called with lists prompts, completions, references, "
+        "verdicts and the data set's columns by keyword; it returns a list of numbers"
+    )
+    options: dict[str, Any] = Field(
+        default={}, description="options of your own function, checked by its annotations"
     )
     weight: Number = Field(default=1.0, description="its weight in the sum that is the reward")
 

@@ -6,20 +6,15 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 
 from capo_ds.tasks.answers import find_boxes
-from capo_ds.tasks.base import Problem
+from capo_ds.tasks.base import Problem, Split, Wanted
 from capo_ds.tasks.columns import conversation, holds, last_words, value_at
 from capo_ds.tasks.files import READERS, ending, exact_text, plain_rows, read_split
 from capo_ds.tasks.rewards import final_answer
-
-if TYPE_CHECKING:
-    from capo_ds.config import DatasetConfig
-
-Split = Literal["train", "test"]
 
 _CALCULATION = re.compile(r"<<[^<>]*>>")  # GSM8K's notes to a calculator: 48/2 = <<48/2=24>>24
 _LOOSE_BOX = re.compile(r"\\(?:boxed|fbox) ([^$]+?)\s*(?:\$|$)")
@@ -52,7 +47,7 @@ def last_box(text: str) -> str:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a data set is, what its columns are called, and how its answers are read.
+    """A task: where a data set is, what its columns are called, and how its answers are read.
 
     The readers raise `ValueError` for a value that holds no answer.
     """
@@ -66,71 +61,66 @@ class Source:
     read_answer: Callable[[Any], str] = exact_text
     read_solution: Callable[[str], str] = str
 
-
-SOURCES: dict[str, Source] = {
-    "gsm8k": Source(
-        path="openai/gsm8k",
-        subset="main",
-        splits={"train": "train", "test": "test"},
-        prompt="question",
-        answer="answer",
-        solution="answer",
-        read_answer=after_hashes,
-        read_solution=gsm8k_solution,
-    ),
-    "math": Source(
-        path="DigitalLearningGmbH/MATH-lighteval",
-        subset=None,
-        splits={"train": "train", "test": "test"},
-        prompt="problem",
-        answer="solution",
-        solution="solution",
-        read_answer=last_box,
-    ),
-    "amc23": Source(
-        path="math-ai/amc23",
-        subset=None,
-        splits={"test": "test"},
-        prompt="question",
-        answer="answer",
-        solution=None,
-    ),
-    "aime24": Source(
-        path="HuggingFaceH4/aime_2024",
-        subset=None,
-        splits={"test": "train"},  # the hub's only split has that name
-        prompt="problem",
-        answer="answer",
-        solution="solution",
-    ),
-    "custom": Source(
-        path=None,
-        subset=None,
-        splits={"train": "train", "test": "test"},
-        prompt=None,
-        answer=None,
-        solution=None,
-    ),
-}
+    def __call__(self, wanted: Wanted) -> list[Problem]:
+        """Its problems. Raises `ConfigError`, as `load_source`."""
+        return load_source(self, wanted)
 
 
-def load_source(
-    config: DatasetConfig, split: Split, path: str | None, split_name: str | None, limit: int | None
-) -> list[Problem]:
-    """Problems of a data set, in the order of its rows or shuffled by the config's seed.
+GSM8K = Source(
+    path="openai/gsm8k",
+    subset="main",
+    splits={"train": "train", "test": "test"},
+    prompt="question",
+    answer="answer",
+    solution="answer",
+    read_answer=after_hashes,
+    read_solution=gsm8k_solution,
+)
+MATH = Source(
+    path="DigitalLearningGmbH/MATH-lighteval",
+    subset=None,
+    splits={"train": "train", "test": "test"},
+    prompt="problem",
+    answer="solution",
+    solution="solution",
+    read_answer=last_box,
+)
+AMC23 = Source(
+    path="math-ai/amc23",
+    subset=None,
+    splits={"test": "test"},
+    prompt="question",
+    answer="answer",
+    solution=None,
+)
+AIME24 = Source(
+    path="HuggingFaceH4/aime_2024",
+    subset=None,
+    splits={"test": "train"},  # the hub's only split has that name
+    prompt="problem",
+    answer="answer",
+    solution="solution",
+)
+CUSTOM = Source(
+    path=None,
+    subset=None,
+    splits={"train": "train", "test": "test"},
+    prompt=None,
+    answer=None,
+    solution=None,
+)
 
-    Args:
-        split: what the problems are for.
-        path: hub name, local file or folder; None for the data set's place on the hub.
-        split_name: its name there; None for the data set's own.
+
+def load_source(source: Source, wanted: Wanted) -> list[Problem]:
+    """Problems of a data set, in the order of its rows or shuffled by the settings' seed.
 
     Raises:
         ConfigError: there is no such data, or a row holds no problem.
     """
     from capo_ds.config import ConfigError
 
-    source = SOURCES[config.name]
-    path = path or source.path or ""
+    config, split, split_name = wanted.settings, wanted.split, wanted.split_name
+    path = wanted.path or source.path or ""
     where = f"data set {config.name} ({path})"
     if split_name is None and split not in source.splits:
         raise ConfigError(
@@ -138,7 +128,7 @@ def load_source(
         )
     rows = load_rows(path, config.subset, split_name, source, split)
     order = np.random.default_rng(config.seed).permutation(len(rows)) if config.shuffle else None
-    numbers = list(range(len(rows)) if order is None else order.tolist())[:limit]
+    numbers = list(range(len(rows)) if order is None else order.tolist())[: wanted.limit]
     prompt = config.prompt_column or source.prompt or ""
     answer = config.answer_column or source.answer or ""
     solution = config.solution_column or source.solution
