@@ -84,7 +84,7 @@ def interval(rng: Random) -> Answer:
     answer.same("spacing", text.replace(" ", ""), text.replace(", ", r",\,"))
     answer.same("sized", rf"\left{OPEN[left]}{low}, {high}\right{CLOSE[right]}")
     answer.same("membership", rf"x \in {text}", rf"x\in {text.replace(' ', '')}")
-    answer.same("inequalities", chain, chain.replace("x", "t"), chain.replace(r"\le", r"\leq"))
+    answer.same("inequalities", chain, chain.replace(r"\le", r"\leq"))
     backwards = {"<": ">", r"\le": r"\ge"}
     answer.same("inequalities", rf"{high} {backwards[LESS[right]]} x {backwards[LESS[left]]} {low}")
     answer.same("unicode", chain.replace(r"\le", "≤"), rf"x ∈ {text}")
