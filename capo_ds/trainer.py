@@ -51,6 +51,7 @@ FINISHING = "ending after this step, with a checkpoint"
 JUDGED = {
     "reward/unparsed": Comparison.UNPARSED,
     "reward/timed_out": Comparison.TIMED_OUT,
+    "reward/unjudged": Comparison.UNJUDGED,
 }
 
 
