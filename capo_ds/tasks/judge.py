@@ -14,9 +14,8 @@ import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from multiprocessing.connection import wait
 from pathlib import Path
 from queue import LifoQueue
@@ -41,32 +40,36 @@ class Judge:
         self._free: LifoQueue[Worker] = LifoQueue()  # one that runs already comes first
         for _ in range(workers):
             self._free.put(Worker(time_limit))
+        self._deadline: float | None = None
+
+    @contextlib.contextmanager
+    def within(self, budget: float) -> Iterator[None]:
+        """Seconds for all that is compared inside; what has no verdict by then is unjudged."""
+        self._deadline = time.monotonic() + budget
+        try:
+            yield
+        finally:
+            self._deadline = None
 
     def compare(self, pairs: Sequence[tuple[str, str]]) -> list[Comparison]:
         """What became of each (given, reference). Raises as `explain` does."""
         return [outcome.comparison for outcome in self.explain(pairs)]
 
-    def explain(
-        self, pairs: Sequence[tuple[str, str]], budget: float | None = None
-    ) -> list[Outcome]:
+    def explain(self, pairs: Sequence[tuple[str, str]]) -> list[Outcome]:
         """What became of each (given, reference) and why; each distinct pair is compared once.
-
-        budget: seconds for them all; what needs a child and has no verdict by then is unjudged.
 
         Raises:
             RuntimeError: a child process could not be started.
         """
-        deadline = None if budget is None else time.monotonic() + budget
         known = {pair: _compare_here(*pair) for pair in pairs}
         hard = [pair for pair, outcome in known.items() if outcome is None]
-        ask = partial(self._compare_in_child, deadline)
-        known |= zip(hard, self._threads.map(ask, hard), strict=True)
+        known |= zip(hard, self._threads.map(self._compare_in_child, hard), strict=True)
         return [known[pair] for pair in pairs]
 
-    def _compare_in_child(self, deadline: float | None, pair: tuple[str, str]) -> Outcome:
+    def _compare_in_child(self, pair: tuple[str, str]) -> Outcome:
         worker = self._free.get()
         try:
-            return worker.ask(*pair, deadline)
+            return worker.ask(*pair, self._deadline)
         finally:
             self._free.put(worker)
 

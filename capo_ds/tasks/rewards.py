@@ -71,18 +71,12 @@ class Scores:
     parts: dict[str, list[float | None]]
 
 
-def score(
-    completions: Sequence[str],
-    problems: Sequence[Problem],
-    judge: Judge,
-    budget: float | None = None,
-) -> list[Verdict]:
-    """Apply the rule to completions[i], text without special tokens, as an answer to problems[i].
-
-    budget: seconds for the comparisons of them all (`Judge.explain`).
+def score(completions: Sequence[str], problems: Sequence[Problem], judge: Judge) -> list[Verdict]:
+    """The verdict of each problem's data set on completions[i], text without special tokens.
 
     Raises:
         ValueError: the two sequences differ in length.
+        RuntimeError: a verdict of the user's failed.
     """
     if len(completions) != len(problems):
         raise ValueError(f"{len(completions)} completions for {len(problems)} problems")
@@ -104,7 +98,7 @@ def boxed(completions: Sequence[str], problems: Sequence[Problem], judge: Judge)
         for answer, problem in zip(answers, problems, strict=True)
         if answer is not None
     ]
-    outcomes = iter(judge.explain(pairs, budget))
+    outcomes = iter(judge.explain(pairs))
     return [_verdict(None if answer is None else next(outcomes)) for answer in answers]
 
 
@@ -153,7 +147,8 @@ class Scorer:
         Raises:
             RuntimeError: a user's function failed or returned what is no list of rewards.
         """
-        verdicts = score(completions, problems, self._judge, self._budget)
+        with self._judge.within(self._budget):
+            verdicts = score(completions, problems, self._judge)
         columns = self._columns.union(*(problem.columns for problem in problems))
         parts = call_all(self._functions, completions, problems, completion_ids, columns, verdicts)
         for number, rewards in enumerate(zip(*parts.values(), strict=True)):
