@@ -34,14 +34,14 @@ class CapoEngine:
         self.names = [n for n, p in policy.named_parameters() if p.requires_grad]
         self.shapes = [tuple(parameter.shape) for parameter in self.parameters]
         settings = deepspeed_settings(config, monitor_dir)
-        tables.prepare(config.train.report_to, monitor_dir)
-        self._engine, *_ = deepspeed.initialize(
-            model=policy,
-            model_parameters=self.parameters,
-            config=settings,
-            lr_scheduler=make_schedule(config.optimizer, optimizer_steps),
-            dist_init_required=False,
-        )
+        with tables.named(config.train.report_to, monitor_dir):
+            self._engine, *_ = deepspeed.initialize(
+                model=policy,
+                model_parameters=self.parameters,
+                config=settings,
+                lr_scheduler=make_schedule(config.optimizer, optimizer_steps),
+                dist_init_required=False,
+            )
         self._zero = Zero(self._engine, zero_stage(settings))
         self.module = self._engine.module
         self.module.eval()  # and so it stays: see `load_policy`

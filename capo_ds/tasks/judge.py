@@ -1,4 +1,4 @@
-"""Equivalence of answers: exactly where that decides it, else by math-verify in child processes.
+"""Equivalence of answers: exactly where that decides it, else by SymPy in child processes.
 
 A symbolic comparison of a model's answer can take for ever or all memory. So it runs in a child
 process that is killed at a time limit and replaced; the trainer itself needs no alarm signal.
@@ -17,11 +17,11 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from queue import Queue
 
-from capo_ds.tasks.answers.plain import compare_exactly, too_costly
+from capo_ds.tasks.answers.compare import Engine, Undecided, compare, compare_numbers
 from capo_ds.tasks.outcome import Comparison, Outcome
 from capo_ds.tasks.worker import READY
 
-START_LIMIT = 120.0  # seconds for a child to import math-verify, on a busy machine
+START_LIMIT = 120.0  # seconds for a child to import SymPy, on a busy machine
 PACKAGES = Path(__file__).resolve().parents[2]  # the folder that holds capo_ds
 
 
@@ -60,10 +60,12 @@ class Judge:
 
 def _compare_here(given: str, reference: str) -> Outcome | None:
     """What needs no child process; None for the rest."""
-    same = compare_exactly(given, reference)
-    if same is not None:
-        return Outcome(Comparison.EQUAL if same else Comparison.DIFFERENT, "by text or exact value")
-    return Outcome(Comparison.UNPARSED, "too long or too deep") if too_costly(given) else None
+    if outcome := compare_numbers(given, reference):
+        return outcome
+    try:
+        return compare(given, reference, Engine())
+    except Undecided:
+        return None
 
 
 class Worker:

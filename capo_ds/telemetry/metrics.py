@@ -130,6 +130,7 @@ class Recorder:
         self.folder, self.writers, self.first_line = folder, writers, first_line
         for name in (METRICS_FILE, SAMPLES_FILE):
             _keep_before(folder / name, first_line)
+        writers.cut_csv(first_line)
         if writer := self.writers.tensorboard:
             _hide_from(writer, first_line)
 

@@ -23,7 +23,7 @@ def test_deepspeed(stage: int, random_model: str, tmp_path: Path) -> None:
         {
             "model": {"path": random_model, "lora_rank": 2},
             "deepspeed": f"ds_configs/zero{stage}.json",
-            "train": {"output_dir": str(tmp_path)},
+            "train": {"output_dir": str(tmp_path), "report_to": ["tensorboard", "csv"]},
         }
     )
     policy = load_policy(config.model, seed=0)
@@ -31,6 +31,7 @@ def test_deepspeed(stage: int, random_model: str, tmp_path: Path) -> None:
     check("deepspeed", engine, zero.RELIED_ON["engine"])
     check("deepspeed", engine.monitor, zero.RELIED_ON["monitor"])
     check("deepspeed", engine.monitor.tb_monitor, ["summary_writer"])
+    check("deepspeed", engine.monitor.csv_monitor, zero.RELIED_ON["csv_monitor"])
     if stage == 3:
         offload = engine.optimizer.parameter_offload
         check("deepspeed", offload, zero.RELIED_ON["parameter_offload"])

@@ -48,7 +48,7 @@ def test_phase_times_add_up_and_restart():
 def test_a_log_is_cut_at_the_step_and_at_a_half_written_line(tmp_path):
     lines = [json.dumps({"step": step}) + "\n" for step in range(4)]
     (tmp_path / METRICS_FILE).write_text("".join(lines) + '{"step": 1, "rew')
-    writers = SimpleNamespace(tensorboard=None)
+    writers = SimpleNamespace(tensorboard=None, cut_csv=lambda step: None)
     Recorder(tmp_path, writers, first_line=3)
     assert (tmp_path / METRICS_FILE).read_text() == "".join(lines[:3])
     Recorder(tmp_path, writers, first_line=0)

@@ -1,4 +1,4 @@
-"""Answers that need math-verify, and children that have to be killed."""
+"""Answers that need SymPy, and children that have to be killed."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ from capo_ds.tasks.judge import Judge, Worker
 from capo_ds.tasks.outcome import Comparison
 
 EQUAL, DIFFERENT, UNPARSED = Comparison.EQUAL, Comparison.DIFFERENT, Comparison.UNPARSED
-ENDLESS = ("9^{9^{9}}", "5")
+ENDLESS = ("(-a-b-c-d-f-g)^{60}", "(a+b+c+d+f+g)^{60}")
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_children_end_with_their_parent_also_when_busy(tmp_path):
         "worker.ask('2x', 'x+x')\n"
         "print(worker._process.pid, flush=True)\n"
         "worker.time_limit = 60\n"
-        "worker.ask('9^{9^{9}}', '5')\n"
+        "worker.ask('(-a-b-c-d-f-g)^{60}', '(a+b+c+d+f+g)^{60}')\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     child = psutil.Process(int(parent.stdout.readline()))
@@ -105,7 +105,7 @@ def test_children_are_light(judge):
 
 
 def test_a_child_that_does_not_start_is_an_error_with_its_words(monkeypatch, tmp_path):
-    (tmp_path / "math_verify.py").write_text("raise ImportError('no such library')")
+    (tmp_path / "sympy.py").write_text("raise ImportError('no such library')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path) + os.pathsep + os.environ.get("PYTHONPATH", ""))
     with pytest.raises(RuntimeError, match=r"(?s)did not start.*no such library"):
         Judge(time_limit=1.0, workers=1).compare([("2x", "x+x")])
