@@ -71,7 +71,7 @@ def test_what_says_more_is_not(completion):
     assert final_answer(completion) is None
 
 
-@pytest.mark.parametrize("tail", ["\n" * 3_000_000, "}" * 3_000_000, "**" * 1_000_000 + "x"])
+@pytest.mark.parametrize("tail", ["\n" * 1_000_000, "}" * 500_000, "**" * 500_000 + "x"])
 def test_long_tails_take_linear_time(tail):
     start = time.process_time()
     final_answer(r"\boxed{16}" + tail)
