@@ -50,32 +50,6 @@ EVALUATIONS = "evaluations"  # folder of the completions of each evaluation
 PROBE_PROBLEMS = 8
 FINISHING = "ending after this step, with a checkpoint"
 
-<<<<<<< HEAD
-# Answers that count as wrong because they could not be compared.
-JUDGED = {
-    "reward/unparsed": Comparison.UNPARSED,
-    "reward/timed_out": Comparison.TIMED_OUT,
-    "reward/unjudged": Comparison.UNJUDGED,
-}
-
-
-# Of a response that no update made anything of: it had no gradient.
-NOT_HEARD = dict.fromkeys(("norm", "cosine_before", "cosine_after", "xi", "weight"))
-
-
-@dataclass
-class Scored:
-    """One rank's responses of a step, as text and judged; groups are neighbours."""
-
-    problems: list[Problem]
-    texts: list[str]
-    verdicts: list[Verdict]
-    rewards: Tensor  # (prompts, G), float64 on the CPU
-    parts: dict[str, list[float | None]]  # of the rewards, by function
-    advantages: Tensor  # (prompts * G,)
-
-=======
->>>>>>> main
 
 class Trainer:
     """One rank of a run. Every method is called on all ranks together.

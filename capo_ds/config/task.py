@@ -237,18 +237,18 @@ class RewardConfig(Section):
         description="the reward is their weighted sum; accuracy is always the rule's",
     )
     time_limit: Number = Field(
-        5.0,
+        default=5.0,
         gt=0,
         description="seconds of CPU time for one symbolic comparison; then it counts as wrong",
     )
     step_budget: Number = Field(
-        60.0,
+        default=60.0,
         gt=0,
         description="seconds for all comparisons of a step on a rank; answers that have no verdict "
         "by then count as wrong (reward/unjudged)",
     )
     workers: StrictInt = Field(
-        2, ge=1, description="processes of a rank that compare answers by SymPy"
+        default=2, ge=1, description="processes of a rank that compare answers by SymPy"
     )
 
     @model_validator(mode="after")
