@@ -33,7 +33,8 @@ class CapoEngine:
         self.parameters = [p for p in policy.parameters() if p.requires_grad]
         self.names = [n for n, p in policy.named_parameters() if p.requires_grad]
         self.shapes = [tuple(parameter.shape) for parameter in self.parameters]
-        settings = deepspeed_settings(config, monitor_dir)
+        trained = sum(map(math.prod, self.shapes))
+        settings = deepspeed_settings(config, monitor_dir, trained)
         tables.prepare(config.train.report_to, monitor_dir)
         self._engine, *_ = deepspeed.initialize(
             model=policy,
