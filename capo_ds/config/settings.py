@@ -48,7 +48,8 @@ class Config(Section):
     measure_heldout: StrictBool = Field(
         default=True,
         description="report conflict on held-out samples: each half of the prompts is aggregated "
-        "alone and measured on the other (two solves more a step, no further pass)",
+        "alone and measured on the other (two solves more a step, no further pass; an "
+        "aggregator of your own is called three times an update)",
     )
     measure_conflict: StrictBool = Field(
         default=True,

