@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from studied.plan import APART_MODEL, RECIPES, Run, wanted
+from studied.plan import APART_MODEL, RECIPES, SEEDS_OF, Run, wanted
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RUNS = REPOSITORY / "runs" / "study"
@@ -120,7 +120,7 @@ def report(folder: Path) -> None:
     ordered = [known[run] for run in sorted(known, key=lambda run: run.name)]
     RESULTS.write_text("".join(json.dumps(record) + "\n" for record in ordered))
     write_tables(ordered, PAGE)
-    for setting in dict.fromkeys(run.setting for run in known):
+    for setting in dict.fromkeys(run.setting for run in known if run.setting not in SEEDS_OF):
         figure(ordered, setting, PAGE.parent / "figures" / f"study_{setting.replace(' ', '_')}.png")
     print(f"{len(ordered)} runs: {PAGE}")
 

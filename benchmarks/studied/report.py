@@ -33,7 +33,27 @@ SHOWN = (
     "mean, unit",
     "mean, unit, at 3e-4",
     "mean, clipped",
-    "capo auto",
+    "mean, fixed_length",
+    "capo 0.5, groups",
+)
+# Pairs of methods, whose differences stand in a table of their own: (setting, method, minus this).
+COMPARED = (
+    ("embedded", "capo 0.5, groups", "capo 0.5"),
+    ("embedded", "capo 0.5, half positive", "capo 0.5"),
+    ("embedded", "capo 0.5, modules", "capo 0.5"),
+    ("embedded", "capo 0.5, groups", "mean, clipped"),
+    ("embedded", "capo 0.5, half positive", "mean, clipped"),
+    ("embedded", "capo 0.5, groups", "mean, unit"),
+    ("embedded", "capo 0.5, clipped", "mean, clipped"),
+    ("embedded", "capo 1, unit", "mean, unit"),
+    ("embedded", "capo auto", "capo 1"),
+    ("embedded", "capo 1, rescaled", "capo 1"),
+    ("embedded", "mean, fixed_length", "mean, unit"),
+    ("embedded", "mean, geometric median", "mean, clipped"),
+    ("sgd", "mean, unit", "capo 1"),
+    ("apart", "capo 0.5, unit", "mean, unit"),
+    ("apart", "mean, clipped", "capo 1"),
+    ("apart", "capo auto", "capo 1"),
 )
 START, END = "<!-- tables -->", "<!-- end of tables -->"
 ONE_TASK = {"worst data set"}  # means nothing where there is one data set
@@ -49,7 +69,29 @@ def tables(records: Sequence[Record]) -> str:
             if setting == "apart":
                 parts += [by_data_set(methods)]
         parts += [f"Tuning of `{setting}`: right over the steps / pass@8", rates(records, setting)]
+    parts += ["### Other pairs", pairs(records)]
     return "\n\n".join(part for part in parts if part)
+
+
+def pairs(records: Sequence[Record]) -> str:
+    """The differences of `COMPARED`, seed by seed; bold where the interval leaves out 0."""
+    names = [name for name in MEASURES if name not in ONE_TASK]
+    lines = [f"| | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for setting, method, other in COMPARED:
+        methods = final(records, setting)
+        if method in methods and other in methods:
+            cells = [_difference(methods[method], methods[other], name) for name in names]
+            lines.append(f"| `{setting}`: {method} minus {other} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _difference(own: Sequence[Record], others: Sequence[Record], name: str) -> str:
+    """Of two methods in one measure; empty where they share no two seeds."""
+    measure, kind, _ = MEASURES[name]
+    if not (difference := paired(own, others, measure)):
+        return ""
+    cell = _cell(difference, kind, sign="+")
+    return f"**{cell}**" if difference[1] * difference[2] > 0 else cell
 
 
 def columns(setting: str) -> list[str]:
@@ -82,13 +124,7 @@ def differences(methods: dict[str, list[Record]], setting: str) -> str:
     for method, own in methods.items():
         if method == BASELINE or BASELINE not in methods:
             continue
-        cells = []
-        for name in names:
-            measure, kind, _ = MEASURES[name]
-            difference = paired(own, methods[BASELINE], measure)
-            cell = _cell(difference, kind, sign="+") if difference else ""
-            certain = difference and difference[1] * difference[2] > 0
-            cells.append(f"**{cell}**" if certain else cell)
+        cells = [_difference(own, methods[BASELINE], name) for name in names]
         if any(cells):
             lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines) if len(lines) > 2 else ""
