@@ -17,8 +17,8 @@ from capo_ds.distributed.engine import CapoEngine
 from capo_ds.evaluation import as_metrics, write_completions
 from capo_ds.facts import run_facts
 from capo_ds.interruption import Interruption
-from capo_ds.learner import Heard, Learner
-from capo_ds.learning.batch import Batch
+from capo_ds.learner import Learner
+from capo_ds.learning.batch import Batch, Heard
 from capo_ds.learning.passes import with_sample_size
 from capo_ds.memory import plan_on_all_ranks, used_memory
 from capo_ds.preparation import prepare
