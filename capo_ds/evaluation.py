@@ -23,7 +23,6 @@ from capo_ds.hub import check_name
 from capo_ds.models import load_base_model, load_tokenizer
 from capo_ds.rollout.base import (
     Draw,
-    Rollout,
     Sampler,
     Truncation,
     check_length,
@@ -36,7 +35,7 @@ from capo_ds.run_folder import FolderLock
 from capo_ds.tasks import Judge, Problem, Verdict, load_benchmark, load_data_set, score
 from capo_ds.tasks.groups import Groups
 from capo_ds.tasks.outcome import Comparison
-from capo_ds.tasks.prompts import encode, fitting, render, text_before
+from capo_ds.tasks.prompts import decode, encode, fitting, render
 from capo_ds.terminal import aligned, columns, wrapped
 
 RESULTS_FILE = "results.json"
@@ -198,14 +197,6 @@ class Evaluator:
         lengths, truncated = rollout.lengths.tolist(), rollout.truncated.tolist()
         groups = [slice(start, start + k) for start in range(0, len(texts), k)]
         return [Answered(texts[own], verdicts[own], lengths[own], truncated[own]) for own in groups]
-
-
-def decode(
-    tokenizer: PreTrainedTokenizerBase, rollout: Rollout, stop: Iterable[str] = ()
-) -> list[str]:
-    """Completions as text, without padding, special tokens, and what ended them."""
-    rows = zip(rollout.completion_ids, rollout.completion_mask, strict=True)
-    return [text_before(tokenizer, ids[mask].tolist(), list(stop)) for ids, mask in rows]
 
 
 def as_metrics(evaluations: list[Evaluation]) -> dict[str, float]:

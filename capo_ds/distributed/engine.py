@@ -15,6 +15,7 @@ from capo_ds.distributed import comm
 from capo_ds.distributed.deepspeed_json import deepspeed_settings, zero_stage
 from capo_ds.distributed.schedule import make_schedule
 from capo_ds.distributed.zero import MOMENTS, Writers, Zero, import_deepspeed
+from capo_ds.peft_internals import without_card
 from capo_ds.telemetry import tables
 
 
@@ -181,12 +182,8 @@ class CapoEngine:
 
 
 def _save_adapter(policy: nn.Module, folder: Path, card: str) -> None:
-    """PEFT would write an empty form in place of a card, which takes half of its time."""
-    policy.create_or_update_model_card = lambda _: None
-    try:
+    with without_card(policy):
         policy.save_pretrained(folder, selected_adapters=["default"])
-    finally:
-        del policy.create_or_update_model_card
     if card:
         (folder / "README.md").write_text(card, encoding="utf-8")
 

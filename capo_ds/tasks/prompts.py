@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from capo_ds.config import PromptConfig
+    from capo_ds.rollout.base import Rollout
 
 REASON_AND_BOX = r"Please reason step by step, and put your final answer within \boxed{}."
 
@@ -215,6 +216,14 @@ def cut(text: str, stop: Sequence[str]) -> str:
     """The text before the first of the stop strings."""
     ends = [end for end in (text.find(string) for string in stop) if end >= 0]
     return text[: min(ends, default=len(text))]
+
+
+def decode(
+    tokenizer: PreTrainedTokenizerBase, rollout: Rollout, stop: Sequence[str] = ()
+) -> list[str]:
+    """Completions as text, without padding, special tokens, and what ended them."""
+    rows = zip(rollout.completion_ids, rollout.completion_mask, strict=True)
+    return [text_before(tokenizer, ids[mask].tolist(), list(stop)) for ids, mask in rows]
 
 
 def text_before(tokenizer: PreTrainedTokenizerBase, ids: list[int], stop: Sequence[str]) -> str:

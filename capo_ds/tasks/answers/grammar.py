@@ -9,12 +9,12 @@ from __future__ import annotations
 from fractions import Fraction
 
 from capo_ds.tasks.answers import brackets
+from capo_ds.tasks.answers.cursor import END, Cursor
 from capo_ds.tasks.answers.nodes import INFINITY, Node, combined, number, symbol
 from capo_ds.tasks.answers.tokens import FUNCTIONS, GREEK, Token
 from capo_ds.tasks.answers.units import is_unit_word
 from capo_ds.tasks.answers.values import Based, Expression, Unreadable, Value
 
-END = Token("end", "")
 APPLIED = {"f", "g", "h", "P", "F", "G"}  # letters that before a bracket are functions
 _ATOMS = FUNCTIONS | GREEK | {
     "frac", "sqrt", "binom", "pi", "infty", "{", "emptyset", "langle", "lfloor", "lceil", "angle",
@@ -28,37 +28,8 @@ BASES = {
 }  # fmt: skip
 
 
-class Parser:
+class Parser(Cursor):
     """Reads tokens from left to right; `Unreadable` where they are no answer."""
-
-    def __init__(self, tokens: list[Token]):
-        self.tokens, self.position = list(tokens), 0
-        self.bars = 0  # open |...|
-        self.in_function = 0  # open arguments of sin and the like
-
-    # ---------------------------------------------------------------- tokens
-
-    @property
-    def next(self) -> Token:
-        return self.tokens[self.position] if self.position < len(self.tokens) else END
-
-    def after(self, count: int = 1) -> Token:
-        position = self.position + count
-        return self.tokens[position] if position < len(self.tokens) else END
-
-    def at(self, *texts: str) -> bool:
-        """Whether the next token is one of these marks or commands."""
-        return self.next.kind in ("mark", "command") and self.next.text in texts
-
-    def accept(self, *texts: str) -> str | None:
-        if not self.at(*texts):
-            return None
-        self.position += 1
-        return self.tokens[self.position - 1].text
-
-    def expect(self, text: str) -> None:
-        if self.accept(text) is None:
-            raise Unreadable(f"{text!r} is missing before {self.next.text or 'the end'!r}")
 
     # ---------------------------------------------------------------- sums and products
 
@@ -85,6 +56,7 @@ class Parser:
             return product
         if first_is_integer and isinstance(product, Node) and product.head == "num":
             product = self._mixed(product)
+            product = Node("percent", (product,)) if self.accept("%") else product
         factors = [product]
         while True:
             if operator := self.accept("*", "/", "div"):
@@ -171,12 +143,6 @@ class Parser:
             else:
                 break
         return node
-
-    def is_degree(self) -> bool:
-        return [self.after(offset).text for offset in range(len(DEGREE))] == DEGREE
-
-    def skip_degree(self) -> None:
-        self.position += len(DEGREE)
 
     def exponent(self) -> Node:
         if self.accept("{"):
@@ -341,9 +307,6 @@ class Parser:
         while self._starts_factor() and self.next.text not in FUNCTIONS and not self.at("(", "["):
             factors.append(plain(self.factor()))
         return product_of(factors)
-
-
-DEGREE = ["^", "{", "circ", "}"]
 
 
 def plain(value: Node | Value) -> Node:

@@ -8,7 +8,7 @@ from functools import lru_cache
 from capo_ds.tasks.answers.grammar import Parser, based
 from capo_ds.tasks.answers.latex import cleaned
 from capo_ds.tasks.answers.nodes import walk
-from capo_ds.tasks.answers.plain import too_costly
+from capo_ds.tasks.answers.plain import MAX_ANSWER_LENGTH, too_costly
 from capo_ds.tasks.answers.statements import answer
 from capo_ds.tasks.answers.tokens import STYLES, Token, tokenize
 from capo_ds.tasks.answers.units import is_unit_word
@@ -38,9 +38,9 @@ def read(text: str, thousands: bool = True) -> Value:
     Raises:
         Unreadable: it is none that is known, with the reason.
     """
-    if too_costly(text):
+    bare = cleaned(text) if len(text) <= MAX_ANSWER_LENGTH else text
+    if too_costly(bare):
         raise Unreadable("too long, too deep, or too large a number")
-    bare = cleaned(text)
     if based := _based(bare):
         return based
     try:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from itertools import pairwise
 
 from capo_ds.tasks.answers.brackets import REALS, as_value
-from capo_ds.tasks.answers.grammar import END, Parser, plain
+from capo_ds.tasks.answers.cursor import END
+from capo_ds.tasks.answers.grammar import Parser, plain
 from capo_ds.tasks.answers.nodes import INFINITY, Node, variables, walk
 from capo_ds.tasks.answers.units import Phrase, is_unit_word
 from capo_ds.tasks.answers.values import (
@@ -124,7 +125,7 @@ def is_label(value: Value) -> bool:
     except Unreadable:
         return False
     nodes = list(walk(node))
-    named = any(n.head == "word" for n in nodes) or bool(variables(node))
+    named = any(n.head in ("word", "call") for n in nodes) or bool(variables(node))
     calls = [n for n in nodes if n.head == "call"]
     free = [n for n in nodes if n.head in ("num", "inf", "pm", "neg", "pow", "root", "div")]
     return named and (not free or (len(calls) == 1 and node.head == "call"))
