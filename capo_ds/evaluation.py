@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from torch import nn
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -282,7 +281,7 @@ def run(config: Config) -> None:
         tokenizer = load_tokenizer(config.model)
         judge = Judge(config.reward.time_limit, config.reward.workers)
         evaluator = Evaluator(config, tokenizer, judge)
-        model: nn.Module = load_model(config)
+        model: Any = load_model(config)
         model = model.to(comm.device()).eval()
         evaluator.check_lengths(model_context(model))
     if comm.is_main():

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import wait
 from pathlib import Path
 from queue import Queue
+from typing import Any
 
 from capo_ds.tasks.answers.compare import Engine, Undecided, compare, compare_numbers
 from capo_ds.tasks.outcome import Comparison, Outcome
@@ -45,8 +46,9 @@ class Judge:
         Raises:
             RuntimeError: a child process could not be started.
         """
-        known = {pair: _compare_here(*pair) for pair in pairs}
-        hard = [pair for pair, outcome in known.items() if outcome is None]
+        found = {pair: _compare_here(*pair) for pair in pairs}
+        known = {pair: outcome for pair, outcome in found.items() if outcome is not None}
+        hard = [pair for pair in found if pair not in known]
         known |= zip(hard, self._threads.map(self._compare_in_child, hard), strict=True)
         return [known[pair] for pair in pairs]
 
@@ -73,7 +75,7 @@ class Worker:
 
     def __init__(self, time_limit: float):
         self.time_limit = time_limit
-        self._process: subprocess.Popen | None = None
+        self._process: Any = None  # a subprocess.Popen, once there is one
 
     def ask(self, given: str, reference: str) -> Outcome:
         """Raises `RuntimeError` if the child process does not start."""
