@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,8 +33,8 @@ class CapoEngine:
         deepspeed = import_deepspeed()
         self.parameters = [p for p in policy.parameters() if p.requires_grad]
         self.names = [n for n, p in policy.named_parameters() if p.requires_grad]
-        self.shapes = [(p.shape[0], p.shape[1]) for p in self.parameters]
-        settings = deepspeed_settings(config, monitor_dir)
+        self.shapes = [tuple(parameter.shape) for parameter in self.parameters]
+        settings = deepspeed_settings(config, monitor_dir, sum(map(math.prod, self.shapes)))
         with tables.named(config.train.report_to, monitor_dir):
             self._engine, *_ = deepspeed.initialize(
                 model=policy,
@@ -102,9 +101,7 @@ class CapoEngine:
                 self._engine.backward(surrogate)
             norm = None
             if self._zero.stage == 0:  # the engine tells no norm; the reduced gradient is at hand
-                norm = torch.nn.utils.get_total_norm(
-                    [p.grad for p in self.parameters if p.grad is not None]
-                )
+                norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters])
             self._engine.step()
         return float(self._engine.get_global_grad_norm() if norm is None else norm)
 
@@ -173,8 +170,8 @@ class CapoEngine:
                     "another train.output_dir"
                 )
 
-    def _from_main(self, value: Tensor | None, shape: tuple[int, ...]) -> Tensor:
-        if value is None or not comm.is_main():
+    def _from_main(self, value: Tensor | None, shape: tuple[int, int]) -> Tensor:
+        if not comm.is_main():
             value = torch.empty(shape)
         value = value.to(comm.device())
         comm.broadcast_tensor(value)
@@ -184,7 +181,7 @@ class CapoEngine:
         return [(n, p) for n, p in self.module.named_parameters() if p.requires_grad]
 
 
-def _save_adapter(policy: Any, folder: Path, card: str) -> None:
+def _save_adapter(policy: nn.Module, folder: Path, card: str) -> None:
     with without_card(policy):
         policy.save_pretrained(folder, selected_adapters=["default"])
     if card:
