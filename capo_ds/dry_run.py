@@ -13,8 +13,9 @@ from peft import PeftModel
 from capo_ds.config import Config
 from capo_ds.distributed import comm
 from capo_ds.distributed.engine import deepspeed_settings
-from capo_ds.memory import parameter_count, plan_on_all_ranks, size
+from capo_ds.memory import plan_on_all_ranks, size
 from capo_ds.preparation import prepare
+from capo_ds.quantization import parameter_count
 from capo_ds.rehearsal import rehearse
 from capo_ds.rollout.choose import check_sampler
 from capo_ds.run_folder import check_resume

@@ -13,6 +13,7 @@ from capo_ds.architecture import text_config
 from capo_ds.config import Config, ConfigError
 from capo_ds.distributed import comm, launch
 from capo_ds.log_probs import LOGIT_CHUNK_TOKENS, WHOLE_LOGITS
+from capo_ds.quantization import parameter_bytes, parameter_count
 
 GIB = 2**30
 USABLE = 0.9  # of the memory: the rest goes to fragments, and to what is not estimated
@@ -112,7 +113,7 @@ def plan_memory(config: Config, policy: PeftModel, ranks: int, capacity: Capacit
         activations = kept + trained * number * layers
     else:
         activations = kept * layers
-    weights = sum(parameter_count(p) * p.element_size() for p in policy.parameters())
+    weights = sum(map(parameter_bytes, policy.parameters()))
     vllm = (weights - 4 * trainable) // rollout.tensor_parallel + int(rollout.vllm_cache_gib * GIB)
     sampling = {
         "hf": cache + sampled * vocabulary * SAMPLING_BYTES,
@@ -182,11 +183,6 @@ def used_memory(device: torch.device) -> tuple[str, int]:
     peak = torch.cuda.max_memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
     return "memory/peak_bytes", peak
-
-
-def parameter_count(parameter: torch.nn.Parameter) -> int:
-    """Its entries, also where ZeRO 3 has taken them apart."""
-    return getattr(parameter, "ds_numel", parameter.numel())
 
 
 def size(count: int) -> str:

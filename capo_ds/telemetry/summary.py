@@ -8,9 +8,9 @@ from typing import Any
 from peft import PeftModel
 
 from capo_ds.config import Config
-from capo_ds.memory import MemoryPlan, parameter_count, size
+from capo_ds.memory import MemoryPlan, size
+from capo_ds.quantization import base_precision, parameter_count
 from capo_ds.terminal import columns, wrapped
-from capo_ds.weights import base_precision
 
 OFF_POLICY = (
     "; top_p, top_k or min_p: off-policy, responses are not drawn from the policy that the "
