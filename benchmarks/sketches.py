@@ -35,7 +35,8 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from capo_ds.aggregation import GramProblem, aggregate
 from capo_ds.gradients.per_sample import PerSampleGradients
-from capo_ds.gradients.sketch import SKETCHES, Sketch, SparseSketch, count_sketch, make_sketch
+from capo_ds.gradients.sketch import Sketch, SparseSketch, count_sketch, make_sketch
+from capo_ds.parts import built_in, names
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "sketches.json"
@@ -130,7 +131,7 @@ def speeds(shapes: list[tuple[int, int]], samples: int) -> dict[str, dict[str, f
     gradients = [torch.randn(samples, *shapes[0], generator=generator)] * len(shapes)
     outputs = torch.randn(samples, TOKENS, shapes[0][0], generator=generator)
     inputs = torch.randn(samples, TOKENS, shapes[0][1], generator=generator)
-    sketches = {name: make_sketch(name, shapes, DIM, 0) for name in SKETCHES}
+    sketches = {name: make_sketch(name, shapes, DIM, 0) for name in names("sketch")}
     sketches |= {name: kind(shapes, DIM, 0) for name, kind in ALTERNATIVES.items()}
     formed = {name: lambda s=sketch: s(gradients) for name, sketch in sketches.items()}
     formed["matrix product"] = _matrix_product(gradients)
@@ -309,8 +310,7 @@ def capo_coefficients(gram: Tensor, exact: Tensor) -> np.ndarray:
     vanilla = np.full(len(gram), 1 / len(gram))
     if not answer.on_boundary:
         return answer.coefficients
-    scale = answer.direction_scale(_length(vanilla, exact), _length(answer.xi, exact))
-    return answer.base + scale * answer.xi
+    return answer.recovered(_length(vanilla, exact), _length(answer.xi, exact))
 
 
 def _length(coefficients: np.ndarray, gram: Tensor) -> float:
@@ -361,7 +361,7 @@ def draw(results: dict[str, dict[str, dict[int, dict[str, float]]]], path: Path)
         2, len(results), figsize=(3.6 * len(results), 6.4), sharex=True, layout="constrained"
     )
     for column, (family, curves) in zip(panels.T, results.items(), strict=True):
-        for name in SKETCHES:
+        for name in names("sketch"):
             dims = list(curves[name])
             for axes, key in zip(column, ("rms", "aggregate"), strict=True):
                 axes.loglog(dims, [curves[name][dim][key] for dim in dims], "o-", label=name)
@@ -404,7 +404,7 @@ def main() -> None:
             results["samples_per_second"][case] = speeds(shapes, samples)
             print(speed_table(case, results["samples_per_second"][case]), flush=True)
     if args.only != "speed":
-        kinds = SKETCHES | ALTERNATIVES
+        kinds = {name: built_in("sketch", name) for name in names("sketch")} | ALTERNATIVES
         curves: dict[str, dict] = {}
         for family, gradients in gradient_families(args.samples).items():
             curves[family] = {

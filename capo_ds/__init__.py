@@ -1,3 +1,48 @@
-"""Conflict-Aware Policy Optimization of language models on DeepSpeed."""
+"""Conflict-Aware Policy Optimization of language models on DeepSpeed.
+
+What is named here is the public interface (docs/library.md). Importing it costs nothing: a name
+brings in what it needs when it is first used, and the weights need NumPy and SciPy only.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from capo_ds.aggregation.problem import GramProblem
+    from capo_ds.aggregation.solver import SolverError
+    from capo_ds.library.gradients import Gradients, per_sample_gradients
+    from capo_ds.library.weights import Combination, aggregate, capo
 
 __version__ = "0.2.0"
+
+_PLACES = {
+    "Combination": "capo_ds.library.weights",
+    "Gradients": "capo_ds.library.gradients",
+    "GramProblem": "capo_ds.aggregation.problem",
+    "SolverError": "capo_ds.aggregation.solver",
+    "aggregate": "capo_ds.library.weights",
+    "capo": "capo_ds.library.weights",
+    "per_sample_gradients": "capo_ds.library.gradients",
+}
+
+__all__ = [
+    "Combination",
+    "Gradients",
+    "GramProblem",
+    "SolverError",
+    "__version__",
+    "aggregate",
+    "capo",
+    "per_sample_gradients",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_PLACES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

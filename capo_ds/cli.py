@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import traceback
 import warnings
@@ -20,7 +19,7 @@ PEERS_WAIT = timedelta(minutes=30)
 
 
 def main(
-    description: str,
+    description: str | None,
     run: Callable[[Config], None],
     dry_run: Callable[[Config], None] | None = None,
 ) -> None:
@@ -71,34 +70,23 @@ def _run(
 
 def _hush_libraries() -> None:
     """Leave the terminal to the run's own lines."""
-    import torch
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # one bar per rank for reading the weights
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else a warning per rank
     # DeepSpeed calls what torch 2.13 has renamed.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
 
 
 def check_files(config: Config) -> None:
     """What can be checked of the files and packages a config names before anything starts."""
-    from capo_ds.aggregation.own import MARK
-    from capo_ds.aggregation.torchjd_weightings import PREFIX, torchjd_aggregator
-    from capo_ds.distributed.engine import read_deepspeed_json
-    from capo_ds.plugins import load_function
+    from capo_ds import configured
+    from capo_ds.distributed.deepspeed_json import read_deepspeed_json
     from capo_ds.telemetry import tables
 
     read_deepspeed_json(config.deepspeed)
     tables.check(config.train.report_to)
     tables.check_login(config.train.report_to)
-    if MARK in config.aggregator:
-        load_function("aggregator", config.aggregator)
-    if config.aggregator.startswith(PREFIX):
-        try:
-            torchjd_aggregator(config.aggregator)
-        except (ImportError, ValueError) as error:
-            raise ConfigError(f"aggregator: {error}") from error
+    configured.check(config)
 
 
 def _exit(status: int, message: str) -> None:
@@ -106,7 +94,7 @@ def _exit(status: int, message: str) -> None:
     sys.exit(status)
 
 
-def _parser(description: str) -> argparse.ArgumentParser:
+def _parser(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=description,
         epilog="config keys:\n" + config_reference(),

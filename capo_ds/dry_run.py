@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-from pathlib import Path
 
 import torch
 import yaml
@@ -12,11 +11,12 @@ from peft import PeftModel
 
 from capo_ds.config import Config
 from capo_ds.distributed import comm
-from capo_ds.distributed.engine import deepspeed_settings
-from capo_ds.memory import plan_on_all_ranks, size
+from capo_ds.distributed.deepspeed_json import read_deepspeed_json
+from capo_ds.distributed.zero import parameter_count
+from capo_ds.memory import plan_on_all_ranks, readable
 from capo_ds.preparation import prepare
-from capo_ds.quantization import parameter_count
 from capo_ds.rehearsal import rehearse
+from capo_ds.rollout.base import SamplerRun
 from capo_ds.rollout.choose import check_sampler
 from capo_ds.run_folder import check_resume
 from capo_ds.tasks.prompts import encode
@@ -31,9 +31,9 @@ def dry_run(config: Config) -> None:
     ready = prepare(config, dry=True)
     policy = ready.policy
     check_resume(config)
-    deepspeed_settings(config, Path(config.train.output_dir))
+    read_deepspeed_json(config.deepspeed)
     with comm.together("looking for the sampler"):
-        check_sampler(config, policy, ready.tokenizer)
+        check_sampler(SamplerRun(config, policy, ready.tokenizer, "dry", loads=False, dry=True))
     rehearse(config, policy, encode(ready.tokenizer, ready.train_problems[:2]))
     plan = plan_on_all_ranks(config, policy)
     store = plan.choose(config.gradients.store)
@@ -44,12 +44,14 @@ def dry_run(config: Config) -> None:
     rows = [yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)]
     rows += [f"problems: {len(ready.train_problems)} for training, {ready.left_out} too long"]
     rows += ["ranks", *(f"  {number}: {rank}" for number, rank in enumerate(ranks))]
-    rows += [f"memory per rank, estimated: {size(plan.needed)} of {size(plan.capacity.device)}"]
-    rows += [f"  {size(count):>10}  {name}" for name, count in plan.needs.items()]
+    rows += [
+        f"memory per rank, estimated: {readable(plan.needed)} of {readable(plan.capacity.device)}"
+    ]
+    rows += [f"  {readable(count):>10}  {name}" for name, count in plan.needs.items()]
     if plan.stores:
         rows += [f"  gradients: {plan.describe_stores()}; chosen: {store}"]
-    rows += [f"sent by a rank per step, at most: {size(sum(sent.values()))}"]
-    rows += [f"  {size(count):>10}  {name}" for name, count in sent.items()]
+    rows += [f"sent by a rank per step, at most: {readable(sum(sent.values()))}"]
+    rows += [f"  {readable(count):>10}  {name}" for name, count in sent.items()]
     print("\n".join(rows), flush=True)
 
 

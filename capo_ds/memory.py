@@ -12,13 +12,14 @@ from transformers import PretrainedConfig
 from capo_ds.architecture import text_config
 from capo_ds.config import Config, ConfigError
 from capo_ds.distributed import comm, launch
+from capo_ds.distributed.zero import parameter_count
 from capo_ds.log_probs import LOGIT_CHUNK_TOKENS, WHOLE_LOGITS
-from capo_ds.quantization import parameter_bytes, parameter_count
+from capo_ds.rollout.base import SamplingShapes
+from capo_ds.rollout.choose import sampler_bytes
 
 GIB = 2**30
 USABLE = 0.9  # of the memory: the rest goes to fragments, and to what is not estimated
-SAMPLING_BYTES = 3 * 4 + 2 * 8  # a vocabulary entry: logits, log-probs, probs; two in float64
-TRAINED_BYTES = 4 * 4  # a LoRA factor, its gradient and AdamW's two moments, in float32
+TRAINED_BYTES = 5 * 4  # a LoRA factor, its gradient, ZeRO's bucket, AdamW's two moments: float32
 # Bytes of activations per token, layer and unit of width, at two bytes a number and without
 # attention scores, which fused attention does not keep (Korthikanti et al. 2022, section 4.1).
 ACTIVATION_BYTES = 34
@@ -86,8 +87,8 @@ class MemoryPlan:
 
     def describe_stores(self) -> str:
         return ", ".join(
-            f"{name} {size(used.device)}"
-            + (f" + {size(used.host)} on the host" if used.host else "")
+            f"{name} {readable(used.device)}"
+            + (f" + {readable(used.host)} on the host" if used.host else "")
             + ("" if self.fits(name) else " (does not fit)")
             for name, used in self.stores.items()
         )
@@ -96,7 +97,7 @@ class MemoryPlan:
 def plan_memory(config: Config, policy: PeftModel, ranks: int, capacity: Capacity) -> MemoryPlan:
     """The plan for the run's shapes, if all responses are as long as they may be."""
     trainable = sum(parameter_count(p) for p in policy.parameters() if p.requires_grad)
-    rollout, architecture = config.rollout, text_config(policy.get_base_model().config)
+    rollout, architecture = config.rollout, text_config(policy.config)
     samples = -(-rollout.prompts_per_step // ranks) * rollout.group_size
     vocabulary = architecture.vocab_size
     heads, head_size = cache_heads(architecture)
@@ -113,22 +114,22 @@ def plan_memory(config: Config, policy: PeftModel, ranks: int, capacity: Capacit
         activations = kept + trained * number * layers
     else:
         activations = kept * layers
-    weights = sum(map(parameter_bytes, policy.parameters()))
-    vllm = (weights - 4 * trainable) // rollout.tensor_parallel + int(rollout.vllm_cache_gib * GIB)
-    sampling = {
-        "hf": cache + sampled * vocabulary * SAMPLING_BYTES,
-        "vllm": 0 if capacity.shared else vllm,  # on CPU it cannot sleep, see below
-        "server": 0,
-    }
+    weights = sum(parameter_count(p) * p.element_size() for p in policy.parameters())
+    sampler = sampler_bytes(
+        config,
+        SamplingShapes(
+            config, sampled, tokens, cache, vocabulary, weights - 4 * trainable, capacity.shared
+        ),
+    )
     needs = {
         "weights": weights - 4 * trainable,
         "LoRA and optimizer (model.lora_rank)": trainable * TRAINED_BYTES,
         "the larger of training and sampling": max(
-            activations + 2 * 4 * logit_rows * vocabulary, sampling[rollout.sampler]
+            activations + 2 * 4 * logit_rows * vocabulary, sampler.sampling
         ),
     }
-    if rollout.sampler == "vllm" and capacity.shared:
-        needs["vLLM (rollout.vllm_cache_gib)"] = vllm
+    if sampler.always:
+        needs[f"the sampler ({sampler.key or 'rollout.sampler'})"] = sampler.always
     stores = {}
     if config.uses_per_sample_gradients:
         # Mini-batches are drawn at random: one rank may hold most of one.
@@ -185,6 +186,6 @@ def used_memory(device: torch.device) -> tuple[str, int]:
     return "memory/peak_bytes", peak
 
 
-def size(count: int) -> str:
+def readable(count: int) -> str:
     """A number of bytes for people."""
     return f"{count / GIB:.2f} GiB" if count >= GIB else f"{count / 2**20:.1f} MiB"

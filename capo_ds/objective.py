@@ -1,67 +1,49 @@
-"""Group advantages and the clipped policy objective (GRPO and its variants).
+"""The policy objective of a response: a surrogate, importance weights, KL, and weights of tokens.
 
-All objectives are to be *maximised*: gradients taken of them are ascent directions.
+All objectives are to be *maximised*: gradients taken of them are ascent directions. The surrogates
+are parts, one a file in `capo_ds/objectives`; advantages are in `capo_ds/advantages.py`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from capo_ds.advantages import advantages
 from capo_ds.config import ObjectiveConfig
-from capo_ds.precision import common_steps, roundings
+from capo_ds.objectives.base import MAX_LOG_RATIO, Surrogate, Tokens, ratio_of
+from capo_ds.plugins import make_part
 
-MAX_LOG_RATIO = 20.0  # exp of it is 5e8; that of 89 is infinite in float32
-ROUNDINGS = 4.0  # how many roundings of its size a reward may have behind it
+Objective = Callable[[Tokens, ObjectiveConfig], Surrogate]
 
 
-def group_advantages(rewards: Tensor, scale: bool, rounding: Tensor | None = None) -> Tensor:
-    """Advantages within each group (DeepSeekMath, eq. 3 ff.; Dr. GRPO with `scale` off).
+def make_objective(settings: ObjectiveConfig) -> Objective:
+    """The surrogate that `objective.name` names. Raises `ConfigError` if it cannot be had."""
+    return make_part("objective", "objective.name", settings.name, settings.options, first=2)
 
-    The standard deviation is the sample one (n - 1), as in TRL and verl. A sample whose reward
-    differs from its group's mean by rounding alone has advantage 0, and so have all samples of a
-    group whose rewards differ among themselves by no more: noise has no sign. "By rounding alone"
-    is: by at most four times the largest `rounding` in the group. Rewards that are all multiples
-    of a larger number than that (1e6 and 1e6 + 1, in any dtype) are exact, and only the rounding
-    of the mean, in float64, counts against them.
 
-    Args:
-        rewards: (prompts, G); float64 where they are at hand, since casting is rounding.
-        scale: divide by the standard deviation.
-        rounding: (prompts, G), the rounding of the terms that each reward was added up from, see
-            `capo_ds.precision`; of the rewards themselves if not given.
-
-    Returns:
-        (prompts, G) in the dtype of `rewards`.
+def step_advantages(
+    objective: Objective, settings: ObjectiveConfig, rewards: Tensor, rounding: Tensor
+) -> Tensor:
+    """(prompts, G) advantages of a step's rewards (prompts, G): by the settings, or by the method
+    `advantages(rewards)` of an objective of the user's that has one.
 
     Raises:
-        ValueError: a reward is NaN or infinite.
+        ValueError: that gives no such numbers; see also `advantages`.
     """
-    exact = rewards.detach().double().cpu()
-    if not exact.isfinite().all():
-        raise ValueError("a reward is NaN or infinite")
-    if rounding is None:
-        rounding = torch.from_numpy(roundings(exact.numpy()))
-        if rewards.dtype in (torch.float16, torch.bfloat16):
-            rounding = exact.abs() * torch.finfo(rewards.dtype).eps
-    noise = ROUNDINGS * rounding.double().cpu().amax(1, keepdim=True)
-    size = exact.abs().amax(1, keepdim=True)
-    arithmetic = ROUNDINGS * torch.finfo(torch.float64).eps * size
-    on_a_grid = torch.from_numpy(common_steps(exact.numpy()))[:, None] > noise
-    noise = torch.where(on_a_grid, arithmetic, noise.maximum(arithmetic))
-
-    centred = exact - exact.mean(1, keepdim=True)
-    equal = exact.amax(1, keepdim=True) - exact.amin(1, keepdim=True) <= noise
-    centred = torch.where(equal | (centred.abs() <= noise), 0.0, centred)
-    if scale:
-        # In units of the largest deviation, whose square is always a float64 number.
-        unit = centred.abs().amax(1, keepdim=True)
-        centred = centred / torch.where(unit > 0, unit, 1.0)
-        deviation = (centred.square().sum(1, keepdim=True) / max(exact.shape[1] - 1, 1)).sqrt()
-        centred = centred / torch.where(unit > 0, deviation, 1.0)
-    return centred.to(rewards)
+    own = getattr(objective, "advantages", None)
+    if own is None:
+        return advantages(rewards, settings.baseline, settings.scale_advantages, rounding)
+    values = torch.as_tensor(own(rewards.clone()), dtype=rewards.dtype)
+    if values.shape != rewards.shape or not values.isfinite().all():
+        raise ValueError(
+            f"objective.name: {settings.name}: its advantages must be {tuple(rewards.shape)} "
+            f"finite numbers, one a reward; they are of {tuple(values.shape)}"
+        )
+    return values
 
 
 def token_weights(
@@ -107,47 +89,56 @@ class ObjectiveTerms(NamedTuple):
     """What `token_objective` returns; all (B, T)."""
 
     value: Tensor  # the term to maximise
-    ratio: Tensor  # r, detached
+    ratio: Tensor  # r of each token, detached
     kl: Tensor  # k3 estimate of KL(policy || reference), detached
-    clipped: Tensor  # bool: a clip is active, the surrogate has no gradient
+    clipped: Tensor  # bool: a bound is active
+    silent: Tensor  # bool: the surrogate has no gradient
 
 
 def token_objective(
-    log_probs: Tensor,  # (B, T), with gradient
-    behaviour_log_probs: Tensor,  # (B, T), of the policy that sampled
-    reference_log_probs: Tensor | None,  # (B, T), or None when kl_weight is 0
-    advantages: Tensor,  # (B,)
-    config: ObjectiveConfig,
+    objective: Objective,
+    tokens: Tokens,
+    reference: Tensor | None,  # (B, T) log-probabilities, or None when kl_weight is 0
+    settings: ObjectiveConfig,
     importance: Tensor | None = None,  # (B, T) or (B, 1), without gradient: see above
 ) -> ObjectiveTerms:
-    """Clipped surrogate minus beta times the k3 KL estimate, token by token.
+    """Surrogate times importance weights, minus beta times the k3 KL estimate, token by token.
 
-    w min(r A, clip(r, 1 - eps_low, 1 + eps_high) A) - beta (exp(l_ref - l) - (l_ref - l) - 1),
-    with r = exp(l - l_behaviour) and w the importance weights, or 1. Schulman et al. 2017 eq. 7;
-    DAPO eq. 10 for two clips; Schulman's note on approximating KL for k3. With a dual clip c the
-    surrogate of a negative advantage is max(min(...), c A): Ye et al. 2020, eq. 5.
+    w S - beta (exp(l_ref - l) - (l_ref - l) - 1): Schulman's note on approximating KL for k3. The
+    exponent stops at 20, as that of `ratio_of`.
 
-    Both exponents stop at 20, as in verl: beyond it a token has no gradient, and its value that
-    of 20. (In float32 exp(89) is infinite, and its gradient NaN even where the clip takes it out.)
-    Downwards nothing overflows, and nothing is changed.
+    Raises:
+        ValueError: a surrogate of the user's is no term of these tokens, or has no gradient.
     """
-    log_ratio = log_probs - behaviour_log_probs
-    ratio = torch.exp(log_ratio.clamp(max=MAX_LOG_RATIO))
-    limited = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
-    advantage = advantages[:, None]
-    value = torch.minimum(ratio * advantage, limited * advantage)
-    clipped = (ratio * advantage > limited * advantage) | (log_ratio > MAX_LOG_RATIO)
-    if config.dual_clip is not None:
-        floor = config.dual_clip * advantage
-        beyond = (advantage < 0) & (value < floor)
-        value = torch.where(beyond, floor, value)
-        clipped |= beyond
+    given = objective(tokens, settings)
+    given = given if isinstance(given, Surrogate) else Surrogate(given)
+    value = check_surrogate(given.value, tokens.log_probs)
+    nowhere = torch.zeros_like(value, dtype=torch.bool)
+    clipped, silent = (
+        nowhere if mark is None else mark.detach().expand_as(value)
+        for mark in (given.clipped, given.silent)
+    )
     if importance is not None:
         value = value * importance
-    if reference_log_probs is None:
+    if reference is None:
         kl = torch.zeros_like(value)
     else:
-        difference = (reference_log_probs - log_probs).clamp(max=MAX_LOG_RATIO)
+        difference = (reference - tokens.log_probs).clamp(max=MAX_LOG_RATIO)
         kl = torch.exp(difference) - difference - 1
-        value = value - config.kl_weight * kl
-    return ObjectiveTerms(value, ratio.detach(), kl.detach(), clipped.detach())
+        value = value - settings.kl_weight * kl
+    ratio = ratio_of(tokens.log_ratio.detach())
+    return ObjectiveTerms(value, ratio, kl.detach(), clipped, silent)
+
+
+def check_surrogate(value: Tensor, log_probs: Tensor) -> Tensor:
+    """The terms (B, T), from those of tokens or of responses (B, 1). Raises `ValueError`."""
+    rows, width = log_probs.shape
+    shape = tuple(getattr(value, "shape", ()))
+    if not isinstance(value, Tensor) or shape not in ((rows, width), (rows, 1)):
+        raise ValueError(
+            f"the surrogate must be a tensor of {(rows, width)} terms, or of {(rows, 1)}, and is "
+            f"{f'one of {shape}' if isinstance(value, Tensor) else type(value).__name__}"
+        )
+    if log_probs.requires_grad and not value.requires_grad:
+        raise ValueError("the surrogate has no gradient: make it of tokens.log_probs, not detached")
+    return value.expand(rows, width)

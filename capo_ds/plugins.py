@@ -1,4 +1,4 @@
-"""A user's own functions, named in the config as `file.py:function`."""
+"""Parts by name: those that ship (`capo_ds.parts`), and a user's own as `file.py:NAME`."""
 
 from __future__ import annotations
 
@@ -6,13 +6,82 @@ import hashlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable
-from functools import cache, reduce
+from collections.abc import Callable, Collection, Mapping
+from functools import cache, partial, reduce
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from capo_ds.config import ConfigError, resolve_path
+from capo_ds.options import check_options
+from capo_ds.parts import built_in, ships
+
+
+def make_part(
+    kind: str,
+    key: str,
+    name: str,
+    options: Mapping[str, Any] | None = None,
+    first: int = 0,
+    given: Collection[str] = (),
+    columns: bool = False,
+) -> Callable[..., Any]:
+    """The part that a key of the config names, with its options in it.
+
+    A function is called with them by keyword; of a class, an object is made with them, once, and
+    that is the part. Arguments and errors: see `find_part`.
+    """
+    part = find_part(kind, key, name, options, first, given, columns)
+    target = part.func if isinstance(part, partial) else part
+    if not isinstance(target, type):
+        return part
+    try:
+        return part()
+    except Exception as error:
+        raise ConfigError(f"{key}: {name} cannot be made: {what(error)}") from error
+
+
+def find_part(
+    kind: str,
+    key: str,
+    name: str,
+    options: Mapping[str, Any] | None = None,
+    first: int = 0,
+    given: Collection[str] = (),
+    columns: bool = False,
+) -> Callable[..., Any]:
+    """The function or class of a part, to be called with its options already in it.
+
+    Args:
+        kind: in `parts.BUILT_IN`.
+        key: of the config, for messages; its options stand beside it.
+        name: of the table, or `file.py:NAME`.
+        options: as the config has them.
+        first: how many of a function's first arguments are no options.
+        given: arguments by name that are none either, a class's too.
+        columns: a function's other arguments are columns of the data, as those of rewards.
+
+    Raises:
+        ConfigError: no such part, or options that it does not take.
+    """
+    if ships(kind, name):
+        try:
+            part = built_in(kind, name)
+        except (ImportError, ValueError) as error:
+            raise ConfigError(f"{key}: {error}") from error
+    else:
+        part = named(key, name)
+    values = check_options(options_key(key), name, part, options or {}, first, given, columns)
+    return partial(part, **values) if values else part
+
+
+def options_key(key: str) -> str:
+    """The key of the options of the part that a key names."""
+    section, _, last = key.rpartition(".")
+    if last == "functions":
+        return f"{key}.options"
+    beside = "options" if last in ("name", "function") else f"{last}_options"
+    return f"{section}.{beside}" if section else beside
 
 
 @cache
@@ -25,6 +94,16 @@ def load_function(key: str, name: str) -> Callable[..., Any]:
     Raises:
         ConfigError: no such file or function, or the file does not run.
     """
+    function = named(key, name)
+    return _made(key, name, function) if isinstance(function, type) else function
+
+
+def named(key: str, name: str) -> Callable[..., Any]:
+    """What `file.py:NAME` names: a function, a class, or another object that can be called.
+
+    Raises:
+        ConfigError: no such file or name, or the file does not run.
+    """
     path, separator, attribute = name.rpartition(":")
     if not separator or not path.endswith(".py"):
         raise ConfigError(f"{key}: {name!r} is not of the form file.py:function")
@@ -35,12 +114,10 @@ def load_function(key: str, name: str) -> Callable[..., Any]:
         raise
     except BaseException as error:  # sys.exit in it too
         raise ConfigError(f"{key}: {file} does not run: {what(error)}") from error
-    function = reduce(lambda owner, part: getattr(owner, part, None), attribute.split("."), module)
-    if isinstance(function, type):
-        function = _made(key, name, function)
-    if not callable(function):
+    part = reduce(lambda owner, part: getattr(owner, part, None), attribute.split("."), module)
+    if not callable(part):
         raise ConfigError(f"{key}: {file} has no function {attribute!r}")
-    return function
+    return part
 
 
 @cache
@@ -77,6 +154,7 @@ def _load(file: Path) -> ModuleType:
         if taken:
             name = f"user_{hashlib.blake2b(str(file).encode(), digest_size=4).hexdigest()}"
         spec = importlib.util.spec_from_file_location(name, file)
+        assert spec and spec.loader  # as every file whose name ends with .py has them
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module  # dataclasses and pickle look there
         try:

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
 from capo_ds.config import ConfigError, ModelConfig
+from capo_ds.distributed.zero import parameter_count
 
 # By quant_method of config.json. Read into the run's own dtype, on every device alike: where a GPU
 # could multiply with them as they are, their layers have no backward pass.
@@ -119,15 +120,10 @@ def stored_method(architecture: Any) -> str | None:
     return str(getattr(method, "value", method))
 
 
-def parameter_count(parameter: nn.Parameter) -> int:
-    """Its entries, also where ZeRO 3 has taken them apart, and where a byte holds two of them."""
-    stored = getattr(parameter, "ds_numel", parameter.numel())
+def entries(parameter: nn.Parameter) -> int:
+    """Of a whole parameter, also where ZeRO 3 has taken it apart, or a byte holds two entries."""
+    stored = parameter_count(parameter)
     return 2 * stored * parameter.element_size() if _is_four_bit(parameter) else stored
-
-
-def parameter_bytes(parameter: nn.Parameter) -> int:
-    """Memory of its entries, on all ranks of ZeRO 3 together."""
-    return getattr(parameter, "ds_numel", parameter.numel()) * parameter.element_size()
 
 
 def base_precision(model: nn.Module) -> str:
@@ -139,7 +135,7 @@ def base_precision(model: nn.Module) -> str:
             name = str(parameter.dtype).removeprefix("torch.")
             if four_bit:
                 name = parameter.quant_state.quant_type
-            counts[name] += parameter_count(parameter)
+            counts[name] += entries(parameter)
     total = sum(counts.values())
     shares = [
         name if count == total else f"{name} {count / total:.0%}"

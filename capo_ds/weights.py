@@ -73,7 +73,8 @@ def load_base_model(config: ModelConfig) -> PreTrainedModel:
         architecture = AutoConfig.from_pretrained(location, **_source(config))
         _without_dropout(architecture)
         stored = prepare_quantised(architecture, config)
-        model, loaded = AutoModelForCausalLM.from_pretrained(
+        # A pair, with output_loading_info.
+        model, loaded = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
             location,
             config=architecture,
             dtype=getattr(torch, config.dtype),

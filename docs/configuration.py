@@ -11,7 +11,7 @@ from capo_ds.config import Config, config_reference
 HEAD = """# Configuration
 
 Every key, its type, default and meaning. Written by `python docs/configuration.py` from
-`capo_ds/config/settings.py`, as `launchers/train.py --help` is; do not edit it here. A YAML file
+the types in `capo_ds/config/`, as `launchers/train.py --help` is; do not edit it here. A YAML file
 sets what differs from the defaults; `--set key=value` overrides it.
 """
 ENTRY = re.compile(

@@ -8,5 +8,5 @@ source launchers/environment.sh
 # Ctrl-C is the ranks' business, which finish their step and save; deepspeed's own part in it would
 # be a traceback.
 trap '' INT
-exec deepspeed --quiet --num_accelerators "$RANKS" --master_port "$MASTER_PORT" launchers/train.py \
+exec "${LAUNCH[@]}" --master_port "$MASTER_PORT" launchers/train.py \
   --config launchers/recipes/quickstart.yaml "$@"

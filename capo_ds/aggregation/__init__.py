@@ -7,53 +7,44 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from capo_ds.aggregation.capo import capo
-from capo_ds.aggregation.classics import cagrad, config, mean, mgda, pcgrad
 from capo_ds.aggregation.diagnostics import diagnose
-from capo_ds.aggregation.own import MARK, own_aggregator
+from capo_ds.aggregation.own import own_aggregator
 from capo_ds.aggregation.problem import Aggregation, GramProblem
 from capo_ds.aggregation.solver import SolverError
-from capo_ds.aggregation.torchjd_weightings import PREFIX, torchjd_aggregator
+from capo_ds.parts import built_in, names
 
-_BUILT_IN: dict[str, Callable[..., Aggregation]] = {
-    "mean": mean,
-    "capo": capo,
-    "mgda": mgda,
-    "pcgrad": pcgrad,
-    "cagrad": cagrad,
-    "config": config,
-}
-AGGREGATORS = (*_BUILT_IN, f"{PREFIX}<Weighting>", "file.py:function")
+AGGREGATORS = names("aggregator")
+Aggregator = Callable[..., Aggregation]  # called with a `GramProblem`, options by keyword
 
 
-def aggregate(name: str, problem: GramProblem, **options: object) -> Aggregation:
+def aggregate(aggregator: str | Aggregator, problem: GramProblem, **options: object) -> Aggregation:
     """Aggregate by name.
 
     Args:
-        name: one of `AGGREGATORS`; torchjd's by its own name, e.g. `torchjd:UPGrad`; a
-            user's as `file.py:function`.
+        aggregator: one of `AGGREGATORS`; torchjd's by its own name, e.g. `torchjd:UPGrad`; or a
+            function that is one (`own_aggregator` makes one of a function that gives
+            coefficients).
         problem: N samples.
         options: keyword arguments of that aggregator.
 
     Raises:
         ValueError: on an unknown name (the text lists the choices) or an option out of range.
         TypeError: on an option that the aggregator does not have.
+        ImportError: on one of torchjd's, if that is not installed.
         SolverError: if the program behind it could not be solved.
     """
-    if name in _BUILT_IN:
-        return _BUILT_IN[name](problem, **options)
-    if name.startswith(PREFIX):
-        return torchjd_aggregator(name)(problem, **options)
-    if MARK in name:
-        return own_aggregator(name, problem)
-    raise ValueError(f"unknown aggregator {name!r}; choose from {', '.join(AGGREGATORS)}")
+    if isinstance(aggregator, str):
+        aggregator = built_in("aggregator", aggregator)
+    return aggregator(problem, **options)
 
 
 __all__ = [
     "AGGREGATORS",
     "Aggregation",
+    "Aggregator",
     "GramProblem",
     "SolverError",
     "aggregate",
     "diagnose",
+    "own_aggregator",
 ]

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from numbers import Real
 
 import numpy as np
 
@@ -281,10 +282,11 @@ def _nearest_to_vanilla(setting: _Setting, solved: _Solved, otherwise: np.ndarra
     """
     problem, xi = setting.problem, solved.solution.xi
     program = setting.program(solved.program.price, problem.vanilla)
-    step = solver.nearest(program, program.cancellation_scale(xi))
-    if step is None:
+    # 0 is optimal, so a ball of twice ||g_0|| does not bind.
+    solution = solver.solve(replace(program, radius=2.0 * problem.vanilla_norm))
+    if solution.on_boundary:
         return otherwise
-    nearest = setting.shrunk_into_ball(problem.vanilla + setting.spread(step))
+    nearest = setting.shrunk_into_ball(problem.vanilla + setting.spread(solution.step))
     value = solved.program.primal_value((problem.gram @ nearest)[setting.samples])
     accurate = value >= -solver.CERTIFIED * solved.program.cancellation_scale(xi)
     return nearest if accurate else otherwise
@@ -318,8 +320,8 @@ def _values(program: ConeProgram, products: np.ndarray) -> dict[str, float]:
 
 
 def _validate(radius: float, slack_price: float, region: str, on_infeasible: str) -> None:
-    if not (np.isfinite(radius) and radius >= 0):
-        raise ValueError(f"radius must be finite and >= 0, got {radius}")
+    if not (isinstance(radius, Real) and np.isfinite(radius) and radius >= 0):
+        raise ValueError(f"radius must be finite and >= 0, got {radius!r}")
     if not slack_price > 0:
         raise ValueError(f"slack_price must be > 0 (inf allowed), got {slack_price}")
     if region not in REGIONS:

@@ -15,24 +15,26 @@ one Cholesky factor of Q_FF. Where the denominator is not positive, the value fa
 All samples that leave their bounds go to them, all at a bound whose gradient points inwards become
 free, and so on: block principal pivoting (Portugal, Judice and Vicente 1994; Kim and Park 2011 for
 nonnegative least squares), also known as the primal-dual active set method. From nearly any start
-it ends in some five rounds where Q is well conditioned. Where it does not, the caller goes on
-otherwise.
+it ends in some five rounds where Q is well conditioned. Where it is not, a ridge helps
+(`capo_ds.aggregation.ridge`): Q + ridge diag(Q) stands in place of Q in all of the above.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg.lapack import dpotrf, dpotrs
+from scipy.linalg.lapack import dpotrf, dpotrs  # pyright: ignore[reportAttributeAccessIssue]
 
-from capo_ds.aggregation.program import ConeProgram
+from capo_ds.aggregation.program import NORM_RANGE, ConeProgram
 
 SOLVED = 1e-10  # relative gap at which to stop
 MAX_ROUNDS = 40
-PATIENCE = 8  # rounds without fewer exchanges
-DAMPING = (1e-13, 1e-12)  # makes Q_FF definite if gradients are duplicated; tried in turn
+PATIENCE = 3  # rounds without fewer exchanges
+LEAST_RIDGE = 1e-13  # makes Q_FF definite if gradients are duplicated
 SLACK = 1e-12  # of a sample's own terms: what counts as a gradient of zero
+ROUNDING = 4 * np.finfo(float).eps  # of Q dg, in units of its terms
 
 
 @dataclass
@@ -43,128 +45,183 @@ class Sides:
     upper: np.ndarray
 
     @classmethod
-    def of(cls, program: ConeProgram, xi: np.ndarray) -> Sides:
-        upper = xi >= program.price
-        upper[: program.positives] = False
-        return cls((xi > 0.0) & ~upper, upper)
+    def worst_aligned(cls, program: ConeProgram) -> Sides:
+        """Free are the halves of the positives and of the negatives with the least <c, g_i>."""
+        free = np.zeros(len(program.linear), bool)
+        for start, end in ((0, program.positives), (program.positives, len(free))):
+            order = np.argsort(program.linear[start:end], kind="stable")
+            free[start + order[: (end - start + 1) // 2]] = True
+        return cls(free, np.zeros_like(free))
+
+    def copy(self) -> Sides:
+        return Sides(self.free.copy(), self.upper.copy())
 
 
-def exchange(program: ConeProgram, sides: Sides) -> tuple[np.ndarray | None, float]:
-    """The best feasible xi met, and its relative gap with the recovery c + R dg / ||dg||.
+@dataclass(frozen=True)
+class Exchanged:
+    """What `exchange` came to.
 
-    If dg vanishes at one, that is it, with an infinite gap: there is no such recovery.
+    Attributes:
+        xi: (K,) the best feasible xi met with dg != 0; None if there was none.
+        gap: relative gap of xi with its recovery c + R dg / ||dg||.
+        face: the last face, if all samples were on their right side there.
+        rounds: Cholesky factors taken.
+    """
+
+    xi: np.ndarray | None
+    gap: float
+    face: Face | None
+    rounds: int
+
+
+def exchange(program: ConeProgram, sides: Sides) -> Exchanged:
+    """Exchange until the gap is closed, no sample is on its wrong side, or it leads nowhere.
 
     Args:
         program: finite price.
         sides: where to start; changed.
     """
-    best, best_gap = None, np.inf
+    best, best_gap, settled, count = None, np.inf, None, 0
+    for face, moved in faces(program, sides, LEAST_RIDGE):
+        count += 1
+        if face.bounded and not face.apex:
+            xi = _clipped(program, face.xi)
+            products = program.gram @ xi
+            if not program.direction_vanishes(xi, products):
+                gap, _ = program.boundary_gap(xi, products)
+                if gap < best_gap:
+                    best, best_gap = xi, gap
+        if moved == 0:
+            settled = face
+        if best_gap <= SOLVED:
+            break
+    return Exchanged(best, best_gap, settled, count)
+
+
+def faces(program: ConeProgram, sides: Sides, ridge: float) -> Iterator[tuple[Face, int]]:
+    """Faces solved in turn, each with how many samples were on its wrong side.
+
+    They are exchanged before the face is yielded. The last is that without any, if one comes
+    before patience, or definiteness in float64, is lost.
+    """
     fewest, since = len(program.linear) + 1, 0
     for _ in range(MAX_ROUNDS):
         _keep_a_positive(program, sides)
-        face = _Face.solve(program, sides)
+        face = Face.solve(program, sides, ridge)
         if face is None:
-            break
-        if face.products is not None:
-            xi = _clipped(program, face.xi)
-            products = program.gram @ xi
-            if program.direction_vanishes(xi, products):
-                return xi, np.inf
-            gap, _ = program.boundary_gap(xi, products)
-            if gap < best_gap:
-                best, best_gap = xi, gap
+            return
         moved = face.move(program, sides)
-        if best_gap <= SOLVED or moved == 0:
-            break
-        fewest, since = (moved, 0) if moved < fewest else (fewest, since + 1)
+        yield face, moved
+        if moved == 0:
+            return
+        if face.bounded:
+            fewest, since = (moved, 0) if moved < fewest else (fewest, since + 1)
         if since > PATIENCE:
-            break
-    return best, best_gap
+            return
 
 
 @dataclass(frozen=True)
-class _Face:
+class Face:
     """The solution with the fixed samples fixed, or the direction along which there is none.
 
     Attributes:
         xi: (K,) the solution, out of its bounds perhaps; u where there is no solution.
         gradient: (K,) of the dual at it, less the threshold t.
-        products: (K,) Q xi; None where there is no solution.
+        noise: (K,) what counts as a gradient of zero.
+        bounded: whether there is a solution.
+        apex: no positives, and none of the negatives at the price: then dg = 0 solves the dual, and
+            xi is u, of which c + sum_i u_i g_i is the projection of c on the face.
     """
 
     xi: np.ndarray
     gradient: np.ndarray
-    products: np.ndarray | None
+    noise: np.ndarray
+    bounded: bool = True
+    apex: bool = False
 
     @classmethod
-    def solve(cls, program: ConeProgram, sides: Sides) -> _Face | None:
-        free = np.flatnonzero(sides.free)
-        fixed = np.where(sides.upper, program.price, 0.0)
-        pull = program.gram @ fixed if sides.upper.any() else fixed
-        system = _FreeSystem.factor(program, free)
+    def solve(cls, program: ConeProgram, sides: Sides, ridge: float) -> Face | None:
+        """None if Q_FF + ridge is not positive definite in float64."""
+        system = FreeSystem.factor(program, np.flatnonzero(sides.free), ridge)
         if system is None:
             return None
-        u, v = np.zeros_like(fixed), fixed.copy()
-        u[free] = system.solve(-program.linear[free], 0.0)
-        v[free] = system.solve(-pull[free], 1.0)
-        u_products, v_products = program.gram @ u, program.gram @ v
+        fixed = np.where(sides.upper, program.price, 0.0)
+        pull = program.gram @ fixed if sides.upper.any() else np.zeros_like(fixed)
+        u, v = system.solve(np.stack([-program.linear, -pull]), np.array([0.0, 1.0]))
+        v += fixed
+        own = ridge * diagonal(program)
+        u_products, v_products = np.stack([u, v]) @ program.gram + own * np.stack([u, v])
         room = program.radius**2 - u @ u_products
-        squared = v @ v_products
-        if not (np.isfinite(room) and squared > 0.0):
+        squared = float(v @ v_products)
+        noise = SLACK * (program.radius * program.norms + np.abs(program.linear))
+        if not np.isfinite(room):
             return None
         if room <= 0.0:
-            return cls(u, np.zeros_like(u), None)
+            return cls(u, np.zeros_like(u), noise, bounded=False)
+        if squared <= 0.0:
+            apex = program.positives == 0 and not sides.upper.any()
+            return cls(u, program.linear + u_products, noise, apex=True) if apex else None
         stretch = np.sqrt(squared / room)
-        products = v_products + stretch * u_products
-        gradient = program.linear + products / stretch
-        positives = free[free < program.positives]
+        xi = v + stretch * u
+        gradient = program.linear + u_products + v_products / stretch
+        positives = np.flatnonzero(sides.free[: program.positives])
         if len(positives):
             gradient[: program.positives] -= gradient[positives].mean()
-        return cls(v + stretch * u, gradient, products)
+        rounding = ROUNDING * program.norms * float(np.abs(xi) @ program.norms) / stretch
+        return cls(xi, gradient, noise + rounding)
 
     def move(self, program: ConeProgram, sides: Sides) -> int:
         """Exchange all that stand on the wrong side; how many did."""
+        limit = program.price if self.bounded else 0.0
         below = sides.free & (self.xi < 0.0)
-        above = sides.free & (self.xi > (program.price if self.products is not None else 0.0))
+        above = sides.free & (self.xi > (np.inf if self.apex else limit))
         above[: program.positives] = False
-        noise = SLACK * (program.radius * program.norms + np.abs(program.linear))
-        rising = ~sides.free & ~sides.upper & (self.gradient < -noise)
-        falling = sides.upper & (self.gradient > noise)
+        rising = ~sides.free & ~sides.upper & (self.gradient < -self.noise)
+        falling = sides.upper & (self.gradient > self.noise)
         sides.free = (sides.free & ~below & ~above) | rising | falling
         sides.upper = (sides.upper & ~falling) | above
         return int(np.count_nonzero(below | above | rising | falling))
 
 
 @dataclass(frozen=True)
-class _FreeSystem:
-    """Q_FF d = r + t 1_P, 1' d_P = total, with Q_FF factored."""
+class FreeSystem:
+    """(Q_FF + ridge) d = r + t 1_P, 1' d_P = total, factored."""
 
+    free: np.ndarray
     factor_: np.ndarray
     ones: np.ndarray
     solved: np.ndarray
 
     @classmethod
-    def factor(cls, program: ConeProgram, free: np.ndarray) -> _FreeSystem | None:
-        if len(free) == 0:
-            return None
-        for damping in DAMPING:
-            matrix = program.gram[np.ix_(free, free)]
-            matrix.flat[:: len(free) + 1] *= 1.0 + damping
-            factor, info = dpotrf(matrix.T, lower=True, clean=False, overwrite_a=True)
-            if info == 0:
-                break
-        else:
-            return None
+    def factor(cls, program: ConeProgram, free: np.ndarray, ridge: float) -> FreeSystem | None:
+        """None if the matrix is not positive definite in float64."""
+        matrix = program.gram[np.ix_(free, free)]
+        matrix.flat[:: len(free) + 1] += ridge * diagonal(program)[free]
         ones = (free < program.positives).astype(float)
+        if len(free) == 0:
+            return cls(free, matrix, ones, ones)
+        factor, info = dpotrf(matrix.T, lower=True, clean=False, overwrite_a=True)
+        if info != 0:
+            return None
         solved, _ = dpotrs(factor, ones, lower=True)
-        return cls(factor, ones, solved)
+        return cls(free, factor, ones, solved)
 
-    def solve(self, right: np.ndarray, total: float) -> np.ndarray:
-        plain, _ = dpotrs(self.factor_, right, lower=True)
+    def solve(self, rights: np.ndarray, totals: np.ndarray) -> np.ndarray:
+        """(k, K) the d for each of k rows r (k, K) and totals (k,); zero outside F."""
+        solutions = np.zeros_like(rights)
+        if len(self.free) == 0:
+            return solutions
+        plain = dpotrs(self.factor_, rights[:, self.free].T, lower=True)[0].T
         unit = self.ones @ self.solved
-        if unit == 0.0:
-            return plain
-        return plain + (total - self.ones @ plain) / unit * self.solved
+        if unit > 0.0:
+            plain = plain + np.outer((totals - plain @ self.ones) / unit, self.solved)
+        solutions[:, self.free] = plain
+        return solutions
+
+
+def diagonal(program: ConeProgram) -> np.ndarray:
+    """(K,) what the ridge is a share of: squared norms, those near zero raised."""
+    return np.maximum(program.norms, NORM_RANGE * program.norms.max()) ** 2
 
 
 def _keep_a_positive(program: ConeProgram, sides: Sides) -> None:

@@ -19,6 +19,14 @@ from capo_ds.aggregation.problem import Aggregation, GramProblem
 MOST_RAISED = 1e4
 
 
+CHOICES = {
+    "norms": ("none", "clip", "unit"),
+    "norms_in": ("all", "program"),
+    "tasks": ("sample", "group"),
+    "average": ("mean", "geometric_median"),
+}
+
+
 @dataclass(frozen=True)
 class Choices:
     """Settings of the section `program`, which say what each means; the defaults are the paper's.
@@ -29,6 +37,9 @@ class Choices:
         norms_in: all (the program and g_0), or program (g_0 stays as it is).
         tasks: sample, or group (the positives of a prompt are one task, its negatives another).
         average: mean, or geometric_median of the prompts' own averages.
+
+    Raises:
+        ValueError: on a value that is none of these.
     """
 
     norms: str = "none"
@@ -36,6 +47,13 @@ class Choices:
     norms_in: str = "all"
     tasks: str = "sample"
     average: str = "mean"
+
+    def __post_init__(self) -> None:
+        for name, choices in CHOICES.items():
+            if (value := getattr(self, name)) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        if not 0 < self.norm_quantile < 1:
+            raise ValueError(f"norm_quantile must be between 0 and 1, got {self.norm_quantile}")
 
     @property
     def as_published(self) -> bool:

@@ -15,7 +15,6 @@ constraint and binds at nearly every optimum; with the weight of a single bound 
 and take short steps (15-25 iterations where this weight takes 10-15).
 
 An iteration costs one Cholesky factor of Q + diagonal, for a predictor and a corrector (Mehrotra).
-`proximal` is the same method without the cone, for min mu/2 xi' Q xi + q' xi.
 """
 
 from __future__ import annotations
@@ -30,7 +29,6 @@ from capo_ds.aggregation.bordered import Bordered
 from capo_ds.aggregation.lorentz import Lorentz, Scaling
 from capo_ds.aggregation.program import ConeProgram, simplex_column
 
-GAP = 1e-9  # relative error aimed at by `proximal`
 TO_BOUNDARY = 0.99  # share of the way to the boundary that a step may take
 CONE_WEIGHT = 0.5  # of the cone's complementarity, in multiples of K
 MAX_ITERATIONS = 80
@@ -78,38 +76,6 @@ def iterates(program: ConeProgram) -> Iterator[Pair]:
         except LinAlgError:  # the multipliers' ratios have left float64
             return
         point = point.advanced(_mehrotra(bounds, point, newton), bounds, program)
-
-
-def proximal(program: ConeProgram, mu: float) -> np.ndarray:
-    """(K,) step mu xi to the proximal point argmax_g f(g) - ||g - c||^2 / (2 mu).
-
-    f is the primal objective; xi minimises mu/2 xi' Q xi + q' xi over the dual's constraints. The
-    trust region plays no part.
-    """
-    bounds = _Bounds(program)
-    start = _start(program, bounds)
-    xi, lam, threshold = start.xi, start.lam, start.threshold
-    for _ in range(MAX_ITERATIONS):
-        try:
-            newton = _ProximalNewton(program, bounds, mu, xi, lam, threshold)
-        except LinAlgError:  # as in `iterates`
-            break
-        if newton.error <= GAP:
-            break
-        complementarity = newton.slack * lam
-        predictor = newton.direction(-complementarity)
-        reach = newton.reach(*predictor)
-        target = (1.0 - reach) ** 3 * complementarity.mean()
-        bend = bounds.slack_change(predictor[0]) * predictor[1]
-        corrector = newton.direction(target - complementarity - bend)
-        length = TO_BOUNDARY * newton.reach(*corrector)
-        moved = xi + length * corrector[0]
-        if np.any(bounds.slack(moved) <= 0.0):  # in float64 a bound is reached
-            break
-        xi = moved
-        lam = lam + length * corrector[1]
-        threshold = threshold + length * corrector[2]
-    return mu * xi
 
 
 class _Bounds:
@@ -250,7 +216,7 @@ def _mehrotra(bounds: _Bounds, point: _Point, newton: _ConeNewton) -> _Direction
     bend = bounds.slack_change(predictor.sigma.tail[0]) * predictor.lam
     scaling, centre = newton.scaling, newton.centre
     cone_bend = scaling.invert(predictor.sigma).product(scaling.apply(predictor.zeta))
-    cone_target = Lorentz(weight * target, np.zeros_like(centre.tail))
+    cone_target = Lorentz(float(weight * target), np.zeros_like(centre.tail))
     cone_change = cone_target - centre.product(centre) - cone_bend
     return newton.direction(
         target - slack * point.lam - bend, scaling.invert(centre.divide_into(cone_change))
@@ -310,41 +276,6 @@ class _ConeNewton:
             Lorentz(tau, tail),
             Lorentz(0.0, cone_change.tail - weight * (tail + pull * w.tail)),
         )
-
-
-class _ProximalNewton:
-    """Newton's equations of min mu/2 xi' Q xi + q' xi at one point, factored once."""
-
-    def __init__(
-        self,
-        program: ConeProgram,
-        bounds: _Bounds,
-        mu: float,
-        xi: np.ndarray,
-        lam: np.ndarray,
-        threshold: np.ndarray,
-    ) -> None:
-        simplex = simplex_column(program)
-        self.bounds, self.lam, self.slack = bounds, lam, bounds.slack(xi)
-        products = program.linear + mu * (program.gram @ xi)
-        self.residual = products - simplex @ threshold - bounds.gather(lam)
-        self.missing = 1.0 - simplex.T @ xi
-        scale = xi @ (np.abs(products) + np.abs(program.linear))
-        self.error = (self.slack @ lam + np.abs(self.residual) @ xi) / (scale or 1.0)
-        hessian = bounds.hessian(program, mu, lam / self.slack)
-        self.system = Bordered(hessian, simplex, simplex)
-
-    def direction(self, bound_change: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Changes of xi, lam and the threshold for a given change of s lam."""
-        right = self.bounds.gather(bound_change / self.slack) - self.residual
-        xi, shift = self.system.solve(right, self.missing)
-        lam = (bound_change - self.lam * self.bounds.slack_change(xi)) / self.slack
-        return xi, lam, shift
-
-    def reach(self, xi: np.ndarray, lam: np.ndarray, shift: np.ndarray) -> float:
-        """Longest step up to 1 that keeps slacks and multipliers positive; t is free."""
-        slack = self.bounds.slack_change(xi)
-        return min(1.0, _to_zero(self.slack, slack), _to_zero(self.lam, lam))
 
 
 def _to_zero(values: np.ndarray, changes: np.ndarray) -> float:

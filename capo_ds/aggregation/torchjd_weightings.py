@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
+import inspect
+from collections.abc import Callable
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from capo_ds.aggregation.problem import Aggregation, GramProblem
 PREFIX = "torchjd:"
 
 
-def torchjd_aggregator(name: str) -> partial[Aggregation]:
+def torchjd_aggregator(name: str) -> Callable[..., Aggregation]:
     """The aggregator behind e.g. `torchjd:UPGrad`; its options are the weighting's own.
 
     Raises:
@@ -31,7 +32,20 @@ def torchjd_aggregator(name: str) -> partial[Aggregation]:
     if short not in known:
         choices = ", ".join(PREFIX + key for key in sorted(known))
         raise ValueError(f"unknown aggregator {name!r}; choose from {choices}")
-    return partial(_weigh, known[short])
+    return _aggregator(known[short])
+
+
+def _aggregator(weighting: type) -> Callable[..., Aggregation]:
+    """The weighting as an aggregator, with the signature of its options."""
+
+    def aggregator(problem: GramProblem, **options: object) -> Aggregation:
+        return _weigh(weighting, problem, **options)
+
+    own = inspect.signature(weighting).parameters.values()
+    options = [p.replace(kind=p.KEYWORD_ONLY) for p in own]
+    problem = inspect.Parameter("problem", inspect.Parameter.POSITIONAL_ONLY)
+    aggregator.__signature__ = inspect.Signature([problem, *options])
+    return aggregator
 
 
 def _weigh(weighting: type, problem: GramProblem, **options: object) -> Aggregation:

@@ -5,18 +5,21 @@ Pure NumPy, the same on every rank that calls it with the same matrices.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from capo_ds.aggregation import aggregate
+from capo_ds.aggregation import Aggregator
 from capo_ds.aggregation.diagnostics import Applied, between, diagnose, ratio
 from capo_ds.aggregation.given import Choices, given
 from capo_ds.aggregation.heldout import halves, heldout, total
 from capo_ds.aggregation.problem import Aggregation, GramProblem
 from capo_ds.aggregation.radius import RadiusChooser
+from capo_ds.parts import built_in
 
 AUTO = "auto"  # capo.radius
 
@@ -56,7 +59,7 @@ class Solved:
 
     Attributes:
         results: one aggregation a block, in coefficients of the samples.
-        vanilla: (N,) weights of the plain g_0; 0 for dropped samples.
+        mean_weights: (N,) of the plain g_0; 0 for dropped samples.
         norms: (N,) of the samples' gradients.
         cosines_before, cosines_after: (N,) with the plain g_0 and with g~.
         sketched_norms: ||g_0|| and ||dg|| by the Gram matrix, where g~ is on the boundary.
@@ -64,7 +67,7 @@ class Solved:
     """
 
     results: list[Aggregation]
-    vanilla: np.ndarray
+    mean_weights: np.ndarray
     norms: np.ndarray
     cosines_before: np.ndarray
     cosines_after: np.ndarray
@@ -80,9 +83,8 @@ class Solved:
     @property
     def xi(self) -> np.ndarray | None:
         """(N,) weights of the direction: their mean over blocks, if the aggregator has any."""
-        if any(result.xi is None for result in self.results):
-            return None
-        return np.mean([result.xi for result in self.results], axis=0)
+        given = [result.xi for result in self.results if result.xi is not None]
+        return np.mean(given, axis=0) if len(given) == len(self.results) else None
 
     def heard(self, numbers: np.ndarray, total: int) -> dict[int, dict[str, float | None]]:
         """What became of each sample, by its number: the `norm` of its gradient, its cosines with
@@ -111,6 +113,7 @@ class Solver:
         options: its own; `radius: auto` is settled here.
         choices: what it is given.
         measure_heldout: whether to report held-out conflict.
+        own: the function, where it is not the plain one of that name.
     """
 
     name: str
@@ -118,16 +121,17 @@ class Solver:
     choices: Choices = field(default_factory=Choices)
     measure_heldout: bool = True
     radius: RadiusChooser = field(default_factory=RadiusChooser)
+    own: Aggregator | None = None
 
-    def solve(self, samples: Samples, random: np.random.Generator, **options: object) -> Solved:
+    def solve(self, samples: Samples, random: np.random.Generator, seed: int = 0) -> Solved:
         """Aggregate, and measure.
 
         random: draws the halves of held-out measures.
-        options: of this step, beside the settings.
+        seed: for an aggregator with an argument of that name, which draws something itself.
         """
         blocks = samples.problems()
         groups, whole = samples.groups, total(blocks)
-        options = {**self.options, **options}
+        options = {**self.options, **({"seed": seed} if self._draws else {})}
         first = halves(groups, random)
         held = bool(first.any())
         metrics: dict[str, float] = {}
@@ -156,13 +160,22 @@ class Solver:
             metrics |= between(whole, samples.sources)
         return solved
 
+    @cached_property
+    def _aggregator(self) -> Aggregator:
+        return self.own or built_in("aggregator", self.name)
+
+    @property
+    def _draws(self) -> bool:
+        return "seed" in inspect.signature(self._aggregator).parameters
+
     def _fit(
         self, blocks: Sequence[GramProblem], groups: np.ndarray, options: dict[str, object]
     ) -> list[Aggregation]:
         answers = []
         for block in blocks:
             program = given(block, groups, self.choices)
-            answers.append(program.answer(aggregate(self.name, program.problem, **options)))
+            answer = self._aggregator(program.problem, **options)
+            answers.append(program.answer(answer))
         return answers
 
     def _coefficients(self, options: dict[str, object]):

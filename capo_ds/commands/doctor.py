@@ -25,7 +25,7 @@ import torch.distributed as dist
 
 from capo_ds.config import HOME, ConfigError, expand, load_config
 from capo_ds.distributed import comm, launch
-from capo_ds.memory import GIB, size
+from capo_ds.memory import GIB, readable
 from capo_ds.telemetry.metrics import read_metrics
 from capo_ds.telemetry.provenance import PACKAGES
 
@@ -78,8 +78,10 @@ def disk(folder: Path) -> str:
     with tempfile.TemporaryFile(dir=folder) as file:
         file.write(b"capo_ds")
     if (free := shutil.disk_usage(folder).free) < LEAST_FREE:
-        raise Bad(f"{size(free)} free in {folder.parent}, less than {size(LEAST_FREE)}: make room")
-    return f"{size(free)} free in {folder.parent}"
+        raise Bad(
+            f"{readable(free)} free in {folder.parent}, less than {readable(LEAST_FREE)}: make room"
+        )
+    return f"{readable(free)} free in {folder.parent}"
 
 
 def shared_folder(mark: Path) -> str:

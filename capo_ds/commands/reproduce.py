@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -46,12 +47,12 @@ def methods(radii: list[float]) -> dict[str, list[str]]:
 def run(command_name: str, recipe: Path, settings: list[str], args: argparse.Namespace) -> None:
     """A command on all ranks; an error there ends this program too."""
     command = [sys.executable, "-m", "deepspeed.launcher.runner", "--quiet"]
-    command += [
-        "--num_accelerators",
-        str(args.ranks),
-        "--master_port",
-        str(args.master_port or free_port()),
-    ]
+    command += ["--master_port", str(args.master_port or free_port())]
+    # A number of ranks makes DeepSpeed drop CUDA_VISIBLE_DEVICES.
+    if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(visible.split(",")[: args.ranks])
+    else:
+        command += ["--num_accelerators", str(args.ranks)]
     command += ["--module", f"capo_ds.commands.{command_name}", "--config", str(recipe)]
     settings = [*(SMOKE if args.smoke else ()), *args.set, *settings]
     command += [part for setting in settings for part in ("--set", setting)]

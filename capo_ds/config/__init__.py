@@ -1,6 +1,8 @@
-"""Typed settings (`settings`), and how they are read and explained (`reading`)."""
+"""Typed settings (`settings` and a module a theme), read and explained by `reading`."""
 
 from capo_ds.config.errors import ConfigError
+from capo_ds.config.method import CapoConfig, ObjectiveConfig
+from capo_ds.config.model import ModelConfig
 from capo_ds.config.paths import expand
 from capo_ds.config.reading import (
     BUILTIN_MODELS,
@@ -12,27 +14,21 @@ from capo_ds.config.reading import (
     parse_config,
     resolve_path,
 )
-from capo_ds.config.settings import (
-    AGGREGATORS,
+from capo_ds.config.sampling import EvaluationConfig
+from capo_ds.config.section import Section
+from capo_ds.config.settings import Config
+from capo_ds.config.task import (
     BenchmarkConfig,
-    CapoConfig,
-    Config,
     DatasetConfig,
-    EvaluationConfig,
-    ModelConfig,
-    ObjectiveConfig,
-    OptimizerConfig,
     PromptConfig,
     RewardConfig,
-    Section,
     TaskConfig,
     TrainingSetConfig,
-    WarmupConfig,
 )
 from capo_ds.config.text import decode
+from capo_ds.config.training import OptimizerConfig, WarmupConfig
 
 __all__ = [
-    "AGGREGATORS",
     "BUILTIN_MODELS",
     "HOME",
     "RECIPES",

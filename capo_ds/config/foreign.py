@@ -22,8 +22,12 @@ KEYS = {
     "objective.clip_low and objective.clip_high": "epsilon clip_ratio cliprange eps_clip",
     "objective.epochs": "num_iterations ppo_epochs num_ppo_epochs",
     "objective.minibatches": "ppo_mini_batch_size num_mini_batches steps_per_generation",
-    "objective.loss_aggregation": "loss_type loss_agg_mode",
-    "objective.scale_advantages": "scale_rewards norm_adv_by_std_in_grpo whiten_advantages",
+    "objective.loss_aggregation": "loss_agg_mode",
+    "objective.name": "policy_loss loss_mode surrogate",
+    "objective.name and objective.loss_aggregation": "loss_type",
+    "objective.baseline": "advantages advantage mean_level",
+    "objective.scale_advantages": "scale_rewards norm_adv_by_std_in_grpo whiten_advantages "
+    "normalize_advantages std_level",
     "objective.mask_truncated": "mask_truncated_completions overlong_filter",
     "train.micro_batch_size": "per_device_train_batch_size ppo_micro_batch_size "
     "ppo_micro_batch_size_per_gpu micro_train_batch_size gradient_accumulation_steps",
@@ -57,7 +61,8 @@ KEYS = {
     "reward.functions": "reward_funcs reward_weights custom_reward_function remote_rm_url "
     "reward_fn",
     "prompt.template": "chat_template apply_chat_template input_template",
-    "aggregator": "adv_estimator advantage_estimator algorithm",
+    "aggregator": "algorithm",
+    "objective.baseline and objective.scale_advantages": "adv_estimator advantage_estimator",
     "deepspeed": "zero_stage zero deepspeed_config fsdp strategy",
 }
 NOTES = {
@@ -65,6 +70,25 @@ NOTES = {
     "n_gpus_per_node nnodes num_gpus": "the launcher decides that: deepspeed --num_gpus N, or "
     "--hostfile FILE",
 }
+# What papers call an objective that is a choice of keys here: docs/objectives.md.
+PAPERS = {
+    "dr_grpo": "name: grpo, loss_aggregation: fixed_length, scale_advantages: none",
+    "dapo": "name: grpo, loss_aggregation: token_mean, clip_high: 0.28, kl_weight: 0, "
+    "mask_truncated: true",
+    "bnpo": "name: grpo, loss_aggregation: token_mean",
+    "reinforce": "name: grpo, baseline: none, scale_advantages: none",
+    "reinforce_plus_plus": "name: grpo, baseline: batch, scale_advantages: batch",
+    "reinforce_plus_plus_baseline": "name: grpo, baseline: group, scale_advantages: batch",
+    "rloo": "name: grpo, baseline: leave_one_out, scale_advantages: none",
+}
+
+
+def keys_of_paper(name: str) -> str:
+    """What to write in place of a paper's name for an objective, if it is one."""
+    words = name.lower().replace("++", "_plus_plus").replace("-", "_").replace(" ", "_")
+    return f"; {name} is {PAPERS[words]}" if words in PAPERS else ""
+
+
 _TOLD = {word: f"did you mean {key}?" for key, words in KEYS.items() for word in words.split()} | {
     word: note for words, note in NOTES.items() for word in words.split()
 }

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeGuard, Union, get_args, get_origin
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
@@ -20,7 +20,8 @@ from pydantic.fields import FieldInfo
 from capo_ds.config.errors import ConfigError
 from capo_ds.config.foreign import elsewhere_called
 from capo_ds.config.paths import expand
-from capo_ds.config.settings import Config, Section
+from capo_ds.config.section import Section
+from capo_ds.config.settings import Config
 from capo_ds.config.text import decode, parse_yaml
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -75,7 +76,9 @@ def parse_config(settings: dict[str, Any]) -> Config:
     try:
         return Config.model_validate(settings)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(problem) for problem in error.errors())) from error
+        raise ConfigError(
+            "\n".join(_explain(dict(problem)) for problem in error.errors())
+        ) from error
 
 
 def config_reference() -> str:
@@ -172,11 +175,12 @@ def _fields(section: type[Section], prefix: str = "") -> Iterator[tuple[str, Fie
     for name, field in section.model_fields.items():
         if not _is_section(field.annotation):
             yield f"{prefix}{name}", field
-        for inner in filter(_is_section, (field.annotation, *get_args(field.annotation))):
-            yield from _fields(inner, f"{prefix}{name}.")
+        for inner in (field.annotation, *get_args(field.annotation)):
+            if _is_section(inner):
+                yield from _fields(inner, f"{prefix}{name}.")
 
 
-def _is_section(annotation: Any) -> bool:
+def _is_section(annotation: Any) -> TypeGuard[type[Section]]:
     return isinstance(annotation, type) and issubclass(annotation, Section)
 
 

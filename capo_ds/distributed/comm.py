@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from capo_ds.config import ConfigError
+from capo_ds.distributed import accelerator
 from capo_ds.distributed.launch import busy_port, discover_ranks, ranks_here, tell
 from capo_ds.distributed.watchdog import Watchdog
 
@@ -27,6 +28,7 @@ GLOO_SETTLES = 0.2  # seconds
 FAILED = 1  # exit status
 
 _watchdog: Watchdog | None = None
+_doing = "start-up"  # the last phase that this rank has entered
 _sent: Counter[str] = Counter()
 
 
@@ -46,10 +48,14 @@ def init(timeout: timedelta = timedelta(minutes=30)) -> torch.device:
 
     nccl where there are GPUs, gloo on CPU. On CPU the cores are shared out among the ranks of
     the machine unless OMP_NUM_THREADS says otherwise.
+
+    Raises:
+        ConfigError: the ranks cannot meet, or a GPU is there that cannot be used.
     """
     if dist.is_initialized():
         return device()
     discover_ranks()
+    accelerator.settle()
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     elif "OMP_NUM_THREADS" not in os.environ:
@@ -65,14 +71,16 @@ def init(timeout: timedelta = timedelta(minutes=30)) -> torch.device:
         raise
     if world_size() > 1:
         global _watchdog
-        _watchdog = Watchdog(_end_with_peer)
+        _watchdog = Watchdog(_end_with_peer, lambda: _doing)
     return device()
 
 
 def _end_with_peer(error: str) -> None:
-    """End this process, which waits in a collective for a rank that has failed."""
-    tell(f"error: {error}")
-    os._exit(FAILED)
+    """End this process, which waits in a collective for a rank that has failed or is gone."""
+    try:
+        tell(f"error: {error}")
+    finally:  # the reader of stderr may be gone too
+        os._exit(FAILED)
 
 
 def finish() -> None:
@@ -203,6 +211,7 @@ def together(phase: str) -> Iterator[None]:
         ConfigError: on every rank, if the first failing rank found a setting that cannot be used.
         PeerError: on every rank otherwise, naming the phase, that rank and its error.
     """
+    _enter(phase)
     error: Exception | None = None
     try:
         yield
@@ -228,6 +237,7 @@ def collective(phase: str) -> Iterator[None]:
     Raises:
         PeerError: on a rank that fails, naming the phase, the rank and the error.
     """
+    _enter(phase)
     try:
         yield
     except PeerError:
@@ -236,6 +246,11 @@ def collective(phase: str) -> Iterator[None]:
         text = f"{phase} failed on rank {rank()}: {type(error).__name__}: {error}"
         tell_peers(text)
         raise PeerError(text) from error
+
+
+def _enter(phase: str) -> None:
+    global _doing
+    _doing = phase
 
 
 def phase(name: str, is_collective: bool) -> AbstractContextManager[None]:

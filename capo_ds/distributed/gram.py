@@ -42,9 +42,18 @@ def gram_matrices(
         for block in matrix.split(width, dim=1):
             columns = _exchange_columns(block, samples_per_rank)  # (N, columns / ranks)
             columns = columns.to(torch.promote_types(columns.dtype, torch.float32))
-            grams[number] += columns @ columns.T
+            grams[number] += _with_itself(columns)
     sums = [_symmetric_sum(gram) for gram in grams]
-    return np.stack(sums) if comm.is_main() else None
+    return np.stack([total for total in sums if total is not None]) if comm.is_main() else None
+
+
+def _with_itself(rows: Tensor) -> Tensor:
+    """rows @ rows'. On a CPU by NumPy, which sees the symmetry and does half of the product (BLAS
+    syrk); torch has no such routine."""
+    if rows.device.type != "cpu":
+        return rows @ rows.T
+    array = rows.numpy()
+    return torch.from_numpy(array @ array.T)
 
 
 def _symmetric_sum(gram: Tensor) -> np.ndarray | None:

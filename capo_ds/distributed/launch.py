@@ -7,6 +7,8 @@ import re
 import socket
 import sys
 
+import psutil
+
 from capo_ds.config import ConfigError
 from capo_ds.terminal import columns, wrapped
 
@@ -19,6 +21,7 @@ LOCAL_SIZES = (
     "MPI_LOCALNRANKS",  # MPICH
     "SLURM_STEP_TASKS_PER_NODE",  # such as 8(x2), of each node
 )
+DEEPSPEED_NODE = "deepspeed.launcher.launch"  # among the words of its command
 PORTS = 20000  # and up, for SLURM jobs without a MASTER_PORT
 
 
@@ -54,7 +57,7 @@ def ranks_here() -> int:
     """Number of ranks on this machine, as the launcher tells it; all of them if it does not."""
     for variable in LOCAL_SIZES:
         if variable in os.environ:
-            return int(re.match(r"\d+", os.environ[variable])[0])
+            return int(re.findall(r"\d+", os.environ[variable])[0])
     return int(os.environ["WORLD_SIZE"])
 
 
@@ -78,7 +81,7 @@ def tell(message: str) -> None:
 
 
 def _ask_mpi() -> None:
-    from deepspeed.comm.comm import mpi_discovery
+    from deepspeed.comm import mpi_discovery
 
     try:
         from mpi4py import MPI
@@ -102,6 +105,29 @@ def _ask_slurm() -> None:
     slurm["RANK"], slurm["WORLD_SIZE"] = slurm["SLURM_PROCID"], slurm[SLURM_TASKS]
     slurm["LOCAL_RANK"] = slurm["SLURM_LOCALID"]
     slurm.setdefault("MASTER_PORT", str(PORTS + int(slurm.get("SLURM_JOB_ID", 0)) % PORTS))
+
+
+class Launcher:
+    """The processes above this one that started it as a rank; none without a launcher."""
+
+    def __init__(self) -> None:
+        self._chain: list[tuple[psutil.Process, int]] = []  # a process, its parent at the start
+        if not any(variable in os.environ for variable in LOCAL_SIZES):
+            return
+        process = psutil.Process()
+        self._chain.append((process, process.ppid()))
+        parent = process.parent()
+        if (
+            parent and DEEPSPEED_NODE in parent.cmdline()
+        ):  # deepspeed starts a launcher on each node
+            self._chain.append((parent, parent.ppid()))
+
+    def gone(self) -> bool:
+        """Whether one of them has ended: its children are others' by now."""
+        try:
+            return any(process.ppid() != parent for process, parent in self._chain)
+        except psutil.NoSuchProcess:
+            return True
 
 
 def free_port() -> int:

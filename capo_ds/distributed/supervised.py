@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from capo_ds.config import ConfigError
 from capo_ds.distributed import comm
-from capo_ds.distributed.engine import import_deepspeed, read_deepspeed_json, zero_stage
+from capo_ds.distributed.deepspeed_json import read_deepspeed_json, zero_stage
+from capo_ds.distributed.zero import import_deepspeed
 
 BETAS = (0.9, 0.98)
 WEIGHT_DECAY = 0.01

@@ -1,56 +1,151 @@
-"""Tells every rank of a failure that happened where the ranks wait for each other.
+"""Ends every rank when one of them fails, or is not heard of any more.
 
-A rank that fails inside a collective phase (out of memory in a ZeRO 3 forward pass, say) can no
-longer meet the others: they wait in the next collective until its time-out. So it writes its error
-to the rendezvous store, which a thread of every rank reads; that thread then ends its process.
+Ranks wait for each other in collectives, for as long as their time-out (half an hour and more: a
+slow rank is no dead one). So each has two threads that do not wait in them. One talks to the
+rendezvous store: it leaves a sign of life there, and reads whether a rank has failed (out of memory
+in a ZeRO 3 forward pass, say, which the others would await in vain). The other counts how long the
+first has had no answer, for a store that does not answer at all keeps its clients waiting for ever:
+the machine is gone, or the link to it. On rank 0 it counts how long each rank has been silent; and
+on every rank, whether its launcher is still there.
 """
 
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch.distributed as dist
 
-KEY = "capo_ds/failure"
+from capo_ds.distributed.launch import Launcher
+
+FAILURE = "failure"
+SIGN = "sign/{}"  # of life, of a rank: its count, machine and phase
+ENDED = "ended"  # the sign of a rank that has come to its end
 POLL = 0.5  # seconds
+SILENCE = 40.0  # seconds without a sign of life, after which a rank is taken for dead
+LEAVING = 15.0  # seconds that a rank may outlive rank 0, at the end of a run
 
 
-class Watchdog(threading.Thread):
-    """on_failure: called in this thread, with a peer's error, once there is one."""
+@dataclass
+class Silence:
+    """How long something has not changed, in seconds that this process was awake: one that was
+    stopped for a while (Ctrl-Z) must not find that all others are dead."""
 
-    def __init__(self, on_failure: Callable[[str], None]):
-        super().__init__(name="watchdog", daemon=True)
-        self._on_failure = on_failure
+    value: object = None
+    seconds: float = 0.0
+    _seen: float = field(default_factory=time.monotonic)
+
+    def after(self, value: object) -> float:
+        """Seconds for which it has been this value."""
+        now = time.monotonic()
+        self.seconds = 0.0 if value != self.value else self.seconds + min(now - self._seen, 2.0)
+        self.value, self._seen = value, now
+        return self.seconds
+
+
+class Watchdog:
+    """Two threads of this rank, from now until `stop`.
+
+    on_failure: called in one of them, with what happened, once there is something.
+    doing: what this rank is at, for the others to tell if it goes silent.
+    """
+
+    def __init__(self, on_failure: Callable[[str], None], doing: Callable[[], str]):
+        self._on_failure, self._doing = on_failure, doing
+        self._rank, self._ranks = dist.get_rank(), dist.get_world_size()
+        self._address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         # A connection of its own: one that waits for a key in a collective would make us wait too.
-        self._store = dist.TCPStore(
+        store = dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage] # documented
             os.environ["MASTER_ADDR"],
             int(os.environ["MASTER_PORT"]),
             is_master=False,
             wait_for_workers=False,
         )
+        # torchrun's store outlives its workers: those that it starts again must not read of the
+        # failure that ended the ones before.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        self._store = dist.PrefixStore(  # pyright: ignore[reportPrivateImportUsage] # documented
+            f"capo_ds/{attempt}", store
+        )
+        if self._rank == 0:  # or reading them would wait for those that have not started
+            for rank in range(self._ranks):
+                self._store.compare_set(SIGN.format(rank), "", "")
+        self._signs = [""] * self._ranks  # as rank 0 has last read them
+        self._answers = 0  # of the store
+        self._lost = False  # the connection, at once: rank 0's process is gone
         self._stopping = threading.Event()
-        self.start()
+        self._threads = [
+            threading.Thread(target=work, name=work.__name__, daemon=True)
+            for work in (self._talk, self._watch)
+        ]
+        self._give_sign()
+        for thread in self._threads:
+            thread.start()
 
     def tell(self, error: str) -> None:
         """Make an error of this rank known, unless a peer was first; lasts until all have read."""
+        if not self._store.check([FAILURE]):
+            self._store.set(FAILURE, error)
         self._stopping.set()
-        if not self._store.check([KEY]):
-            self._store.set(KEY, error)
         time.sleep(3 * POLL)  # rank 0 must outlive it: the store lives in its process
 
     def stop(self) -> None:
+        """This rank has come to its end: nobody need wait for a sign of it."""
         self._stopping.set()
-        self.join()
+        self._threads[1].join()
 
-    def run(self) -> None:
+    def _give_sign(self) -> None:
+        sign = f"{self._answers} {socket.gethostname()} {self._doing()}"
+        self._store.set(SIGN.format(self._rank), sign)
+
+    def _talk(self) -> None:
+        try:
+            while not self._stopping.wait(POLL):
+                self._give_sign()
+                failed = self._store.check([FAILURE])
+                if self._rank == 0:
+                    read = self._store.multi_get(list(map(SIGN.format, range(self._ranks))))
+                    self._signs = [sign.decode() for sign in read]
+                self._answers += 1
+                if failed:
+                    self._on_failure(self._store.get(FAILURE).decode())
+                    return
+            self._store.set(SIGN.format(self._rank), ENDED)
+        except dist.DistError:
+            self._lost = True
+
+    def _watch(self) -> None:
+        launcher, answers, gone = Launcher(), Silence(), Silence()
+        signs = [Silence() for _ in range(self._ranks)]
         while not self._stopping.wait(POLL):
-            try:
-                failed = self._store.check([KEY])
-            except dist.DistStoreError:
-                return  # rank 0 is gone, and with it what there was to read
-            if failed:
-                self._on_failure(self._store.get(KEY).decode())
+            if launcher.gone():
+                self._on_failure("the launcher of this rank is gone")
                 return
+            if self._lost and gone.after(True) > LEAVING:
+                self._on_failure(f"rank 0 is gone, and its store at {self._address} with it")
+                return
+            if not self._lost and answers.after(self._answers) > SILENCE:
+                self._on_failure(
+                    f"no answer from rank 0's store at {self._address} for {SILENCE:.0f} s, while "
+                    f"this rank was at {self._doing()!r}: that machine or the link to it is gone"
+                )
+                return
+            for rank, (silence, sign) in enumerate(zip(signs, self._signs, strict=True)):
+                if self._rank == 0 and silence.after(sign) > SILENCE and sign != ENDED:
+                    self._bury(rank, sign)
+                    return
+
+    def _bury(self, rank: int, sign: str) -> None:
+        """Tell all that a rank is dead, and end."""
+        _, machine, doing = sign.split(" ", 2) if sign else ("", "an unknown machine", "start-up")
+        text = (
+            f"rank {rank} on {machine} has not been heard of for {SILENCE:.0f} s; it was at "
+            f"{doing!r}: the process, its machine or the link to it is gone"
+        )
+        self._store.set(FAILURE, text)
+        time.sleep(3 * POLL)
+        self._on_failure(text)

@@ -8,14 +8,16 @@ x as a saved tensor, so gradient checkpointing recomputes it rather than keeping
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
-from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from capo_ds.config import ConfigError
 from capo_ds.gradients.store import Store
@@ -23,21 +25,43 @@ from capo_ds.gradients.store import Store
 NAMED = 3  # of the layers that are not used, how many are named
 
 
+@dataclass(eq=False)
+class Pass:
+    """One forward pass of the model.
+
+    Attributes:
+        number: passes count up.
+        samples, tokens: of its batch.
+        seen: the factors whose gradients have come back from it.
+    """
+
+    number: int = 0
+    samples: int = 0
+    tokens: int = 0
+    seen: set[int] = field(default_factory=set)
+
+
+# Is given a pass, the number of a factor, and by sample its output's gradients and its inputs.
+Sink = Callable[[Pass, int, Tensor, Tensor], None]
+
+
 class PerSampleGradients:
     """Hooks on every LoRA factor of a PEFT model; forward passes run as ever.
+
+    dropout: allow LoRA dropout; the gradients are those of the network that a pass draws.
 
     Raises:
         ConfigError: if a trainable parameter is not the weight of a plain linear LoRA factor.
     """
 
-    def __init__(self, policy: PeftModel):
-        self.names, self.factors = _lora_factors(policy)
+    def __init__(self, policy: nn.Module, dropout: bool = False):
+        self.names, self.factors = _lora_factors(policy, dropout)
         self.parameters = [factor.weight for factor in self.factors]
         self.shapes = [(factor.out_features, factor.in_features) for factor in self.factors]
         self._anchor: Tensor | None = None
-        self._sink: Callable[[int, Tensor, Tensor], None] | None = None
-        self._batch = (0, 0)  # samples and tokens of the pass
-        self._hooks = [policy.register_forward_pre_hook(self._note_batch, with_kwargs=True)]
+        self._sink: Sink | None = None
+        self._pass = Pass()  # the latest
+        self._hooks = [policy.register_forward_pre_hook(self._begin_pass, with_kwargs=True)]
         self._hooks += [
             factor.register_forward_hook(self._hook(index))
             for index, factor in enumerate(self.factors)
@@ -57,50 +81,67 @@ class PerSampleGradients:
         store: None for a pass that is only made because other ranks make one (ZeRO 3).
         Returns the objectives, detached. Weights get no `.grad`.
         """
-        seen: set[int] = set()
+        whole = Pass()  # all that `objectives` runs
 
-        def write(index: int, inputs: Tensor, output_gradients: Tensor) -> None:
-            if index in seen:
-                raise RuntimeError(
-                    f"{self.names[index]} is used twice in one forward pass: layers that share "
-                    "their weights have no LoRA gradient per sample; leave it out of "
-                    "model.lora_targets"
-                )
-            seen.add(index)
+        def write(_: Pass, index: int, output_gradients: Tensor, inputs: Tensor) -> None:
+            self.note(whole, index)
             if store is not None:
-                rows = self._by_sample(index, output_gradients), self._by_sample(index, inputs)
-                store.write(index, first, *rows)
+                store.write(index, first, output_gradients, inputs)
 
         # Every tap takes the anchor as an input: asking autograd for the anchor's gradient runs
         # all taps, and none of the sums over the batch that the weights' own gradients need.
         self._anchor = torch.zeros((), device=self.parameters[0].device, requires_grad=True)
-        self._sink = write
         try:
-            values = objectives()
-            torch.autograd.grad(values.sum(), self._anchor, allow_unused=True)
+            with self.listening(write):
+                values = objectives()
+                torch.autograd.grad(values.sum(), self._anchor, allow_unused=True)
         finally:
-            self._anchor = self._sink = None
-        if len(seen) != len(self.factors):
-            names = sorted({self.names[i] for i in range(len(self.factors)) if i not in seen})
-            raise RuntimeError(
-                f"only {len(seen)} of {len(self.factors)} LoRA factors were used: not those of "
-                f"{', '.join(names[:NAMED])}, ...: the model does not call these layers; leave "
-                "them out of model.lora_targets"
-            )
+            self._anchor = None
+        self.check_whole(whole)
         return values.detach()
 
-    def _note_batch(self, _: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
-        self._batch = (ids.shape[0], ids.shape[1])
+    @contextmanager
+    def listening(self, sink: Sink) -> Iterator[None]:
+        """What goes back through forward passes that are made inside reaches the sink."""
+        self._sink = sink
+        try:
+            yield
+        finally:
+            self._sink = None
 
-    def _by_sample(self, index: int, values: Tensor) -> Tensor:
+    def note(self, one: Pass, index: int) -> None:
+        """Count a factor's gradient; RuntimeError if the pass has had one from it before."""
+        if index in one.seen:
+            raise RuntimeError(
+                f"{self.names[index]} is used twice in one forward pass: layers that share "
+                "their weights have no LoRA gradient per sample; leave it out of "
+                "model.lora_targets (or: one pass was gone back through twice)"
+            )
+        one.seen.add(index)
+
+    def check_whole(self, one: Pass) -> None:
+        """RuntimeError unless a gradient has come back from every factor."""
+        if len(one.seen) != len(self.factors):
+            missing = sorted({name for i, name in enumerate(self.names) if i not in one.seen})
+            raise RuntimeError(
+                f"only {len(one.seen)} of {len(self.factors)} LoRA factors were used: not those of "
+                f"{', '.join(missing[:NAMED])}, ...: the model does not call these layers; leave "
+                "them out of model.lora_targets"
+            )
+
+    def _begin_pass(self, _: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        given = (kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args)
+        batch = next(value for value in given if value is not None)
+        self._pass = Pass(self._pass.number + 1, *batch.shape[:2])
+
+    def _by_sample(self, one: Pass, index: int, values: Tensor) -> Tensor:
         """Inputs or output gradients of a factor as (batch, its tokens, features).
 
         Layers may see tokens in more dimensions than one (latent attention: one per head), or
         those of all samples in one row (routers). Where each token stands does not matter, only
         whose it is. Raises `RuntimeError` where that is not told by the shape.
         """
-        samples, tokens = self._batch
+        samples, tokens = one.samples, one.tokens
         if values.dim() >= 3 and values.shape[0] == samples:
             return values if values.dim() == 3 else values.flatten(1, -2)
         if values.dim() == 2 and values.shape[0] == samples * tokens:
@@ -114,12 +155,19 @@ class PerSampleGradients:
 
     def _hook(self, index: int) -> Callable[..., Tensor | None]:
         def hook(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor | None:
-            if self._anchor is None:
+            if self._sink is None or not torch.is_grad_enabled():
                 return None
-            self._by_sample(index, output)  # raises while the stack shows the layer
-            return _Tap.apply(output, inputs[0], self._anchor, self._sink, index)
+            self._by_sample(self._pass, index, output)  # raises while the stack shows the layer
+            receive = partial(self._receive, self._sink, self._pass, index)
+            return _Tap.apply(output, inputs[0], self._anchor, receive)
 
         return hook
+
+    def _receive(
+        self, sink: Sink, one: Pass, index: int, inputs: Tensor, output_gradients: Tensor
+    ) -> None:
+        by_sample = partial(self._by_sample, one, index)
+        sink(one, index, by_sample(output_gradients), by_sample(inputs))
 
 
 class _Tap(torch.autograd.Function):
@@ -127,21 +175,21 @@ class _Tap(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, output: Tensor, inputs: Tensor, anchor: Tensor, sink: Any, index: int
+        ctx: Any, output: Tensor, inputs: Tensor, anchor: Tensor | None, receive: Any
     ) -> Tensor:
         ctx.save_for_backward(inputs)
-        ctx.sink, ctx.index = sink, index
+        ctx.receive = receive
         return output.view_as(output)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         (inputs,) = ctx.saved_tensors
-        ctx.sink(ctx.index, inputs, gradient)
-        return gradient, None, None, None, None
+        ctx.receive(inputs, gradient)
+        return gradient, None, None, None
 
 
-def _lora_factors(policy: PeftModel) -> tuple[list[str], list[nn.Linear]]:
+def _lora_factors(policy: nn.Module, dropout: bool) -> tuple[list[str], list[nn.Linear]]:
     """The factors, and the names of the layers that each belongs to."""
     names, factors = [], []
     for name, module in policy.named_modules():
@@ -153,7 +201,8 @@ def _lora_factors(policy: PeftModel) -> tuple[list[str], list[nn.Linear]]:
             pair = [module.lora_A[adapter], module.lora_B[adapter]]
             if not all(type(factor) is nn.Linear and factor.bias is None for factor in pair):
                 raise ConfigError(f"model.lora_targets: {name} is not a linear layer")
-            if getattr(module, "use_dora", {}).get(adapter) or _drops(module, adapter):
+            drops = _drops(module, adapter) and not dropout
+            if getattr(module, "use_dora", {}).get(adapter) or drops:
                 raise ConfigError(f"{name}: DoRA and LoRA dropout have no per-sample gradients")
             factors += pair
             names += 2 * [name.removeprefix("base_model.model.")]

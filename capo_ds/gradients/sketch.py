@@ -30,6 +30,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from capo_ds.parts import built_in
+
 DEFAULT_DIM = 8192
 # Of a dense random matrix held at a time: 4 MiB stay in a CPU's cache; a GPU wants big kernels.
 BLOCK_ENTRIES = {"cpu": 1 << 20, "cuda": 1 << 26}
@@ -181,20 +183,11 @@ class OuterSketch(Sketch):
         return pad(rotated, (0, self.dim - rotated.shape[1]))
 
 
-SKETCHES: dict[str, type[Sketch]] = {
-    "rademacher": RademacherSketch,
-    "sparse": SparseSketch,
-    "outer": OuterSketch,
-}
-
-
 def make_sketch(
     name: str, shapes: list[tuple[int, int]], dim: int = DEFAULT_DIM, seed: int = 0
 ) -> Sketch:
-    """The sketch of that name, for factors of these shapes (o, i)."""
-    if name not in SKETCHES:
-        raise ValueError(f"no sketch {name!r}; there are {', '.join(SKETCHES)}")
-    return SKETCHES[name](shapes, dim, seed)
+    """The sketch of that name that ships, for factors of these shapes (o, i)."""
+    return built_in("sketch", name)(shapes, dim, seed)
 
 
 # ---------------------------------------------------------------- count sketch

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from capo_ds.architecture import context_of
-from capo_ds.config import ConfigError
+from capo_ds.config import Config, ConfigError
 from capo_ds.seeding import Stream, generator
 
 Rows = TypeVar("Rows", bound="Rollout")
@@ -51,9 +52,11 @@ class Sampler(Protocol):
     """
 
     collective: bool  # whether ranks wait for each other in `sample`
+    shares_policy: bool  # it samples with the training model itself: no probe after a sync
 
     def awake(self) -> AbstractContextManager[None]:
         """Inside, the sampler may hold the device's memory; the other methods are called there."""
+        ...
 
     def sync(self) -> None:
         """Take over the policy's weights as they are now."""
@@ -73,6 +76,54 @@ class Sampler(Protocol):
         max_new_tokens: in place of the sampler's own limit.
         truncation: without effect on greedy decoding.
         """
+        ...
+
+
+@dataclass(frozen=True)
+class SamplerRun:
+    """What a sampler is made from.
+
+    name: that no other run has used. loads: whether this rank acts for all where one is enough.
+    dry: only say, by a `ConfigError`, what would keep it from starting; nothing is sampled.
+    """
+
+    config: Config
+    policy: PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    loads: bool
+    dry: bool = False
+
+    @property
+    def ends(self) -> list[int]:
+        """The tokens that end a response."""
+        return end_tokens(self.policy, self.tokenizer)
+
+
+@dataclass(frozen=True)
+class SamplingShapes:
+    """What a rank samples at a time, at its longest: sequences, tokens of each, bytes of the keys
+    and values of all, entries of the vocabulary, bytes of the base weights.
+
+    on_cpu: device and host are one memory.
+    """
+
+    config: Config
+    sequences: int
+    tokens: int
+    cache: int
+    vocabulary: int
+    weights: int
+    on_cpu: bool
+
+
+class SamplerBytes(NamedTuple):
+    """What a sampler takes of a rank's device: while it samples, when the trainer's activations are
+    gone, and all the time; key: the setting that lowers it."""
+
+    sampling: int = 0
+    always: int = 0
+    key: str = ""
 
 
 PROMPT = {"layout": "prompt"}  # a field (n, P), left-padded
@@ -127,7 +178,7 @@ class Rollout:
 
 def model_context(model: nn.Module) -> int:
     """The longest sequence, in tokens, that the model's positions are made for."""
-    return context_of(model.config)
+    return context_of(cast(PretrainedConfig, model.config))
 
 
 def check_length(
@@ -184,12 +235,17 @@ def _widen(values: Tensor, width: int, left: bool, fill: int) -> Tensor:
     return torch.nn.functional.pad(values, (missing, 0) if left else (0, missing), value=fill)
 
 
+def pad_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that fills the rows of a batch; `load_tokenizer` sees to it that there is one."""
+    return cast(int, tokenizer.pad_token_id)
+
+
 def end_tokens(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """The tokens that end a response: the tokenizer's own, and those of the generation config
     (chat models end a turn and a text with different ones)."""
-    configured = model.generation_config.eos_token_id
+    configured: Any = getattr(model.generation_config, "eos_token_id", None)
     configured = configured if isinstance(configured, list) else [configured]
-    return tuple(sorted({tokenizer.eos_token_id, *configured} - {None}))
+    return tuple(sorted({cast(int | None, tokenizer.eos_token_id), *configured} - {None}))
 
 
 def assemble(
@@ -228,7 +284,7 @@ def request_settings(
     draws: list[Draw], samples: int, temperature: float, truncation: Truncation
 ) -> list[dict[str, float]]:
     """What vLLM is asked for each prompt."""
-    fixed = {"n": samples, "temperature": temperature, **truncation._asdict()}
+    fixed: dict[str, float] = {"n": samples, "temperature": temperature, **truncation._asdict()}
     return [fixed | {"seed": request_seed(draw)} for draw in draws]
 
 

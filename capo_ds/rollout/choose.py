@@ -1,49 +1,61 @@
-"""The sampler that the settings ask for."""
+"""The sampler that the settings ask for, and what it needs."""
 
 from __future__ import annotations
 
-from peft import PeftModel
-from transformers import PreTrainedTokenizerBase
+from collections.abc import Callable
+from functools import partial
 
-from capo_ds.config import Config
-from capo_ds.rollout.base import Sampler, end_tokens
-from capo_ds.rollout.colocated import ColocatedSampler, require_vllm
+from capo_ds.config import Config, ConfigError
+from capo_ds.parts import BUILT_IN, at
+from capo_ds.plugins import find_part
+from capo_ds.rollout.base import Sampler, SamplerBytes, SamplerRun, SamplingShapes
 from capo_ds.rollout.engine import context_length
-from capo_ds.rollout.hf import HuggingFaceSampler, stop_at
 from capo_ds.rollout.probe import Probe
-from capo_ds.rollout.server import ServerSampler
+
+KEY = "rollout.sampler"
+METHODS = ("awake", "sync", "sample")
 
 
-def make_sampler(
-    config: Config,
-    policy: PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: list[list[int]],
-    run: str,
-    loads: bool,
-) -> tuple[Sampler, Probe | None]:
+def make_sampler(run: SamplerRun, prompts: list[list[int]]) -> tuple[Sampler, Probe | None]:
     """The sampler, and the probe of its weights where it has its own.
 
-    prompts: some of the task's, for the probe. run, loads: see `ServerSampler`.
+    prompts: some of the task's, for the probe.
     Raises `ConfigError` if the sampler cannot be had.
     """
-    rollout, ends = config.rollout, end_tokens(policy, tokenizer)
-    if rollout.sampler == "hf":
-        limits = rollout.max_new_tokens, rollout.batch_size
-        stop = stop_at(tokenizer, config.prompt.stop)
-        return HuggingFaceSampler(policy, ends, tokenizer.pad_token_id, *limits, stop), None
-    context = context_length(config, policy.config)
-    arguments = policy, ends, tokenizer.pad_token_id, context, config
-    if rollout.sampler == "vllm":
-        sampler: Sampler = ColocatedSampler(*arguments)
-    else:
-        sampler = ServerSampler(*arguments, run=run, loads=loads)
-    return sampler, Probe(sampler, policy, prompts, context, config)
+    config = run.config
+    sampler = sampler_maker(config)(run)
+    if missing := [name for name in METHODS if not callable(getattr(sampler, name, None))]:
+        raise ConfigError(
+            f"{KEY}: {config.rollout.sampler} has no method {missing[0]} (see "
+            "capo_ds.rollout.base.Sampler)"
+        )
+    if getattr(sampler, "shares_policy", False):
+        return sampler, None
+    context = context_length(config, run.policy.config)
+    return sampler, Probe(sampler, run.policy, prompts, context, config)
 
 
-def check_sampler(config: Config, policy: PeftModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raises the `ConfigError` that `make_sampler` would, without starting an engine."""
-    if config.rollout.sampler == "vllm":
-        require_vllm(config)
-    else:  # a server is asked what it is, and nothing more
-        make_sampler(config, policy, tokenizer, prompts=[[0]], run="dry", loads=False)
+def check_sampler(run: SamplerRun) -> None:
+    """Raises the `ConfigError` that `make_sampler` would, without starting an engine; of a
+    sampler of the user's, its options alone are looked at."""
+    maker = sampler_maker(run.config)
+    if run.config.rollout.sampler in BUILT_IN["sampler"]:
+        maker(run)
+
+
+def sampler_bytes(config: Config, shapes: SamplingShapes) -> SamplerBytes:
+    """What the sampler takes of a rank's memory; of the user's, what its `memory` says, if any."""
+    name = config.rollout.sampler
+    if name in BUILT_IN["sampler"]:
+        place = BUILT_IN["sampler"][name].memory
+        return at(place)(shapes) if place else SamplerBytes()
+    maker = sampler_maker(config)
+    memory = getattr(maker.func if isinstance(maker, partial) else maker, "memory", None)
+    needed = memory(shapes) if memory else 0
+    return needed if isinstance(needed, SamplerBytes) else SamplerBytes(int(needed))
+
+
+def sampler_maker(config: Config) -> Callable[[SamplerRun], Sampler]:
+    """What makes the sampler of a `SamplerRun`, with its options in it."""
+    rollout = config.rollout
+    return find_part("sampler", KEY, rollout.sampler, rollout.sampler_options, given=("run",))

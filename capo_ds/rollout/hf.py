@@ -28,6 +28,9 @@ from capo_ds.rollout.base import (
     WHOLE,
     Draw,
     Rollout,
+    SamplerBytes,
+    SamplerRun,
+    SamplingShapes,
     Truncation,
     check_prompts,
     concatenate,
@@ -37,7 +40,21 @@ from capo_ds.rollout.base import (
 )
 from capo_ds.rollout.caches import select_rows
 
+LOGIT_BYTES = 3 * 4 + 2 * 8  # a vocabulary entry: logits, log-probs, probs; two in float64
 COMPACT_BELOW = 0.8  # drop ended rows once fewer than this share of the batch is alive
+
+
+def hf(run: SamplerRun) -> HuggingFaceSampler:
+    """The sampler of a run."""
+    rollout, tokenizer = run.config.rollout, run.tokenizer
+    limits = rollout.max_new_tokens, rollout.batch_size
+    stop = stop_at(tokenizer, run.config.prompt.stop)
+    return HuggingFaceSampler(run.policy, run.ends, tokenizer.pad_token_id, *limits, stop)
+
+
+def memory(shapes: SamplingShapes) -> SamplerBytes:
+    """Its cache, and what drawing from the logits takes."""
+    return SamplerBytes(shapes.cache + shapes.sequences * shapes.vocabulary * LOGIT_BYTES)
 
 
 class HuggingFaceSampler:
@@ -48,6 +65,7 @@ class HuggingFaceSampler:
     """
 
     collective = False
+    shares_policy = True
 
     def __init__(
         self,
@@ -201,7 +219,7 @@ def stop_at(
     if not strings:
         return None
     criterion = StopStringCriteria(tokenizer, list(strings))
-    return lambda ids: criterion(ids, None)
+    return lambda ids: criterion(ids, None)  # pyright: ignore[reportArgumentType]
 
 
 def _draw(

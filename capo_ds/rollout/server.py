@@ -20,14 +20,23 @@ from capo_ds.rollout.base import (
     WHOLE,
     Draw,
     Rollout,
+    SamplerRun,
     Truncation,
     assemble,
     check_prompts,
     request_settings,
 )
+from capo_ds.rollout.engine import context_length
 
 ADAPTERS = "server_adapters"  # in the run's folder, which the server must see under the same path
 CONNECTIONS = 64  # at a time, of one rank
+
+
+def server(run: SamplerRun) -> ServerSampler:
+    """The sampler of a run. (In a dry run too: the server is asked what it is, and no more.)"""
+    context = context_length(run.config, run.policy.config)
+    arguments = run.policy, run.ends, run.tokenizer.pad_token_id, context, run.config
+    return ServerSampler(*arguments, run=run.name, loads=run.loads)
 
 
 class ServerSampler:
@@ -46,6 +55,7 @@ class ServerSampler:
     """
 
     collective = False
+    shares_policy = False
 
     def __init__(
         self,
@@ -72,7 +82,7 @@ class ServerSampler:
         old, self._syncs = self._name, self._syncs + 1
         if not self.loads:
             return
-        self.policy.save_pretrained(self._folder / self._name, selected_adapters=["default"])
+        self.policy.save_pretrained(str(self._folder / self._name), selected_adapters=["default"])
         path = str(self._folder / self._name)
         self._ask("/v1/load_lora_adapter", {"lora_name": self._name, "lora_path": path})
         if self._syncs > 1:

@@ -9,7 +9,7 @@ import yaml
 
 from capo_ds.config import Config
 from capo_ds.telemetry.provenance import PACKAGES, version
-from capo_ds.telemetry.runs import NAMES
+from capo_ds.telemetry.runs import NAMES, say_radius
 
 LOADING = """```python
 from peft import PeftModel
@@ -34,7 +34,7 @@ def model_card(
         front["base_model"] = base
     method = NAMES.get(config.aggregator, config.aggregator)
     if config.aggregator == "capo":
-        method += f", C = {config.capo.radius:g}, {NAMES[config.capo.region]}"
+        method += f", {say_radius(config.capo.radius)}, {NAMES[config.capo.region]}"
     rows = {
         "base model": config.model.path,
         "task": config.task.name + (f" ({config.task.path})" if config.task.path else ""),

@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 import yaml
 
+from capo_ds.config import Config
+from capo_ds.parts import labels
 from capo_ds.telemetry.metrics import CONFIG_FILE, METRICS_FILE, flat_settings, read_metrics
 
 REPEATED = {"train.seed", "train.output_dir", "train.resume"}  # what repetitions of a run change
-OWN_SECTIONS = ("capo", "cagrad")  # settings of the aggregator of that name, idle with others
-NAMES = {"mean": "GRPO", "capo": "CAPO", "norm": "norm ball", "difference": "trust region"}
+# Settings of the aggregator of that name, idle with others.
+OWN_SECTIONS = Config.aggregators_with_sections()
+NAMES = labels("aggregator") | {"norm": "norm ball", "difference": "trust region"}
 
 
 class NoRunError(ValueError):
@@ -108,7 +111,12 @@ def _label(identity: dict[str, Any], keys: list[str]) -> str:
 def _say(key: str, value: Any) -> str:
     match key:
         case "aggregator" | "capo.region":
-            return NAMES.get(value, value)
+            return str(NAMES.get(value, value))
         case "capo.radius":
-            return f"C = {value:g}"
+            return say_radius(value)
     return f"{key.rpartition('.')[2]} = {value}"
+
+
+def say_radius(radius: float | str) -> str:
+    """C, a number or auto."""
+    return f"C = {radius}" if isinstance(radius, str) else f"C = {radius:g}"

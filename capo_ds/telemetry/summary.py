@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 
 from capo_ds.config import Config
-from capo_ds.memory import MemoryPlan, size
-from capo_ds.quantization import base_precision, parameter_count
+from capo_ds.memory import MemoryPlan, readable
+from capo_ds.quantization import base_precision, entries
+from capo_ds.telemetry.metrics import METRICS_FILE, read_metrics
+from capo_ds.telemetry.plots import reward_curve
 from capo_ds.terminal import columns, wrapped
 
 OFF_POLICY = (
@@ -22,8 +25,8 @@ def startup_summary(
     config: Config, policy: PeftModel, plan: MemoryPlan, store: str, facts: dict[str, Any]
 ) -> str:
     """Model, ranks, data, every choice of the objective, and the estimated memory."""
-    trainable = sum(parameter_count(p) for p in policy.parameters() if p.requires_grad)
-    total = sum(map(parameter_count, policy.parameters()))
+    trainable = sum(entries(p) for p in policy.parameters() if p.requires_grad)
+    total = sum(map(entries, policy.parameters()))
     rollout, objective = config.rollout, config.objective
     samples = rollout.prompts_per_step * rollout.group_size
     rows = {
@@ -85,6 +88,39 @@ def final_table(before: float | None, after: float | None, seconds: dict[str, fl
     return "\n".join(lines)
 
 
+def closing_words(folder: Path, accuracy: dict[str, float | None]) -> None:
+    """Print and draw the summary of a run that is over."""
+    seconds: dict[str, float] = {}
+    metrics = read_metrics(folder)
+    for line in metrics:
+        for name, value in line.items():
+            if name.startswith("time/"):
+                seconds[name] = seconds.get(name, 0.0) + value
+    print(final_table(accuracy["before"], accuracy["latest"], seconds))
+    print(f"adapter      {folder / 'adapter'}")
+    print(f"metrics      {folder / METRICS_FILE} and TensorBoard beside it")
+    print(f"reward curve {reward_curve(folder)}", flush=True)
+    tell_hint(metrics)
+
+
+def tell_hint(metrics: list[dict[str, float]]) -> None:
+    """Print `signal_hint`, if there is one."""
+    if hint := signal_hint(metrics):
+        print(wrapped(hint, columns(sys.stdout)), flush=True)
+
+
+def progress_line(metrics: dict[str, float], accuracy: float | None) -> str:
+    """Of the progress bar: reward, accuracies, and the share of samples in conflict with g_0."""
+    parts = [f"reward {metrics['reward/mean']:+.2f}", f"train {metrics['reward/accuracy']:.0%}"]
+    if accuracy is not None:
+        parts.append(f"test {accuracy:.0%}")
+    if "conflict/all_before" in metrics:
+        parts.append(f"conflict {metrics['conflict/all_before']:.0%}")
+    if "conflict/heldout_all_after" in metrics:
+        parts.append(f"unseen {metrics['conflict/heldout_all_after']:.0%}")
+    return ", ".join(parts)
+
+
 def _gradients_row(config: Config, store: str) -> str:
     if not config.uses_per_sample_gradients:
         return "one plain backward pass, no conflict measured"
@@ -97,9 +133,9 @@ def _gradients_row(config: Config, store: str) -> str:
 
 def _memory_row(plan: MemoryPlan) -> str:
     device = plan.capacity.device
-    row = f"about {size(plan.needed)} of {size(device)}, and for gradients"
+    row = f"about {readable(plan.needed)} of {readable(device)}, and for gradients"
     row += f" {plan.describe_stores()}" if plan.stores else " nothing"
-    return row + "".join(f"\n  {size(count):>10}  {name}" for name, count in plan.needs.items())
+    return row + "".join(f"\n  {readable(count):>10}  {name}" for name, count in plan.needs.items())
 
 
 def _values(section: Any) -> str:
@@ -108,7 +144,8 @@ def _values(section: Any) -> str:
 
 def _adapter(config: Config, policy: PeftModel) -> str:
     """The adapter as it is: its own settings, if the run goes on from one."""
-    lora, targets = policy.peft_config["default"], config.model.lora_targets
+    lora = cast(LoraConfig, policy.peft_config["default"])
+    targets = config.model.lora_targets
     if config.model.adapter:
         return f"rank {lora.r}, alpha {lora.lora_alpha:g}, from {config.model.adapter}"
     named = targets if isinstance(targets, str) else " ".join(targets)

@@ -4,9 +4,8 @@ import runpy
 import pytest
 import yaml
 
-from capo_ds import aggregation, config
 from capo_ds.config import Config, ConfigError, config_reference, load_config, parse_config
-from capo_ds.distributed.engine import read_deepspeed_json
+from capo_ds.distributed.deepspeed_json import read_deepspeed_json
 from tests.conftest import REPOSITORY
 
 RECIPES = sorted((REPOSITORY / "launchers" / "recipes").glob("*.yaml"))
@@ -93,11 +92,6 @@ def test_unreadable_files(tmp_path, text):
         path.write_text(text)
     with pytest.raises(ConfigError, match=r"config\.yaml"):
         load_config(path)
-
-
-def test_the_aggregators_are_those_of_the_aggregation_room():
-    more = ("torchjd:<Weighting>", "file.py:function")
-    assert (*config.AGGREGATORS, *more) == aggregation.AGGREGATORS
 
 
 def test_there_are_recipes():

@@ -9,14 +9,14 @@ from capo_ds.evaluation import (
     Evaluation,
     Evaluator,
     as_metrics,
-    load_model,
     summarise,
     table,
     write_completions,
 )
+from capo_ds.evaluation_run import load_model
 from capo_ds.models import load_tokenizer
 from capo_ds.tasks import Judge, Problem, Verdict
-from capo_ds.tasks.worker import Comparison
+from capo_ds.tasks.outcome import Comparison
 
 RIGHT = Verdict(1.0, True, True, Comparison.EQUAL)
 WRONG = Verdict(-0.5, True, False, Comparison.DIFFERENT)

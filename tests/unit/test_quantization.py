@@ -14,7 +14,7 @@ from benchmarks.architectures import PROMPTS, TEXT, settings
 from capo_ds.commands.merge import merge
 from capo_ds.config import ConfigError, ModelConfig, parse_config
 from capo_ds.models import load_base_model, load_policy
-from capo_ds.quantization import base_precision, dequantised, parameter_count
+from capo_ds.quantization import base_precision, dequantised, entries
 from capo_ds.rehearsal import rehearse
 from tests.unit.test_architectures import trained_adapter
 
@@ -148,9 +148,7 @@ def test_four_bits(random_model, dtype, checkpointing):
     assert found.repeated == 0
     assert found.gradient < (1e-5 if dtype == "float32" else 0.02)
     whole = load_policy(settings(random_model).model, seed=0)
-    assert sum(map(parameter_count, policy.parameters())) == sum(
-        map(parameter_count, whole.parameters())
-    )
+    assert sum(map(entries, policy.parameters())) == sum(map(entries, whole.parameters()))
 
 
 @BITSANDBYTES

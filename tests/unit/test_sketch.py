@@ -8,11 +8,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from capo_ds.gradients import sketch as module
-from capo_ds.gradients.sketch import SKETCHES, Sketch, make_sketch
+from capo_ds.gradients.sketch import Sketch, make_sketch
+from capo_ds.parts import names
 
 SHAPES = [(5, 37), (41, 3), (8, 70)]
 DIM = 150  # no power of two, no multiple of a side, below the number of parameters
-NAMES = list(SKETCHES)
+NAMES = names("sketch")
 every_sketch = pytest.mark.parametrize("name", NAMES)
 
 
@@ -210,7 +211,7 @@ def test_accelerators_count_sketch_equals_the_cpus(length, width):
     torch.testing.assert_close(one, other)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @every_sketch
 def test_same_on_gpu(name):
     gradients = random_gradients(3)

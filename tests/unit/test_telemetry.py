@@ -45,15 +45,16 @@ def response(step: int, number: int = 0, **changes) -> dict:
 
 
 def record(folder: Path, first_line: int, steps: range) -> None:
-    """What one process of a run records; the monitor as DeepSpeed's is, with one writer."""
+    """What one process of a run records, with one writer."""
     writer = SummaryWriter(folder / "tensorboard")
-    monitor = SimpleNamespace(
-        tb_monitor=SimpleNamespace(summary_writer=writer),
-        wandb_monitor=None,
-        comet_monitor=None,
-        write_events=lambda events: [writer.add_scalar(*event) for event in events],
+    writers = SimpleNamespace(
+        tensorboard=writer,
+        wandb=False,
+        comet=None,
+        cut_csv=lambda step: None,
+        scalars=lambda step, values: [writer.add_scalar(*item, step) for item in values.items()],
     )
-    recorder = Recorder(folder, monitor, first_line)
+    recorder = Recorder(folder, writers, first_line)
     recorder.settings(SETTINGS)
     for step in steps:
         recorder.scalars(step, {"reward/mean": step + first_line / 100})

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from capo_ds.aggregation import GramProblem, aggregate
+from capo_ds.aggregation import GramProblem, aggregate, own_aggregator
 from capo_ds.config import ConfigError
+from capo_ds.plugins import load_function
 
 SOURCE = """
 def positives(problem):
@@ -34,8 +35,12 @@ def file(tmp_path):
     return tmp_path / "mine.py"
 
 
+def own(name):
+    return own_aggregator(name, load_function("aggregator", name))
+
+
 def test_its_coefficients_are_applied(file, problem):
-    result = aggregate(f"{file}:positives", problem)
+    result = aggregate(own(f"{file}:positives"), problem)
     np.testing.assert_array_equal(result.coefficients, [0.5, 0.0, 0.5, 0.0])
 
 
@@ -46,9 +51,14 @@ def test_its_coefficients_are_applied(file, problem):
 )
 def test_what_it_must_not_do_is_told_with_its_name(file, problem, name, words):
     with pytest.raises(RuntimeError, match=f"{name}: .*{words}"):
-        aggregate(f"{file}:{name}", problem)
+        aggregate(own(f"{file}:{name}"), problem)
 
 
 def test_a_function_that_is_not_there_is_a_bad_setting(file, problem):
     with pytest.raises(ConfigError, match=r"aggregator: .* has no function 'other'"):
-        aggregate(f"{file}:other", problem)
+        own(f"{file}:other")
+
+
+def test_options_reach_it_by_keyword(problem):
+    scaled = own_aggregator("scaled", lambda problem, factor: factor * problem.vanilla)
+    np.testing.assert_array_equal(aggregate(scaled, problem, factor=2.0).coefficients, [0.5] * 4)

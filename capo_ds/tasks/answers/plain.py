@@ -1,15 +1,12 @@
-r"""Reading a final answer: `\boxed{...}` extraction and exact comparison of numbers.
+r"""Reading a final answer that is a plain number, and what is refused unread.
 
 Completions are untrusted text: nothing here evaluates them, and long numbers or large exponents
-are refused before any arithmetic is done on them. What is decided here needs no worker process;
-`judge` sends the rest to math-verify.
+are refused before any arithmetic is done on them.
 """
 
 import re
-from dataclasses import dataclass
 from fractions import Fraction
 
-BOX = r"\boxed"
 MAX_NUMBER_LENGTH = 64  # characters; longer text is compared as text
 MAX_EXPONENT = 64  # |exponent| of scientific notation; 1e999999999 must not build that integer
 MAX_ANSWER_LENGTH = 512  # characters; no reference answer of the benchmarks is half as long
@@ -32,38 +29,6 @@ _SCIENTIFIC = re.compile(
 )
 # More digits than a number may have, an exponent of six digits or more, a tower without braces.
 _COSTLY = re.compile(rf"[0-9]{{{MAX_NUMBER_LENGTH + 1}}}|\^\{{?[+-]?[0-9]{{6}}|\^[0-9]+\^")
-# A sum, a difference or a product that the solver left to the reader; two numbers side by side,
-# unless the second begins a fraction (3 1/2).
-_UNEVALUATED = re.compile(
-    r"[0-9)}] ?(?:[-+*\u00d7\u00b7\u00f7\u2212]|\\times|\\cdot|\\div) ?[0-9({\\]"
-    r"|[0-9]\s+[0-9]+(?![0-9]| ?/)"
-)
-
-
-@dataclass(frozen=True)
-class Box:
-    r"""One `\boxed{content}`; `start` and `end` (exclusive) are character offsets of the whole."""
-
-    content: str
-    start: int
-    end: int
-
-
-def find_boxes(text: str) -> list[Box]:
-    r"""All outermost `\boxed{...}` with balanced braces, in order.
-
-    Braces escaped as `\{` and `\}` are text. A box never closed is left out; so is one whose
-    backslash is itself escaped (`\\boxed` is a line break in LaTeX, followed by a word).
-    """
-    boxes, position = [], 0
-    while (start := text.find(BOX + "{", position)) >= 0:
-        end = None if _is_escaped(text, start) else _closing_brace(text, start + len(BOX))
-        if end is None:
-            position = start + len(BOX)
-        else:
-            boxes.append(Box(text[start + len(BOX) + 1 : end], start, end + 1))
-            position = end + 1
-    return boxes
 
 
 def parse_number(text: str) -> Fraction | None:
@@ -87,25 +52,6 @@ def parse_number(text: str) -> Fraction | None:
         value = Fraction(int(match["numerator"]), int(match["denominator"]))
         return -value if match["sign"] == "-" else value
     return None
-
-
-def compare_exactly(given: str, reference: str) -> bool | None:
-    """Whether two answers are equal, where text or exact numbers decide it; None where not.
-
-    The same text is the same answer. Two numbers are equal when their values are: 0.5 is 1/2,
-    0.3333333 is not 1/3. Where the reference is a number, an answer that leaves a sum or a product
-    of numbers to the reader (`8+8` for 16) is wrong: it would be paid for not solving the problem.
-    """
-    if " ".join(given.split()) == " ".join(reference.split()):
-        return True
-    reference_value = parse_number(reference)
-    if reference_value is None:
-        return None
-    given_value = parse_number(given)
-    if given_value is not None:
-        return given_value == reference_value
-    value = given[:MAX_ANSWER_LENGTH].rpartition("=")[2]
-    return False if _UNEVALUATED.search(value) else None
 
 
 def too_costly(answer: str) -> bool:
@@ -145,26 +91,3 @@ def _as_plain(text: str) -> str:
     if match := _SCIENTIFIC.fullmatch(text):
         return f"{match['factor']}e{match['e'] or match['e1']}"
     return text
-
-
-def _is_escaped(text: str, position: int) -> bool:
-    """Whether an odd number of backslashes stands directly before `position`."""
-    before = text[:position]
-    return (len(before) - len(before.rstrip("\\"))) % 2 == 1
-
-
-def _closing_brace(text: str, opening: int) -> int | None:
-    """Offset of the brace that closes the one at `opening`, or None."""
-    depth, position = 0, opening
-    while position < len(text):
-        character = text[position]
-        if character == "\\":
-            position += 1  # the next character is escaped
-        elif character == "{":
-            depth += 1
-        elif character == "}":
-            depth -= 1
-            if depth == 0:
-                return position
-        position += 1
-    return None

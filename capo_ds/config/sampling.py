@@ -1,0 +1,139 @@
+"""Settings of sampling: in training and for evaluation."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, StrictInt, model_validator
+
+from capo_ds.config.paths import PathText
+from capo_ds.config.section import Number, Section, refuse_doubles
+from capo_ds.config.task import BenchmarkConfig
+from capo_ds.parts import choices, known
+
+
+def _sampler(name: str) -> str:
+    return known("sampler", name)
+
+
+class TruncatedSampling(Section):
+    """Tokens that may be drawn; keys of rollout and of evaluation."""
+
+    top_p: Number = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="draw from the likeliest tokens that together have this probability; 1 = all "
+        "(less makes a rollout off-policy: docs/prompts.md)",
+    )
+    top_k: StrictInt = Field(
+        default=0, ge=0, description="draw from this many likeliest tokens; 0 = all"
+    )
+    min_p: Number = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="draw from tokens of at least this probability relative to the likeliest; "
+        "0 = all",
+    )
+
+    @property
+    def truncates(self) -> bool:
+        return self.top_p < 1 or self.top_k > 0 or self.min_p > 0
+
+
+class RolloutConfig(TruncatedSampling):
+    """Sampling of responses from the current policy."""
+
+    prompts_per_step: StrictInt = Field(
+        default=64, ge=1, description="prompts in a step, over all ranks"
+    )
+    group_size: StrictInt = Field(default=8, ge=2, description="responses sampled per prompt (G)")
+    max_new_tokens: StrictInt = Field(default=48, ge=1, description="longest response, in tokens")
+    max_prompt_tokens: StrictInt = Field(
+        default=1024, ge=1, description="prompts longer than this are left out (and counted)"
+    )
+    temperature: Number = Field(default=1.0, gt=0, description="sampling temperature")
+    batch_size: StrictInt = Field(
+        default=256, ge=1, description="sequences that one rank generates at a time (memory)"
+    )
+    sampler: Annotated[PathText, AfterValidator(_sampler)] = Field(
+        default="hf",
+        description=f"what samples: {choices('sampler')}",
+    )
+    sampler_options: dict[str, Any] = Field(
+        default={}, description="options of your own sampler, checked by its annotations"
+    )
+    vllm_cache_gib: Number = Field(
+        default=4.0, gt=0, description="KV cache of a vLLM engine, in GiB"
+    )
+    tensor_parallel: StrictInt = Field(
+        default=1, ge=1, description="neighbouring ranks that share one vLLM engine"
+    )
+    server_url: str = Field(
+        default="http://127.0.0.1:8000", description="address of the server, if it is the sampler"
+    )
+    timeout: Number = Field(
+        default=1800.0,
+        gt=0,
+        description="seconds that any wait for vLLM may take before the run ends",
+    )
+    probe_bound: Number | None = Field(
+        default=None,
+        gt=0,
+        description="largest mean difference between vLLM's and the trainer's log-probabilities "
+        "over a sequence of the probe that follows each weight sync, in nats a token; the run "
+        "ends beyond it; null: by model.dtype and the size of the logits (float32 0.001, "
+        "bfloat16 0.1 and more where logits exceed 6)",
+    )
+    importance_correction: Literal["none", "token", "sequence"] = Field(
+        default="none",
+        description="weigh the objective by the truncated ratio of the trainer's probabilities to "
+        "the sampler's, of each token or of the whole response",
+    )
+    importance_cap: Number = Field(
+        default=2.0, gt=0, description="the ratio is truncated above this"
+    )
+
+
+class EvaluationConfig(TruncatedSampling):
+    """Accuracy on benchmarks, in training and by launchers/evaluate.py."""
+
+    benchmarks: list[BenchmarkConfig] = Field(
+        default=[],
+        description="what is evaluated, the headline first; empty: the task's test problems",
+    )
+    limit: StrictInt | None = Field(
+        default=None, ge=1, description="problems of each benchmark at most; null: all"
+    )
+    samples: StrictInt = Field(
+        default=1, ge=1, description="responses to each problem (k of avg@k, pass@k)"
+    )
+    temperature: Number = Field(default=0.0, ge=0, description="sampling temperature; 0 = greedy")
+    max_new_tokens: StrictInt | None = Field(
+        default=None, ge=1, description="longest response, in tokens; null: rollout.max_new_tokens"
+    )
+    seed: StrictInt = Field(default=0, ge=0, description="seed of the sampling")
+    adapter: PathText | None = Field(
+        default=None,
+        description="folder of a PEFT adapter that launchers/evaluate.py puts on the model",
+    )
+    output_dir: PathText = Field(
+        default="runs/evaluation",
+        description="where launchers/evaluate.py writes results and completions",
+    )
+
+    @model_validator(mode="after")
+    def _samples_differ(self) -> EvaluationConfig:
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError(
+                f"evaluation.samples: {self.samples} greedy responses are all the same; set "
+                "evaluation.temperature"
+            )
+        if self.truncates and self.temperature == 0:
+            raise ValueError(
+                "evaluation.top_p, top_k, min_p: greedy decoding takes the likeliest token in any "
+                "case; set evaluation.temperature, or leave them out"
+            )
+        refuse_doubles("evaluation.benchmarks", [entry.title for entry in self.benchmarks])
+        return self

@@ -1,0 +1,96 @@
+"""DeepSpeed's JSON: read, checked, and completed with what the YAML decides."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from capo_ds.config import Config, ConfigError, resolve_path
+
+STAGES = (0, 1, 2, 3)
+DECIDED_ELSEWHERE = (
+    "optimizer",
+    "scheduler",
+    "gradient_clipping",
+    "gradient_accumulation_steps",
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "steps_per_print",
+    "tensorboard",
+    "wandb",
+    "csv_monitor",
+    "comet",
+)
+
+
+def deepspeed_settings(config: Config, monitor_dir: Path, trained: int) -> dict[str, Any]:
+    """The DeepSpeed JSON of the config, completed with what the YAML decides.
+
+    trained: number of parameters that are trained, which is the size of ZeRO's buckets unless the
+    JSON gives them: the usual 500 million numbers take 2 GB for a gradient of a megabyte.
+
+    Raises:
+        ConfigError: if the file is missing, no JSON, sets what the YAML decides, or asks for a
+            ZeRO stage that is not supported.
+    """
+    settings = read_deepspeed_json(config.deepspeed)
+    buckets = {"reduce_bucket_size": trained, "allgather_bucket_size": trained}
+    return settings | {
+        "zero_optimization": buckets | settings.get("zero_optimization", {}),
+        "train_micro_batch_size_per_gpu": 1,  # unused: batches never pass through the engine
+        "gradient_accumulation_steps": 1,  # samples are accumulated before they are aggregated
+        "gradient_clipping": config.optimizer.max_grad_norm,
+        "steps_per_print": 2**31 - 1,
+        "optimizer": {
+            "type": "AdamW",
+            "params": {
+                "lr": config.optimizer.learning_rate,
+                "betas": list(config.optimizer.betas),
+                "eps": config.optimizer.epsilon,
+                "weight_decay": config.optimizer.weight_decay,
+                "torch_adam": True,
+            },
+        },
+        **monitors(config.train.report_to, monitor_dir),
+    }
+
+
+def monitors(names: list[str], folder: Path) -> dict[str, Any]:
+    """DeepSpeed's settings of the writers that `train.report_to` names."""
+    files = {"enabled": True, "output_path": str(folder)}
+    known = {
+        "tensorboard": files | {"job_name": "tensorboard"},
+        "csv": files | {"job_name": "csv"},
+        "wandb": {"enabled": True, "project": "capo_ds"},
+        "comet": {"enabled": True, "samples_log_interval": 1},
+    }
+    return {{"csv": "csv_monitor"}.get(name, name): known[name] for name in names}
+
+
+def read_deepspeed_json(path: str) -> dict[str, Any]:
+    """A file of `ds_configs/`, checked. Raises `ConfigError`."""
+    try:
+        settings = json.loads(resolve_path("deepspeed", path).read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise ConfigError(f"deepspeed: {path} is not a readable JSON file: {error}") from error
+    if not isinstance(settings, dict):
+        raise ConfigError(f"deepspeed: {path} holds no JSON object")
+    for key in DECIDED_ELSEWHERE:
+        if key in settings:
+            raise ConfigError(f"deepspeed: {path} sets {key!r}; remove it, the YAML decides that")
+    for key in ("bf16", "fp16"):
+        if settings.get(key, {}).get("enabled"):
+            raise ConfigError(
+                f"deepspeed: {path} enables {key!r}; remove it and set model.dtype: the LoRA "
+                "factors and their gradient stay in float32"
+            )
+    stage = zero_stage(settings)
+    if stage not in STAGES:
+        raise ConfigError(f"deepspeed: {path} asks for ZeRO stage {stage!r}; use one of {STAGES}")
+    return settings
+
+
+def zero_stage(settings: dict[str, Any]) -> int:
+    """ZeRO stage of a DeepSpeed JSON."""
+    return settings.get("zero_optimization", {}).get("stage", 0)

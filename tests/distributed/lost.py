@@ -1,0 +1,40 @@
+"""Two ranks that meet in one collective after the other, run by test_lost.py: lost.py WAY.
+
+They say "going" when they have met once. WAY: forever, or slow (the last rank keeps the others
+waiting for longer than a silence may last, asleep and then at work, and all end well).
+"""
+
+import sys
+import time
+
+import torch
+import torch.distributed as dist
+
+from capo_ds.distributed import comm
+from capo_ds.distributed.watchdog import SILENCE
+
+
+def meet() -> None:
+    with comm.collective("optimizer step"):
+        dist.all_reduce(torch.zeros(1))
+
+
+def be_slow() -> None:
+    time.sleep(SILENCE / 2 + 5)
+    until = time.monotonic() + SILENCE / 2 + 5
+    while time.monotonic() < until:
+        torch.randn(200, 200).matrix_power(50)
+
+
+comm.init()
+meet()
+print("going", flush=True)
+if sys.argv[1] == "slow":
+    if comm.rank() == comm.world_size() - 1:
+        be_slow()
+    meet()
+while sys.argv[1] == "forever":
+    meet()
+    time.sleep(0.05)
+comm.finish()
+print("ended well", flush=True)
