@@ -242,7 +242,7 @@ class RewardConfig(Section):
         description="seconds for one symbolic comparison; then it counts as wrong",
     )
     workers: StrictInt = Field(
-        default=2, ge=1, description="processes of a rank that compare answers by math-verify"
+        default=2, ge=1, description="processes of a rank that compare expressions by SymPy"
     )
 
     @model_validator(mode="after")
