@@ -27,6 +27,7 @@ from capo_ds.telemetry.metrics import Measured
 JUDGED = {
     "reward/unparsed": Comparison.UNPARSED,
     "reward/timed_out": Comparison.TIMED_OUT,
+    "reward/unjudged": Comparison.UNJUDGED,
 }
 # Of a response that no update made anything of: it had no gradient.
 NOT_HEARD = dict.fromkeys(("norm", "cosine_before", "cosine_after", "xi", "weight"))
