@@ -147,6 +147,7 @@ def sample_records(
             "completion": scored.texts[row],
             "answer": problem.answer,
             "verdict": scored.verdicts[row].word,
+            "why": scored.verdicts[row].told,
             "length": lengths[row],
             "truncated": truncated[row],
             "reward": rewards[row],
