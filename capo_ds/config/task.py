@@ -239,10 +239,16 @@ class RewardConfig(Section):
     time_limit: Number = Field(
         default=5.0,
         gt=0,
-        description="seconds for one symbolic comparison; then it counts as wrong",
+        description="seconds of CPU time for one symbolic comparison; then it counts as wrong",
+    )
+    step_budget: Number = Field(
+        default=60.0,
+        gt=0,
+        description="seconds for all comparisons of a step on a rank; answers that have no verdict "
+        "by then count as wrong (reward/unjudged)",
     )
     workers: StrictInt = Field(
-        default=2, ge=1, description="processes of a rank that compare answers by math-verify"
+        default=2, ge=1, description="processes of a rank that compare answers by SymPy"
     )
 
     @model_validator(mode="after")

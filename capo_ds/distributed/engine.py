@@ -34,7 +34,7 @@ class CapoEngine:
         self.parameters = [p for p in policy.parameters() if p.requires_grad]
         self.names = [n for n, p in policy.named_parameters() if p.requires_grad]
         self.shapes = [tuple(parameter.shape) for parameter in self.parameters]
-        settings = deepspeed_settings(config, monitor_dir)
+        settings = deepspeed_settings(config, monitor_dir, sum(map(math.prod, self.shapes)))
         with tables.named(config.train.report_to, monitor_dir):
             self._engine, *_ = deepspeed.initialize(
                 model=policy,

@@ -1,20 +1,8 @@
-r"""The rule-based reward, and rewards that the user supplies.
-
-A completion has the right format when
-1. the text `\boxed` occurs in it exactly once;
-2. it opens a box `\boxed{...}` with balanced braces (escaped ones are text) and a content that
-   is not blank; no space between the word and its brace;
-3. after the box stand only whitespace, full stops and closers of a formula (`$`, `\)`, `\]`).
-Any reasoning may stand before the box. So a completion that boxes two answers, goes on talking
-after its answer, or is cut off inside the box has the wrong format, whatever its number is.
-
-Only the completion is read: a box in the question counts for nothing.
-"""
+"""The rule-based reward, and rewards that the user supplies."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -23,8 +11,8 @@ import numpy as np
 
 from capo_ds.plugins import make_part
 from capo_ds.precision import DOUBLE, roundings
-from capo_ds.tasks.answers import BOX, find_boxes
 from capo_ds.tasks.base import Problem
+from capo_ds.tasks.format import final_answer
 from capo_ds.tasks.functions import OURS, call_all, check_arguments
 from capo_ds.tasks.judge import Judge
 from capo_ds.tasks.outcome import Comparison, Outcome
@@ -37,8 +25,6 @@ REWARD_CORRECT = 1.0  # right format, right answer
 REWARD_INCORRECT = -0.5  # right format, wrong answer
 REWARD_UNFORMATTED = -1.0  # wrong format
 UNFORMATTED = r"not one closed \boxed{...} at the end"
-
-_ENDING = re.compile(r"(?:[\s.$]|\\\)|\\\])*")
 
 
 @dataclass(frozen=True)
@@ -61,11 +47,18 @@ class Verdict:
 
     @property
     def word(self) -> str:
-        """right, wrong, unparsed, timed out, or unformatted."""
+        """right, wrong, unparsed, timed out, unjudged, or unformatted."""
         if self.comparison is None:
             return "unformatted"
         words = {Comparison.EQUAL: "right", Comparison.DIFFERENT: "wrong"}
         return words.get(self.comparison, self.comparison.value)
+
+    @property
+    def told(self) -> str:
+        """The reason with the types, where there is one: `set for tuple: ...`."""
+        if not self.reason or not self.formatted:
+            return self.reason
+        return f"{self.read_as or 'unread'} for {self.reference_as or 'unread'}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -83,16 +76,6 @@ class Scores:
     rewards: list[float]
     roundings: list[float]
     parts: dict[str, list[float | None]]
-
-
-def final_answer(completion: str) -> str | None:
-    """The content of the box if the completion has the required format, else None."""
-    if completion.count(BOX) != 1:
-        return None
-    boxes = find_boxes(completion)
-    if not boxes or not boxes[0].content.strip():
-        return None
-    return boxes[0].content if _ENDING.fullmatch(completion, boxes[0].end) else None
 
 
 def score(completions: Sequence[str], problems: Sequence[Problem], judge: Judge) -> list[Verdict]:
@@ -145,7 +128,7 @@ class Scorer:
 
     def __init__(self, config: RewardConfig, judge: Judge):
         """Raises `ConfigError` if a function cannot be loaded."""
-        self._judge = judge
+        self._judge, self._budget = judge, config.step_budget
         self._weights = {entry.function: entry.weight for entry in config.functions}
         self._functions = {
             entry.function: make_part(
@@ -171,7 +154,8 @@ class Scorer:
         Raises:
             RuntimeError: a user's function failed or returned what is no list of rewards.
         """
-        verdicts = score(completions, problems, self._judge)
+        with self._judge.within(self._budget):
+            verdicts = score(completions, problems, self._judge)
         columns = self._columns.union(*(problem.columns for problem in problems))
         parts = call_all(self._functions, completions, problems, completion_ids, columns, verdicts)
         for number, rewards in enumerate(zip(*parts.values(), strict=True)):

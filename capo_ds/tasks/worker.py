@@ -1,43 +1,91 @@
-r"""The child process that compares two answers by SymPy: `python -m capo_ds.tasks.worker`.
+r"""The process that compares two answers by SymPy: `python -m capo_ds.tasks.worker`.
 
-Reads JSON lines [given, reference] from stdin and answers each with a line of stdout, the fields
-of an `Outcome` as JSON; the first line is READY. The parent kills it when an answer takes too long
-(`judge.Worker`): an exception from `signal.alarm` neither works in threads nor interrupts a
-computation inside one call of C.
+It imports SymPy once and forks a child that answers. The child reads JSON lines [given, reference,
+CPU seconds, wall seconds] from stdin and answers each with a line of stdout, the fields of an
+`Outcome` as JSON; the first line is READY. Where an answer ends the child (its time, its memory, a
+stack overflow inside C), this process says so in its place and forks another, in milliseconds.
+
+The limit is one of CPU time, so that a busy machine grades as an idle one. It needs no handler: the
+signal ends the child also inside one call of C. Once the trainer has died, both end.
 """
 
+import gc
 import json
+import mmap
 import os
 import resource
 import signal
 import sys
+from typing import TextIO
 
 from capo_ds.tasks.answers.compare import Engine, compare
 from capo_ds.tasks.outcome import Comparison, Outcome
 
 READY = "ready"
 MEMORY_LIMIT = 4 * 2**30  # bytes of address space; a tower of powers would take all there is
-ORPHANED_AFTER = 2.0  # times the time limit: a busy child whose parent has died ends itself
+ANSWERS = 500  # of one child; then a fresh one, so that what SymPy caches does not add up
+RENEWED = 3  # exit status after that many
+PARENT_CHECK = 1.0  # seconds between looks whether the trainer is alive
+TIMERS = {signal.SIGPROF: signal.ITIMER_PROF, signal.SIGALRM: signal.ITIMER_REAL}
 
 
 def main() -> None:
+    trainer = os.getppid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})  # waited for in _wait
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
-    time_limit = float(sys.argv[1])
     replies, sys.stdout = sys.stdout, sys.stderr  # whatever the parsers print is no reply
-    # It takes its time before READY, not before the first answer.
-    from capo_ds.tasks.answers.symbols import Symbols
+    from capo_ds.tasks.answers.symbols import Symbols  # takes its time before READY
 
     engine = Symbols()
     print(READY, file=replies, flush=True)
     # Nobody reads what is printed from here on.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
-    for line in sys.stdin:
-        # No handler: the alarm ends the process, also inside one call of C.
-        signal.setitimer(signal.ITIMER_REAL, ORPHANED_AFTER * time_limit)
-        outcome = compare_by_symbols(*json.loads(line), engine)
-        signal.setitimer(signal.ITIMER_REAL, 0)
+    gc.freeze()  # what is there now stays shared with the children
+    busy = mmap.mmap(-1, 1)  # shared: whether the child owes a reply
+    while (status := _run_child(engine, replies, busy, trainer)) != 0:
+        if busy[0]:
+            busy[0] = 0
+            print(json.dumps(_lost(status)), file=replies, flush=True)
+
+
+def _run_child(engine: Engine, replies: TextIO, busy: mmap.mmap, trainer: int) -> int:
+    """Fork a child and wait for its end: 0 when stdin has ended, -n after signal n."""
+    child = os.fork()
+    if child == 0:
+        os._exit(_answer(engine, replies, busy))
+    while True:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        if os.getppid() != trainer:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            return 0
+        signal.sigtimedwait({signal.SIGCHLD}, PARENT_CHECK)
+
+
+def _answer(engine: Engine, replies: TextIO, busy: mmap.mmap) -> int:
+    for number, line in enumerate(sys.stdin, start=1):
+        busy[0] = 1
+        given, reference, *limits = json.loads(line)
+        for timer, seconds in zip(TIMERS.values(), limits, strict=True):
+            signal.setitimer(timer, seconds)
+        outcome = compare_by_symbols(given, reference, engine)
+        for timer in TIMERS.values():
+            signal.setitimer(timer, 0)
+        busy[0] = 0
         print(json.dumps(outcome), file=replies, flush=True)
+        if number == ANSWERS:
+            return RENEWED
+    return 0
+
+
+def _lost(status: int) -> Outcome:
+    """The outcome of an answer that ended its child."""
+    if -status in TIMERS:
+        return Outcome(Comparison.TIMED_OUT, "the comparison took too long")
+    return Outcome(Comparison.UNPARSED, "the comparison ran out of memory")
 
 
 def compare_by_symbols(given: str, reference: str, engine: Engine) -> Outcome:
