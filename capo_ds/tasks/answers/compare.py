@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import singledispatchmethod
 
@@ -39,6 +40,7 @@ from capo_ds.tasks.outcome import Comparison, Outcome
 
 SAME, OTHER = "the same value", "another value"
 LEFT = "arithmetic is left to the reader, or another value"
+_LETTER = re.compile(r"(?<=[0-9)}])(\s+)([mgslhL])(?=\^|/|$)")
 EQUAL, DIFFERENT, UNPARSED = Comparison.EQUAL, Comparison.DIFFERENT, Comparison.UNPARSED
 
 
@@ -111,12 +113,14 @@ def _by_text(given: str, reference: str, why: str, kind: str = "") -> Outcome:
 
 
 def _read_like(expected: Value, given: str) -> Value:
-    """The answer, its commas read as the reference's are."""
+    """The answer, its commas and a letter behind a number (5 m) read as the reference has them."""
     answer = read(given)
     inner = expected.value if isinstance(expected, Labelled) else expected
     if isinstance(inner, Collection) and not isinstance(answer, Collection):
         parts = read(given, thousands=False)
         return parts if isinstance(parts, Collection) else answer
+    if isinstance(inner, Quantity) and isinstance(answer, Expression):
+        return read(_LETTER.sub(r" \\text{\2}", given.strip()))
     return answer
 
 

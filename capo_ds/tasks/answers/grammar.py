@@ -12,7 +12,7 @@ from capo_ds.tasks.answers import brackets
 from capo_ds.tasks.answers.cursor import END, Cursor
 from capo_ds.tasks.answers.nodes import INFINITY, Node, combined, number, symbol
 from capo_ds.tasks.answers.tokens import FUNCTIONS, GREEK, Token
-from capo_ds.tasks.answers.units import is_unit_word
+from capo_ds.tasks.answers.units import SHORT, is_unit_word
 from capo_ds.tasks.answers.values import Based, Expression, Unreadable, Value
 
 APPLIED = {"f", "g", "h", "P", "F", "G"}  # letters that before a bracket are functions
@@ -115,12 +115,14 @@ class Parser(Cursor):
     def _words_in_brackets(self) -> bool:
         """9 (apples)"""
         kind, text, _ = self.after()
-        return kind == "words" or (kind == "letters" and len(text) > 1 and is_unit_word(text, True))
+        if kind == "letters" and len(text) == 1:
+            return self.next.spaced and text in SHORT and self.after(2).text == ")"
+        return kind == "words" or (kind == "letters" and is_unit_word(text, True))
 
     # ---------------------------------------------------------------- factors
 
     def factor(self) -> Node | Value:
-        node = self.atom()
+        node, raised = self.atom(), False
         while self.next.kind in ("mark", "command"):
             if self.at("^"):
                 if self.is_degree():
@@ -129,7 +131,9 @@ class Parser(Cursor):
                     self.skip_degree()
                     node = Node("degree", (node,))
                     continue
-                self.position += 1
+                if raised:
+                    raise Unreadable("two exponents")
+                self.position, raised = self.position + 1, True
                 node = Node("pow", (plain(node), self.exponent()))
             elif self.at("!"):
                 self.position += 1

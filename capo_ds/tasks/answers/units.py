@@ -40,9 +40,8 @@ _NO_UNIT = {
 _POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 _ABBREVIATED = {"mph": (("h", -1), ("mi", 1)), "kph": (("h", -1), ("km", 1))}
 _MAX_WORDS = 6
-BARE = {*_CANONICAL, *_POWERS, *_ABBREVIATED, *SCALES, "per", "percent"} - {
-    "m", "g", "s", "l", "h", "mo",
-}  # fmt: skip
+SHORT = {"m", "g", "s", "l", "h"}  # units of one letter: variables, unless in words or brackets
+BARE = {*_CANONICAL, *_POWERS, *_ABBREVIATED, *SCALES, "per", "percent"} - SHORT - {"mo"}
 
 
 def canonical(word: str) -> str:

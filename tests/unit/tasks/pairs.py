@@ -313,6 +313,17 @@ RIGHT = {
         25 cents ~ 25
         12 people ~ 12
         8.0 ~ 8 pens
+        7 ~ 7 (m)
+        7 m ~ 7 (m)
+        5 m^2 ~ 5 \text{ m}^2
+        5 m/s ~ 5 \text{ m/s}
+        4.5 kg ~ 4.5 (kg)
+        2 ~ 2 (hours)
+        6 inches ~ 6 \text{ in.}
+        38 4/7 ~ \frac{270}7\text{ degrees}
+        5.4 ~ 5.4 \text{ cents}
+        60 ft/s ~ 60\text{ feet per second}
+        50 miles per hour ~ 50\text{ mph}
     """,
     "degrees": r"""
         90° ~ 90^\circ
@@ -404,6 +415,8 @@ WRONG = {
         x = 8+8 ~ 16
         x = 9 = 16 ~ 16
         7 = 16 ~ 16
+        16\cdot 1 ~ 16
+        \frac{16x}{x} ~ 16
         16 = 2 \cdot 8 ~ 16
         \log_2 8 ~ 3
         2^3\cdot 2 ~ 16
@@ -512,6 +525,7 @@ WRONG = {
         2x+3 ~ 3x+2
         2x ~ x^2
         x^{12} ~ x^{21}
+        x^{2}^{3} ~ x^6
         x_{1} ~ x_{2}
         \frac{x+1}{x-1} ~ \frac{x-1}{x+1}
         |x| ~ x
@@ -539,6 +553,9 @@ WRONG = {
     """,
     "types": r"""
         2,4 ~ (2,4)
+        (1,2),(4,3) ~ (1,2),(3,4)
+        [1,2 ~ [1,2]
+        (1,2]] ~ (1,2]
         \{2,4\} ~ (2,4)
         [2,4] ~ (2,4)
         [2,4) ~ (2,4)
@@ -667,6 +684,11 @@ WRONG = {
         60^\circ ~ 30^\circ
         30\% ~ 30^\circ
         5 m ~ 5 \text{ cm}
+        5m ~ 5
+        5 g ~ 5 \text{ m}
+        7 km ~ 7 (m)
+        7 (x) ~ 7
+        1.50 dollars per ounce ~ \$1.50 \text{ per pound}
         5\text{ m} ~ 5\text{ cm}
         5 \text{ cm} ~ 5 \text{ cm}^2
         5 \text{ cm}^3 ~ 5 \text{ cm}^2

@@ -52,7 +52,7 @@ def test_an_endless_comparison_is_killed_and_the_next_one_answered():
     start = time.monotonic()
     comparisons = judge.compare([("2x", "x+x"), ENDLESS, ("3x", "x+2x")])
     assert comparisons == [EQUAL, Comparison.TIMED_OUT, EQUAL]
-    assert time.monotonic() - start < 30
+    assert time.monotonic() - start < 120  # ENDLESS would take hours
 
 
 def test_a_killed_child_uses_no_more_time_and_another_is_forked():
