@@ -31,6 +31,7 @@ from capo_ds.quantization import (
 ADAPTER_CONFIG = "adapter_config.json"
 LFS_POINTER = b"version https://git-lfs"
 WEIGHTS = (".safetensors", ".bin", ".model")
+WHOLE_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 JSON_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 NAMED = 3  # of the weights that are missing, how many are named
 
@@ -115,6 +116,15 @@ def check_folder(path: str, location: Path | str) -> None:
     if folder is None:
         return
     if (folder / ADAPTER_CONFIG).is_file():
+        if (folder / "config.json").is_file() and any(
+            file for pattern in WHOLE_WEIGHTS for file in folder.glob(pattern)
+        ):
+            raise ConfigError(
+                f"model.path: {path!r} holds a whole model and {ADAPTER_CONFIG} beside it, so that "
+                "transformers would put that adapter on it (a second time, if it is merged). Move "
+                f"the adapter's files elsewhere ({ADAPTER_CONFIG}, adapter_model.*), and set "
+                "model.adapter to them if they are not merged"
+            )
         base = json.loads((folder / ADAPTER_CONFIG).read_text()).get("base_model_name_or_path")
         raise ConfigError(
             f"model.path: {path!r} is an adapter; set model.adapter to it and model.path to its "

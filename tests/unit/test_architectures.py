@@ -236,6 +236,13 @@ def test_an_adapter_as_model_path_says_so(random_model, tmp_path):
         load_policy(ModelConfig(path=str(tmp_path)), seed=0)
 
 
+def test_an_adapter_beside_the_weights_is_told_apart(tmp_path):
+    llama(tmp_path)
+    trained_adapter(str(tmp_path), tmp_path)
+    with pytest.raises(ConfigError, match=r"whole model and adapter_config\.json.*Move"):
+        load_policy(ModelConfig(path=str(tmp_path)), seed=0)
+
+
 # ---------------------------------------------------------------- broken folders
 
 
