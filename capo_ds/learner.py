@@ -146,7 +146,7 @@ class Learner:
         with self.timer("solve"):
             answer = partial(solve, self.solver, self.config, grams, roster, samples)
             solved = comm.on_main("solve", partial(answer, number, sources))
-        store.discard(torch.as_tensor(solved.vanilla[roster.mine] == 0))
+        store.discard(torch.as_tensor(solved.mean_weights[roster.mine] == 0))
         with self.timer("reconstruct"):
             rebuilt = rebuild(solved, roster.mine, store, self.blocks, self.passes)
         measures = [*collected.measures, solved.metrics, rebuilt.measures]

@@ -36,7 +36,7 @@ BUILT_IN: dict[str, dict[str, Part]] = {
         "mgda": Part(f"{AGGREGATION}.classics:mgda", "the least vector of the convex hull"),
         "pcgrad": Part(f"{AGGREGATION}.classics:pcgrad", "projections, pair by pair"),
         "cagrad": Part(f"{AGGREGATION}.classics:cagrad", "CAPO with every sample positive"),
-        "config": Part(f"{AGGREGATION}.classics:config", "equal cosines to all samples"),
+        "config": Part(f"{AGGREGATION}.classics:conflict_free", "equal cosines to all samples"),
         "torchjd:": Part(
             f"{AGGREGATION}.torchjd_weightings:torchjd_aggregator",
             "a Gramian weighting of that library, as torchjd:UPGrad",

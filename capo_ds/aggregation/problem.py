@@ -120,6 +120,11 @@ class Aggregation:
         """C ||g_0|| / ||dg||: how much of dg an aggregate on the boundary adds to its centre."""
         return self.radius * vanilla_norm / direction_norm
 
+    def recovered(self, vanilla_norm: float, direction_norm: float) -> np.ndarray:
+        """(N,) coefficients of g~ = centre + C ||g_0|| dg / ||dg|| on the boundary, by norms that
+        are known better than the Gram matrix has them."""
+        return self.base + self.direction_scale(vanilla_norm, direction_norm) * self.xi
+
 
 def _mask(values: np.ndarray, name: str, count: int) -> np.ndarray:
     mask = np.array(values)

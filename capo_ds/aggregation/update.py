@@ -59,7 +59,7 @@ class Solved:
 
     Attributes:
         results: one aggregation a block, in coefficients of the samples.
-        vanilla: (N,) weights of the plain g_0; 0 for dropped samples.
+        mean_weights: (N,) of the plain g_0; 0 for dropped samples.
         norms: (N,) of the samples' gradients.
         cosines_before, cosines_after: (N,) with the plain g_0 and with g~.
         sketched_norms: ||g_0|| and ||dg|| by the Gram matrix, where g~ is on the boundary.
@@ -67,7 +67,7 @@ class Solved:
     """
 
     results: list[Aggregation]
-    vanilla: np.ndarray
+    mean_weights: np.ndarray
     norms: np.ndarray
     cosines_before: np.ndarray
     cosines_after: np.ndarray

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from capo_ds.aggregation.problem import Aggregation
 from capo_ds.aggregation.update import Solved
 from capo_ds.distributed import comm
 from capo_ds.distributed.gram import norms_of_sums
@@ -43,15 +44,22 @@ def rebuild(
         direction, mean = combine(result.xi[None]), combine(result.average[None])
     with comm.collective("norms"):
         norms = norms_of_sums(mean, direction)
-        scale = result.direction_scale(*norms)
     measures: Measured = {}
     for name, sketched, norm in zip(SKETCHED_NORMS, solved.sketched_norms, norms, strict=True):
         measures[name] = sketched
         if norm > 0:
             measures[f"{name}_ratio"] = sketched / norm
+    return Rebuilt(_recovered(result, mean, direction, norms), measures)
+
+
+def _recovered(
+    result: Aggregation, mean: list[Tensor], direction: list[Tensor], norms: list[float]
+) -> list[Tensor]:
+    """g~ = centre + C ||g_0|| dg / ||dg||, part by part; norms: of g_0 and dg."""
+    scale = result.direction_scale(*norms)
     if not result.base.any():  # the norm ball is centred on 0
-        return Rebuilt(torch._foreach_mul(direction, scale), measures)
-    return Rebuilt(torch._foreach_add(mean, direction, alpha=scale), measures)
+        return torch._foreach_mul(direction, scale)
+    return torch._foreach_add(mean, direction, alpha=scale)
 
 
 def _combination(
