@@ -165,7 +165,7 @@ def main() -> None:
     parser.add_argument("--grader", action="append", default=[], metavar="NAME=FILE.py:FUNCTION")
     parser.add_argument("--ours", action="store_true", help="no other grader; writes no results")
     parser.add_argument("--family", help="pairs of one family of answers; writes no results")
-    parser.add_argument("--per-family", type=int, default=40, help="answers of each family")
+    parser.add_argument("--per-family", type=int, default=30, help="answers of each family")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", type=Path, default=DATA, help="folder of the benchmarks' files")
     parser.add_argument("--failures", type=int, default=0, help="pairs to print of each kind")

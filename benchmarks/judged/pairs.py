@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
-from judged import expressions, gathered, measures, published, quantities, symbols, words
+from judged import expressions, further, gathered, measures, published, quantities, symbols, words
 from judged.forms import Answer, Pair
 from judged.surface import dressed
 
@@ -23,6 +23,8 @@ FAMILIES: tuple[Callable[[Random], Answer], ...] = (
     gathered.coordinates, gathered.interval, gathered.ray, gathered.union, gathered.finite_set,
     gathered.listed, gathered.plus_minus, gathered.matrix, gathered.vector,
     words.word, words.name, words.choice, words.zero,
+    further.pi_sum, further.nested_root, further.points, further.polar, further.repeating,
+    further.letters, further.fraction_polynomial,
 )  # fmt: skip
 FORMS = 6  # of each truth, drawn of an answer's
 DRESSED = 0.25  # share of forms that get markup around them

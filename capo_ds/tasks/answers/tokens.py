@@ -42,7 +42,7 @@ _SEPARATOR = r"(?:\{,\}|,\\!|\\[,;: !]|,\\,)"
 _SCALED = re.compile(rf"[0-9]{{1,3}}(?:{_SEPARATOR}[0-9]{{3}})+(?![0-9])(?:\.[0-9]+)?")
 _THOUSANDS = re.compile(rf"[0-9]{{1,3}}(?:(?:,|{_SEPARATOR})[0-9]{{3}})+(?:\.[0-9]+)?(?!,?[0-9])")
 _NUMBER = re.compile(
-    r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,2}(?![0-9A-Za-z.]))?(?:\\overline\s*\{\s*(?P<repeated>[0-9]+)\s*\})?"
+    r"(?:[0-9]+(?:\.[0-9]*)?|\.(?:[0-9]+|(?=\\overline)))(?:[eE][+-]?[0-9]{1,2}(?![0-9A-Za-z.]))?(?:\\overline\s*\{\s*(?P<repeated>[0-9]+)\s*\})?"
 )
 _ENVIRONMENT = re.compile(r"\\(begin|end)\s*\{([A-Za-z]+\*?)\}(?:\s*\{[clr|]*\})?")
 _COMMAND = re.compile(r"\\([A-Za-z]+)\*?|\\(.)", re.DOTALL)
