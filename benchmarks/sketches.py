@@ -310,8 +310,7 @@ def capo_coefficients(gram: Tensor, exact: Tensor) -> np.ndarray:
     vanilla = np.full(len(gram), 1 / len(gram))
     if not answer.on_boundary:
         return answer.coefficients
-    scale = answer.direction_scale(_length(vanilla, exact), _length(answer.xi, exact))
-    return answer.base + scale * answer.xi
+    return answer.recovered(_length(vanilla, exact), _length(answer.xi, exact))
 
 
 def _length(coefficients: np.ndarray, gram: Tensor) -> float:

@@ -42,7 +42,7 @@ from capo_ds.learner import Batch, Learner
 from capo_ds.models import load_policy, token_log_probs
 from capo_ds.objective import token_weights
 from capo_ds.rollout.base import Rollout
-from capo_ds.telemetry.metrics import Means, PhaseTimer
+from capo_ds.telemetry.metrics import PhaseTimer
 
 RESULTS = Path(__file__).resolve().parent / "results" / "step.json"
 
@@ -293,7 +293,7 @@ def updates(size: Size, model: Path, repeats: int) -> tuple[dict, dict, dict]:
         policy = load_policy(config.model, seed=0).to(comm.device())
         engine = CapoEngine(policy, config, optimizer_steps=100, monitor_dir=model)
         timers[name] = PhaseTimer()
-        learner = Learner(config, engine, config.gradients.store, Means(), timers[name])
+        learner = Learner(config, engine, config.gradients.store, timers[name])
         batch = learner.prepare(rollout, advantages.to(comm.device()), numbers)
         if name == PLAIN:
             runs[name] = lambda learner=learner, batch=batch: plain_update(learner, batch)
@@ -311,14 +311,14 @@ def plain_update(learner: Learner, batch: Batch) -> None:
     """GRPO as one writes it for DeepSpeed: a backward pass of the engine a micro-batch, a step."""
     engine, config = learner.engine._engine, learner.config
     lengths = batch.lengths.float()
-    batch.weights = token_weights(
+    weights = token_weights(
         lengths, "sequence_mean", len(batch), float(lengths.sum()), config.rollout.max_new_tokens
     )
     engine.train()
-    parts = list(learner._micro_batches(batch))
+    parts = list(learner.passes.micro_batches(batch.weighted(weights)))
     for number, (_, part) in enumerate(parts):
         engine.set_gradient_accumulation_boundary(number == len(parts) - 1)
-        values, _ = learner._objectives(part)
+        values = learner.passes.objectives(part).values
         engine.backward(-values.sum() / len(batch))
         engine.step()
 

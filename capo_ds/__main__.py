@@ -16,7 +16,7 @@ def usage() -> str:
     """Each command with the first line of what it says of itself."""
     lines = ["usage: capo COMMAND [arguments]      (capo COMMAND --help explains one)", ""]
     for name, path in COMMANDS.items():
-        words = ast.get_docstring(ast.parse(path.read_text())).splitlines()[0]
+        words = (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
         lines.append(f"  {name.replace('_', '-'):<12} {words}")
     module = "capo_ds.commands.train --config builtin:quickstart"
     return "\n".join(

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
-from peft.tuners.lora import LoraLayer
 from peft.utils.save_and_load import load_peft_weights
 from torch import nn
 from transformers import PreTrainedModel
 
 from capo_ds.architecture import linear_names, outside_the_decoder, plain_linear_layers
 from capo_ds.config import ConfigError, ModelConfig
+from capo_ds.peft_internals import active_adapter
 from capo_ds.weights import ADAPTER_CONFIG
 
 POLICY, REFERENCE = "default", "reference"  # names of adapters in PEFT
@@ -38,7 +38,7 @@ def fresh_adapter(base: PreTrainedModel, config: ModelConfig, seed: int) -> Peft
         targets = plain_linear_layers(base)
     lora = LoraConfig(
         r=config.lora_rank,
-        lora_alpha=config.lora_alpha,
+        lora_alpha=config.lora_alpha,  # pyright: ignore[reportArgumentType] # any number will do
         use_rslora=config.rslora,
         target_modules=targets if isinstance(targets, str) else list(targets),
         exclude_modules=_excluded(base, config),
@@ -79,7 +79,7 @@ def read_adapter(folder: str, key: str = "model.adapter") -> LoraConfig:
         wrong = f"belongs to base weights that its making has changed (init_lora_weights: {start})"
     else:
         wrong = next((f"sets {f}" for f in FIELDS_REFUSED if getattr(adapter, f, None)), None)
-    if wrong:
+    if wrong or not isinstance(adapter, LoraConfig):
         raise ConfigError(
             f"{key}: {folder!r} {wrong}; only LoRA factors of linear layers have per-sample "
             "gradients: merge it into its base (launchers/merge.py), and start a fresh adapter"
@@ -124,14 +124,8 @@ def reference_policy(policy: PeftModel) -> Iterator[PeftModel]:
             with policy.disable_adapter():
                 yield policy
             return
-        layers = [module for module in policy.modules() if isinstance(module, LoraLayer)]
-        try:
-            for layer in layers:
-                layer._active_adapter = [REFERENCE]  # its setter would also thaw and freeze
+        with active_adapter(policy, REFERENCE, then=POLICY):
             yield policy
-        finally:
-            for layer in layers:
-                layer._active_adapter = [POLICY]
 
 
 def _load_factors(policy: PeftModel, folder: str, name: str) -> None:

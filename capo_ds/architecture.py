@@ -6,7 +6,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator
 from functools import wraps
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, is_grad_enabled, nn
 from torch.utils.checkpoint import checkpoint
@@ -70,7 +70,7 @@ def check_positions(config: PretrainedConfig, longest: int) -> None:
         )
 
 
-def decoder_name(model: PreTrainedModel) -> str:
+def decoder_name(model: Any) -> str:
     """Name of the submodule that is the language model without its output layer."""
     decoder = model.get_decoder()
     return next((name for name, module in model.named_modules() if module is decoder), "")
@@ -112,7 +112,7 @@ def plain_linear_layers(model: PreTrainedModel) -> list[str]:
     those of dense and shared MLPs too); not those that state-space layers use without calling.
     """
     inside, head = decoder_name(model), model.get_output_embeddings()
-    left_out = set(NOT_CALLED)
+    left_out: set[str] = set(NOT_CALLED)
     if any("experts" in name for name, _ in model.named_parameters()):
         left_out |= set(EXPERT_NAMES)
     if any("A_log" in name for name, _ in model.named_parameters()):
@@ -128,14 +128,14 @@ def plain_linear_layers(model: PreTrainedModel) -> list[str]:
     ]
 
 
-def forward_takes(model: PreTrainedModel) -> Callable[[str], bool]:
+def forward_takes(model: nn.Module) -> Callable[[str], bool]:
     """Whether the model's forward pass takes an argument of a name."""
     parameters = inspect.signature(model.forward).parameters
     anything = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     return lambda name: name in parameters or (anything and name == "position_ids")
 
 
-def cache_name(model: PreTrainedModel) -> str:
+def cache_name(model: nn.Module) -> str:
     """What the model calls its cache, as an argument and in its output.
 
     Raises:
@@ -146,7 +146,7 @@ def cache_name(model: PreTrainedModel) -> str:
         if takes(name):
             return name
     raise ConfigError(
-        f"model.path: {model.config.model_type} models decode without a cache, which is not "
+        f"model.path: {_type(model)} models decode without a cache, which is not "
         "supported; choose another model"
     )
 
@@ -156,7 +156,7 @@ def state_is_in_the_layers(model: nn.Module) -> bool:
     return any(hasattr(module, "_setup_cache") for module in model.modules())
 
 
-def checkpoint_layers(model: PreTrainedModel) -> None:
+def checkpoint_layers(model: nn.Module) -> None:
     """Make each layer of the language model recompute its activations in the backward pass.
 
     transformers' own way works in training mode only, which also turns on whatever else a model
@@ -169,14 +169,18 @@ def checkpoint_layers(model: PreTrainedModel) -> None:
     layers = list(_layers(model))
     if not layers:
         raise ConfigError(
-            f"model.gradient_checkpointing: not supported for {model.config.model_type} models; "
+            f"model.gradient_checkpointing: not supported for {_type(model)} models; "
             "set it to false"
         )
     for layer in layers:
         layer.forward = _recomputed(layer.forward)
 
 
-def _layers(model: PreTrainedModel) -> Iterator[nn.Module]:
+def _type(model: nn.Module) -> str:
+    return cast(PretrainedConfig, model.config).model_type
+
+
+def _layers(model: nn.Module) -> Iterator[nn.Module]:
     """The outermost layers that are made for it, or else the longest list of modules."""
     inside: tuple[str, ...] = ()
     decoder = model.get_submodule(decoder_name(model))
@@ -185,7 +189,9 @@ def _layers(model: PreTrainedModel) -> Iterator[nn.Module]:
             inside += (f"{name}.",)
             yield module
     if not inside:
-        count = getattr(text_config(model.config), "num_hidden_layers", None)
+        count = getattr(
+            text_config(cast(PretrainedConfig, model.config)), "num_hidden_layers", None
+        )
         for module in decoder.modules():
             if isinstance(module, nn.ModuleList) and len(module) == count:
                 yield from module

@@ -19,7 +19,7 @@ PEERS_WAIT = timedelta(minutes=30)
 
 
 def main(
-    description: str,
+    description: str | None,
     run: Callable[[Config], None],
     dry_run: Callable[[Config], None] | None = None,
 ) -> None:
@@ -94,7 +94,7 @@ def _exit(status: int, message: str) -> None:
     sys.exit(status)
 
 
-def _parser(description: str) -> argparse.ArgumentParser:
+def _parser(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=description,
         epilog="config keys:\n" + config_reference(),

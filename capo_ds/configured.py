@@ -14,6 +14,9 @@ from capo_ds.objective import make_objective
 from capo_ds.parts import MARK
 from capo_ds.plugins import find_part, make_part
 from capo_ds.rollout.choose import sampler_maker
+from capo_ds.tasks.functions import OURS
+from capo_ds.tasks.rewards import KEY as REWARDS
+from capo_ds.tasks.verdicts import verdict_of
 
 SEED = "seed"  # an argument that an aggregator gets if it has it: of this update
 
@@ -24,6 +27,15 @@ def check(config: Config) -> None:
     make_objective(config.objective)
     sketches(config.gradients, [])
     sampler_maker(config)
+    for section, entries in (
+        ("task", config.task.entries),
+        ("evaluation.benchmarks", config.evaluation.benchmarks),
+    ):
+        for entry in entries:
+            find_part("task", f"{section}.name", entry.name, entry.options, given=("wanted",))
+            verdict_of(f"{section}.verdict", entry, task=None)
+    for entry in config.reward.functions:
+        find_part("reward", REWARDS, entry.function, entry.options, given=OURS, columns=True)
 
 
 def make_solver(config: Config) -> Solver:

@@ -8,7 +8,7 @@ the attributes it needs; tests/unit/test_contracts.py looks for all of them in w
 from __future__ import annotations
 
 from collections.abc import Iterable
-from importlib.metadata import version
+from importlib import import_module
 
 from capo_ds.config import ConfigError
 
@@ -18,8 +18,9 @@ def check(library: str, owner: object, names: Iterable[str]) -> None:
     missing = [name for name in names if not hasattr(owner, name)]
     if missing:
         kind = owner if isinstance(owner, type) else type(owner)
+        version = import_module(library).__version__
         raise ConfigError(
-            f"{library} {version(library)}: its {kind.__name__} has no {', '.join(missing)}, which "
+            f"{library} {version}: its {kind.__name__} has no {', '.join(missing)}, which "
             f"capo_ds relies on; install the version of {library} that "
             "launchers/constraints.txt names"
         )

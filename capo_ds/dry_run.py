@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-from pathlib import Path
 
 import torch
 import yaml
@@ -12,7 +11,7 @@ from peft import PeftModel
 
 from capo_ds.config import Config
 from capo_ds.distributed import comm
-from capo_ds.distributed.deepspeed_json import deepspeed_settings
+from capo_ds.distributed.deepspeed_json import read_deepspeed_json
 from capo_ds.distributed.zero import parameter_count
 from capo_ds.memory import plan_on_all_ranks, readable
 from capo_ds.preparation import prepare
@@ -32,7 +31,7 @@ def dry_run(config: Config) -> None:
     ready = prepare(config, dry=True)
     policy = ready.policy
     check_resume(config)
-    deepspeed_settings(config, Path(config.train.output_dir))
+    read_deepspeed_json(config.deepspeed)
     with comm.together("looking for the sampler"):
         check_sampler(SamplerRun(config, policy, ready.tokenizer, "dry", loads=False, dry=True))
     rehearse(config, policy, encode(ready.tokenizer, ready.train_problems[:2]))

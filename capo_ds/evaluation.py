@@ -6,39 +6,27 @@ import json
 import math
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
 from tqdm import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from capo_ds.config import Config, ConfigError
+from capo_ds.config import Config
 from capo_ds.distributed import comm
-from capo_ds.hub import check_name
-from capo_ds.models import load_base_model, load_tokenizer
 from capo_ds.rollout.base import (
     Draw,
-    Rollout,
     Sampler,
     Truncation,
     check_length,
-    end_tokens,
-    model_context,
 )
-from capo_ds.rollout.hf import HuggingFaceSampler, stop_at
-from capo_ds.run_folder import FolderLock
 from capo_ds.tasks import Judge, Problem, Verdict, load_benchmark, load_data_set, score
 from capo_ds.tasks.groups import Groups
 from capo_ds.tasks.outcome import Comparison
-from capo_ds.tasks.prompts import encode, fitting, render, text_before
-from capo_ds.terminal import aligned, columns, wrapped
-
-RESULTS_FILE = "results.json"
-COMPLETIONS_FILE = "completions.jsonl"
+from capo_ds.tasks.prompts import decode, encode, fitting, render
+from capo_ds.terminal import aligned, columns
 
 
 @dataclass(frozen=True)
@@ -198,14 +186,6 @@ class Evaluator:
         return [Answered(texts[own], verdicts[own], lengths[own], truncated[own]) for own in groups]
 
 
-def decode(
-    tokenizer: PreTrainedTokenizerBase, rollout: Rollout, stop: Iterable[str] = ()
-) -> list[str]:
-    """Completions as text, without padding, special tokens, and what ended them."""
-    rows = zip(rollout.completion_ids, rollout.completion_mask, strict=True)
-    return [text_before(tokenizer, ids[mask].tolist(), list(stop)) for ids, mask in rows]
-
-
 def as_metrics(evaluations: list[Evaluation]) -> dict[str, float]:
     """Scalars for the logs: the first benchmark's as eval/*, each of several as eval/NAME/*, each
     of their levels as by_level/LEVEL/*, and the lowest of several accuracies as eval/worst."""
@@ -275,85 +255,3 @@ def _records(answered: Answered) -> Iterable[dict[str, Any]]:
     rows = zip(*vars(answered).values(), strict=True)
     for completion, verdict, length, truncated in rows:
         yield {"completion": completion, "tokens": length, "truncated": truncated} | asdict(verdict)
-
-
-def run(config: Config) -> None:
-    """launchers/evaluate.py: a model, with its adapter if there is one, on all benchmarks, by the
-    Hugging Face sampler.
-
-    Rank 0 prints the table and writes results and completions.
-    """
-    folder = Path(config.evaluation.output_dir)
-    with comm.together("start-up"):
-        lock = FolderLock("evaluation.output_dir", folder) if comm.is_main() else None
-        tokenizer = load_tokenizer(config.model)
-        judge = Judge(config.reward.time_limit, config.reward.workers)
-        evaluator = Evaluator(config, tokenizer, judge)
-        model = load_model(config).to(comm.device()).eval()
-        evaluator.check_lengths(model_context(model))
-    if comm.is_main():
-        print(_introduction(config, evaluator), flush=True)
-    sampler = HuggingFaceSampler(
-        model,
-        end_tokens(model, tokenizer),
-        pad=tokenizer.pad_token_id,
-        max_new_tokens=evaluator.limit,
-        batch_size=config.rollout.batch_size,
-        stop=stop_at(tokenizer, config.prompt.stop),
-    )
-    start = time.perf_counter()
-    evaluations = evaluator.evaluate(sampler)
-    seconds = time.perf_counter() - start
-    comm.on_main("writing the results", lambda: _report(config, evaluations, seconds))
-    if lock:
-        lock.release()
-
-
-def load_model(config: Config) -> PreTrainedModel | PeftModel:
-    """The causal LM with the adapter of `evaluation.adapter`. Raises `ConfigError`."""
-    model, adapter = load_base_model(config.model), config.evaluation.adapter
-    if adapter is None:
-        return model
-    if not Path(adapter).exists():
-        check_name("evaluation.adapter", adapter, "model")
-    try:
-        return PeftModel.from_pretrained(model, adapter)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ConfigError(
-            f"evaluation.adapter: {adapter!r} is no adapter of {config.model.path}: {error}"
-        ) from error
-
-
-def _introduction(config: Config, evaluator: Evaluator) -> str:
-    settings = config.evaluation
-    how = "greedy"
-    if settings.temperature:
-        how = f"{settings.samples} responses at temperature {settings.temperature:g}"
-    rows = {
-        "model": f"{config.model.path} ({config.model.dtype})",
-        "adapter": settings.adapter or "none",
-        "decoding": f"{how}, up to {evaluator.limit} tokens, stop at {config.prompt.stop or 'end'}",
-        "benchmarks": ", ".join(f"{b.title} ({len(b.problems)})" for b in evaluator.benchmarks),
-        "prompt": evaluator.benchmarks[0].problems[0].prompt,
-    }
-    width = max(map(len, rows))
-    told = "\n".join(
-        f"{name:>{width}}  {value}".replace("\n", "\n" + " " * (width + 2))
-        for name, value in rows.items()
-    )
-    return wrapped(told, columns(sys.stdout), indent=width + 2)
-
-
-def _report(config: Config, evaluations: list[Evaluation], seconds: float) -> None:
-    folder = Path(config.evaluation.output_dir)
-    write_completions(evaluations, folder / COMPLETIONS_FILE)
-    results = {
-        "model": config.model.path,
-        "adapter": config.evaluation.adapter,
-        "seconds": seconds,
-        "benchmarks": [summarise(evaluation) for evaluation in evaluations],
-        "config": config.model_dump(mode="json"),
-    }
-    (folder / RESULTS_FILE).write_text(json.dumps(results, indent=2) + "\n")
-    print(table(evaluations))
-    print(f"{seconds:.1f} s; {folder / RESULTS_FILE}, {folder / COMPLETIONS_FILE}", flush=True)

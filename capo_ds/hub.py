@@ -9,6 +9,7 @@ from pathlib import Path
 
 from capo_ds.config import BUILTIN_MODELS, Config, ConfigError
 from capo_ds.distributed.launch import tell
+from capo_ds.parts import built_in, ships
 
 OFFLINE = "HF_HUB_OFFLINE"  # of the Hugging Face libraries: use the cache alone
 
@@ -45,7 +46,7 @@ def check_name(key: str, name: str, kind: str) -> None:
 
 def _hub_names(config: Config) -> Iterator[tuple[str, str, str]]:
     """Key, name and kind (of repository) of what is to come from the hub."""
-    from capo_ds.tasks.sources import SOURCES, is_local
+    from capo_ds.tasks.sources import Source, is_local
 
     path = config.model.path
     if path not in BUILTIN_MODELS and not is_local(path):
@@ -59,8 +60,9 @@ def _hub_names(config: Config) -> Iterator[tuple[str, str, str]]:
     for number, entry in enumerate(config.evaluation.benchmarks):
         wanted.append((f"evaluation.benchmarks.{number}.path", entry.name, entry.path))
     for key, source, given in wanted:
-        place = given or (SOURCES[source].path if source in SOURCES else None)
-        if source != "arithmetic" and place and not is_local(place):
+        task = built_in("task", source) if ships("task", source) else None
+        place = (given or task.path) if isinstance(task, Source) else None
+        if place and not is_local(place):
             yield key, place, "dataset"
 
 
@@ -108,7 +110,7 @@ def _go_offline(error: Exception) -> None:
     os.environ[OFFLINE] = "1"
     constants.HF_HUB_OFFLINE = True
     if "datasets" in sys.modules:
-        import datasets
+        import datasets.config
 
         datasets.config.HF_HUB_OFFLINE = datasets.config.HF_DATASETS_OFFLINE = True
 
@@ -131,7 +133,7 @@ def _is_cached(name: str, kind: str) -> bool:
     if folder.is_dir() and any(folder.iterdir()):
         return True
     if kind == "dataset":
-        import datasets
+        import datasets.config
 
         return (Path(datasets.config.HF_DATASETS_CACHE) / name.replace("/", "___")).is_dir()
     return False

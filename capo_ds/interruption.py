@@ -70,7 +70,7 @@ class Interruption:
             if self._finish is None:
                 self._end()
             tell(f"\n{self._finish}; Ctrl-C again ends at once")
-        elif number == signal.SIGINT and now - self._interrupted > SAME_KEY:
+        elif number == signal.SIGINT and now - (self._interrupted or now) > SAME_KEY:
             self._end()
         self.asked = 1
 

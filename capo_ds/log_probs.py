@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from capo_ds.architecture import forward_takes, position_ids
 
@@ -59,12 +60,13 @@ def find_output_layer(policy: PeftModel, device: torch.device) -> None:
     unchanged: no weights and no rounding take part.
     """
     head = policy.get_output_embeddings()
-    whole = head is None or not hasattr(head, "weight")
-    if not whole:
+    weight = getattr(head, "weight", None)
+    whole = True
+    if head is not None and weight is not None:
         ids = torch.arange(4, device=device)[None]
-        size = head.weight.shape[0]
+        size = weight.shape[0]
         # Through autocast and the model's own casts: these numbers are exact in all of them.
-        ramp = (torch.arange(size, device=device) % (2 * RAMP + 1) - RAMP).to(head.weight.dtype)
+        ramp = (torch.arange(size, device=device) % (2 * RAMP + 1) - RAMP).to(weight.dtype)
         if not ramp.is_floating_point():
             ramp = ramp.float()
         with torch.no_grad(), _forward_replaced(head, lambda _: ramp.expand(1, 4, size).clone()):
@@ -119,7 +121,7 @@ def linear_log_probs(
 class _LinearLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx: Any,
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
@@ -128,7 +130,7 @@ class _LinearLogProbs(torch.autograd.Function):
     ) -> Tensor:
         differentiable = ctx.needs_input_grad[0]
         values = hidden.new_empty(len(hidden), dtype=torch.promote_types(hidden.dtype, torch.float))
-        slopes = torch.empty_like(hidden) if differentiable else None
+        slopes = torch.empty_like(hidden if differentiable else hidden[:0])
         for first in range(0, len(hidden), LOGIT_CHUNK_TOKENS):
             rows = slice(first, first + LOGIT_CHUNK_TOKENS)
             target = targets[rows, None]
@@ -144,7 +146,7 @@ class _LinearLogProbs(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (slopes,) = ctx.saved_tensors
         return (gradient[:, None] * slopes).to(slopes), None, None, None, None
 

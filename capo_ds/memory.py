@@ -19,7 +19,7 @@ from capo_ds.rollout.choose import sampler_bytes
 
 GIB = 2**30
 USABLE = 0.9  # of the memory: the rest goes to fragments, and to what is not estimated
-TRAINED_BYTES = 4 * 4  # a LoRA factor, its gradient and AdamW's two moments, in float32
+TRAINED_BYTES = 5 * 4  # a LoRA factor, its gradient, ZeRO's bucket, AdamW's two moments: float32
 # Bytes of activations per token, layer and unit of width, at two bytes a number and without
 # attention scores, which fused attention does not keep (Korthikanti et al. 2022, section 4.1).
 ACTIVATION_BYTES = 34
@@ -97,7 +97,7 @@ class MemoryPlan:
 def plan_memory(config: Config, policy: PeftModel, ranks: int, capacity: Capacity) -> MemoryPlan:
     """The plan for the run's shapes, if all responses are as long as they may be."""
     trainable = sum(parameter_count(p) for p in policy.parameters() if p.requires_grad)
-    rollout, architecture = config.rollout, text_config(policy.get_base_model().config)
+    rollout, architecture = config.rollout, text_config(policy.config)
     samples = -(-rollout.prompts_per_step // ranks) * rollout.group_size
     vocabulary = architecture.vocab_size
     heads, head_size = cache_heads(architecture)

@@ -16,6 +16,7 @@ from capo_ds.log_probs import (
     linear_log_probs,
     token_log_probs,
 )
+from capo_ds.peft_internals import keep_input_dtype
 from capo_ds.weights import load_base_model, load_tokenizer
 
 __all__ = [
@@ -72,7 +73,5 @@ def load_policy(config: ModelConfig, seed: int, device: torch.device = CPU) -> P
 def _compute_in(policy: PeftModel, dtype: torch.dtype, device: torch.device) -> None:
     """Mixed precision: the float32 LoRA factors are rounded for each forward pass, which then runs
     in the base weights' dtype throughout; PEFT would widen every layer's input to float32."""
-    for module in policy.modules():
-        if isinstance(module, LoraLayer):
-            module.cast_input_dtype_enabled = False
+    keep_input_dtype(policy)
     policy.forward = torch.autocast(device.type, dtype)(policy.forward)

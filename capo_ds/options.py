@@ -22,6 +22,7 @@ def check_options(
     options: Mapping[str, Any],
     first: int = 0,
     given: Collection[str] = (),
+    columns: bool = False,
 ) -> dict[str, Any]:
     """The options as the part takes them, in its types; those that are not set are left out.
 
@@ -32,6 +33,7 @@ def check_options(
         options: as the config has them.
         first: how many of a function's first arguments are no options.
         given: arguments by name that are none either.
+        columns: a function's other arguments are filled by the data set's columns.
 
     Raises:
         ConfigError: an option that the part does not have, or of another type; one that it needs is
@@ -43,7 +45,8 @@ def check_options(
             f"{key}.{unknown[0]}: {name} has no such option; it has {', '.join(known) or 'none'}"
         )
     needed = [option for option, parameter in known.items() if parameter.default is parameter.empty]
-    if missing := [option for option in needed if option not in options]:
+    filled = columns and not isinstance(part, type)
+    if missing := [option for option in needed if option not in options and not filled]:
         raise ConfigError(f"{key}.{missing[0]}: {name} needs it, and it is not set")
     fields = {
         option: (_type(parameter), ...) for option, parameter in known.items() if option in options

@@ -26,7 +26,7 @@ class Part(NamedTuple):
 
 
 AGGREGATION, OBJECTIVES = "capo_ds.aggregation", "capo_ds.objectives"
-SKETCHES, SAMPLERS = "capo_ds.gradients", "capo_ds.rollout"
+SKETCHES, SAMPLERS, TASKS = "capo_ds.gradients", "capo_ds.rollout", "capo_ds.tasks"
 
 # A name that ends in a colon stands for all that begin with it; its function gives the part.
 BUILT_IN: dict[str, dict[str, Part]] = {
@@ -36,7 +36,7 @@ BUILT_IN: dict[str, dict[str, Part]] = {
         "mgda": Part(f"{AGGREGATION}.classics:mgda", "the least vector of the convex hull"),
         "pcgrad": Part(f"{AGGREGATION}.classics:pcgrad", "projections, pair by pair"),
         "cagrad": Part(f"{AGGREGATION}.classics:cagrad", "CAPO with every sample positive"),
-        "config": Part(f"{AGGREGATION}.classics:config", "equal cosines to all samples"),
+        "config": Part(f"{AGGREGATION}.classics:conflict_free", "equal cosines to all samples"),
         "torchjd:": Part(
             f"{AGGREGATION}.torchjd_weightings:torchjd_aggregator",
             "a Gramian weighting of that library, as torchjd:UPGrad",
@@ -46,6 +46,9 @@ BUILT_IN: dict[str, dict[str, Part]] = {
         "grpo": Part(f"{OBJECTIVES}.grpo:grpo", "each token's ratio, clipped"),
         "gspo": Part(f"{OBJECTIVES}.gspo:gspo", "one ratio a response, clipped"),
         "cispo": Part(f"{OBJECTIVES}.cispo:cispo", "clipped weights, every token has a gradient"),
+    },
+    "reward": {
+        "rule": Part(f"{TASKS}.rewards:rule", "what the verdict is worth: 1, -0.5 or -1"),
     },
     "sampler": {
         "hf": Part(
@@ -66,6 +69,17 @@ BUILT_IN: dict[str, dict[str, Part]] = {
         "rademacher": Part(f"{SKETCHES}.sketch:RademacherSketch", "dense signs, the paper's"),
         "sparse": Part(f"{SKETCHES}.sketch:SparseSketch", "four signs a column"),
         "outer": Part(f"{SKETCHES}.sketch:OuterSketch", "two-sided, without forming gradients"),
+    },
+    "task": {
+        "arithmetic": Part(f"{TASKS}.arithmetic:task", "generated word problems"),
+        "gsm8k": Part(f"{TASKS}.sources:GSM8K", "of the hub"),
+        "math": Part(f"{TASKS}.sources:MATH", "of the hub"),
+        "amc23": Part(f"{TASKS}.sources:AMC23", "of the hub, for testing"),
+        "aime24": Part(f"{TASKS}.sources:AIME24", "of the hub, for testing"),
+        "custom": Part(f"{TASKS}.sources:CUSTOM", "your own file: give its path and columns"),
+    },
+    "verdict": {
+        "boxed": Part(f"{TASKS}.rewards:boxed", "one box at the end, its content the reference"),
     },
 }
 
@@ -113,6 +127,11 @@ def built_in(kind: str, name: str) -> Callable[..., Any]:
 def labels(kind: str) -> dict[str, str]:
     """What the parts of a kind are called in figures and tables."""
     return {name: part.label or name for name, part in BUILT_IN[kind].items()}
+
+
+def short(name: str) -> str:
+    """What a part is called where it is one of several: of the user's, without the file."""
+    return name.rpartition(":")[2] if MARK in name else name
 
 
 def _family(name: str) -> str:

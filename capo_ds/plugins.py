@@ -24,13 +24,14 @@ def make_part(
     options: Mapping[str, Any] | None = None,
     first: int = 0,
     given: Collection[str] = (),
+    columns: bool = False,
 ) -> Callable[..., Any]:
     """The part that a key of the config names, with its options in it.
 
     A function is called with them by keyword; of a class, an object is made with them, once, and
     that is the part. Arguments and errors: see `find_part`.
     """
-    part = find_part(kind, key, name, options, first, given)
+    part = find_part(kind, key, name, options, first, given, columns)
     target = part.func if isinstance(part, partial) else part
     if not isinstance(target, type):
         return part
@@ -47,6 +48,7 @@ def find_part(
     options: Mapping[str, Any] | None = None,
     first: int = 0,
     given: Collection[str] = (),
+    columns: bool = False,
 ) -> Callable[..., Any]:
     """The function or class of a part, to be called with its options already in it.
 
@@ -57,6 +59,7 @@ def find_part(
         options: as the config has them.
         first: how many of a function's first arguments are no options.
         given: arguments by name that are none either, a class's too.
+        columns: a function's other arguments are columns of the data, as those of rewards.
 
     Raises:
         ConfigError: no such part, or options that it does not take.
@@ -68,13 +71,15 @@ def find_part(
             raise ConfigError(f"{key}: {error}") from error
     else:
         part = named(key, name)
-    values = check_options(options_key(key), name, part, options or {}, first, given)
+    values = check_options(options_key(key), name, part, options or {}, first, given, columns)
     return partial(part, **values) if values else part
 
 
 def options_key(key: str) -> str:
     """The key of the options of the part that a key names."""
     section, _, last = key.rpartition(".")
+    if last == "functions":
+        return f"{key}.options"
     beside = "options" if last in ("name", "function") else f"{last}_options"
     return f"{section}.{beside}" if section else beside
 
@@ -149,6 +154,7 @@ def _load(file: Path) -> ModuleType:
         if taken:
             name = f"user_{hashlib.blake2b(str(file).encode(), digest_size=4).hexdigest()}"
         spec = importlib.util.spec_from_file_location(name, file)
+        assert spec and spec.loader  # as every file whose name ends with .py has them
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module  # dataclasses and pickle look there
         try:

@@ -17,6 +17,14 @@ class Stream(IntEnum):
     MIXTURE = 5
 
 
+SEED_STRIDE = 1_000_003  # so that the updates of runs with neighbouring seeds do not meet
+
+
+def update_seed(seed: int, number: int) -> int:
+    """Of what is random within an update, other than by a stream. number: of the optimizer step."""
+    return seed + SEED_STRIDE * number
+
+
 def generator(seed: int, stream: Stream, first: int, second: int = 0) -> np.random.Generator:
     """The generator of one place in a stream, e.g. of a step and a prompt.
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch
 from tqdm import tqdm
@@ -33,7 +34,7 @@ from capo_ds.distributed.supervised import SupervisedEngine
 from capo_ds.evaluation import Evaluator
 from capo_ds.interruption import Interruption
 from capo_ds.models import load_base_model, load_tokenizer
-from capo_ds.rollout.base import end_tokens
+from capo_ds.rollout.base import end_tokens, pad_token
 from capo_ds.rollout.hf import HuggingFaceSampler, stop_at
 from capo_ds.run_folder import FolderLock
 from capo_ds.tasks import Judge, load_problems
@@ -107,7 +108,7 @@ def run(config: Config) -> Outcome:
     sampler = HuggingFaceSampler(
         engine.module,
         end_tokens(engine.module, tokenizer),
-        tokenizer.pad_token_id,
+        pad_token(tokenizer),
         config.rollout.max_new_tokens,
         config.rollout.batch_size,
         stop_at(tokenizer, config.prompt.stop),
@@ -129,7 +130,7 @@ def run(config: Config) -> Outcome:
 
     with Interruption(partial(_last_word, checkpoints), FINISHING) as interruption:
         progress = Progress(state["step"] if state else 0, save_checkpoint, interruption)
-        args = engine, batches, tokenizer.pad_token_id, settings, test_accuracy
+        args = engine, batches, pad_token(tokenizer), settings, test_accuracy
         outcome = train(*args, progress)
     if outcome.finished:
         comm.on_main("saving", partial(_finish, engine.module, tokenizer, folder))
@@ -240,7 +241,7 @@ def encode(config: Config, tokenizer: PreTrainedTokenizerBase) -> list[Demonstra
     prompts = encode_prompts(tokenizer, [problem for problem, _ in told])
     completions = tokenizer([text for _, text in told], add_special_tokens=False).input_ids
     demonstrations = [
-        Demonstration(prompt, [*completion, tokenizer.eos_token_id])
+        Demonstration(prompt, [*completion, cast(int, tokenizer.eos_token_id)])
         for prompt, completion in zip(prompts, completions, strict=True)
         if len(prompt) <= limits.max_prompt_tokens and len(completion) < limits.max_new_tokens
     ]

@@ -74,7 +74,8 @@ def load_base_model(config: ModelConfig) -> PreTrainedModel:
                 f"model.load_in_4bit: the weights of {config.path!r} are quantised already "
                 f"({_method(architecture)}); leave it false"
             )
-        model, loaded = AutoModelForCausalLM.from_pretrained(
+        # A pair, with output_loading_info.
+        model, loaded = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
             location,
             config=architecture,
             dtype=getattr(torch, config.dtype),

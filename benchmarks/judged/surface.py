@@ -33,7 +33,7 @@ WRAPPINGS = {
     "math parentheses around": lambda text: rf"\({text}\)",
     "blanks around": lambda text: f"  {text} ",
     "newline around": lambda text: f"\n{text}\n",
-    "full stop": lambda text: f"{text}.",
+    "full stop": lambda text: text if text.endswith(".") else f"{text}.",
     "thin space after it": lambda text: rf"{text}\,",
     "displaystyle": lambda text: rf"\displaystyle {text}",
     "braces around": lambda text: f"{{{text}}}",
@@ -42,7 +42,11 @@ WRAPPINGS = {
         r"^(x \\in )?([(\[])(?=[^()\[\]]*[)\]]$)(.*)([)\]])$", r"\1\\left\2\3\\right\4", text
     ),
     "negative space": lambda text: text.replace(", ", r",\!\! "),
-    "fixed size": lambda text: text.replace("(", r"\bigl(").replace(")", r"\bigr)"),
+    "fixed size": lambda text: (
+        text
+        if re.search(r"\\left|\\big|\\text", text)
+        else text.replace("(", r"\bigl(").replace(")", r"\bigr)")
+    ),
     "dfrac": lambda text: text.replace(r"\frac{", r"\dfrac{"),
 }
 

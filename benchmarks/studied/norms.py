@@ -39,7 +39,10 @@ def measure(folder: str) -> tuple[list[str], dict[str, np.ndarray], np.ndarray]:
     """Kinds, numbers of each response with an advantage, and their Gram matrix."""
     from capo_ds.config import load_config
     from capo_ds.distributed import comm
+    from capo_ds.gradients.store import GradientStore
+    from capo_ds.learning.collect import collect
     from capo_ds.objective import token_weights
+    from capo_ds.scoring import score
     from capo_ds.trainer import Trainer
 
     overrides = SETTINGS | {"train.output_dir": folder}
@@ -48,16 +51,16 @@ def measure(folder: str) -> tuple[list[str], dict[str, np.ndarray], np.ndarray]:
     trainer = Trainer(config)
     learner = trainer.learner
     problems, rollout = trainer._sample(0)
-    scored = trainer._score(problems, rollout)
-    batch = learner.prepare(rollout, scored.advantages, trainer._numbers())
+    objective = learner.passes.objective
+    scored = score(config, trainer.tokenizer, trainer.scorer, objective, problems, rollout)
+    batch = learner.prepare(rollout, scored.advantages, trainer.deal.responses())
     rows = (scored.advantages != 0).nonzero().squeeze(1)
     batch = batch.take(rows)
     lengths = batch.completion_mask.sum(1).float()
     limit = config.rollout.max_new_tokens
-    batch.weights = token_weights(lengths, "sequence_mean", len(batch), float(lengths.sum()), limit)
-    store = learner._new_store(len(batch), 0)
-    learner.policy.train()
-    learner._fill(store, batch)
+    weights = token_weights(lengths, "sequence_mean", len(batch), float(lengths.sum()), limit)
+    store = GradientStore(trainer.engine.shapes, len(batch), comm.device())
+    collect(learner.passes, learner.per_sample, store, batch.weighted(weights))
     flat = np.concatenate([rows.double().numpy().reshape(len(batch), -1) for rows in store.rows], 1)
     kinds = [
         kind(scored.texts[i], scored.verdicts[i].formatted, scored.verdicts[i].correct)

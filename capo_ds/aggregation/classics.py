@@ -85,8 +85,9 @@ def pcgrad(problem: GramProblem, seed: int = 0) -> Aggregation:
     return Aggregation(coefficients, report=_dropped(problem))
 
 
-def config(problem: GramProblem) -> Aggregation:
-    """The direction u with equal cosines to all tasks, as long as g_0 along u (Liu et al., 2025).
+def conflict_free(problem: GramProblem) -> Aggregation:
+    """ConFIG: the direction u with equal cosines to all tasks, as long as g_0 along u (Liu et al.
+    2025).
 
     With unit gradients h_i and their Gram matrix K, u is parallel to sum_i a_i h_i, a = K^+ 1: the
     cosines are equal where K has full rank, else in the least-squares sense. g~ = <g_0, u> u.

@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.linalg.lapack import dpotrf, dpotrs, dtrtrs
+from scipy.linalg.lapack import (  # pyright: ignore[reportAttributeAccessIssue]
+    dpotrf,
+    dpotrs,
+    dtrtrs,
+)
 
 from capo_ds.aggregation.program import ConeProgram
 

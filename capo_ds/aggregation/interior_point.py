@@ -216,7 +216,7 @@ def _mehrotra(bounds: _Bounds, point: _Point, newton: _ConeNewton) -> _Direction
     bend = bounds.slack_change(predictor.sigma.tail[0]) * predictor.lam
     scaling, centre = newton.scaling, newton.centre
     cone_bend = scaling.invert(predictor.sigma).product(scaling.apply(predictor.zeta))
-    cone_target = Lorentz(weight * target, np.zeros_like(centre.tail))
+    cone_target = Lorentz(float(weight * target), np.zeros_like(centre.tail))
     cone_change = cone_target - centre.product(centre) - cone_bend
     return newton.direction(
         target - slack * point.lam - bend, scaling.invert(centre.divide_into(cone_change))

@@ -74,6 +74,7 @@ def _descend(
     """
     before = program.dual_value(xi, products)
     allowed = before + 1e-12 * abs(before)
+    moved, moved_products = xi, products
     for halvings in range(MAX_HALVINGS):
         moved = _feasible(program, xi + 0.5**halvings * change, upper)
         moved_products = program.gram @ moved

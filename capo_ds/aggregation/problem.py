@@ -37,7 +37,7 @@ class GramProblem:
     gram: np.ndarray
     positive: np.ndarray
     negative: np.ndarray
-    vanilla: np.ndarray | None = None
+    vanilla: np.ndarray = None  # pyright: ignore[reportAssignmentType]
     dropped: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
@@ -119,6 +119,11 @@ class Aggregation:
     def direction_scale(self, vanilla_norm: float, direction_norm: float) -> float:
         """C ||g_0|| / ||dg||: how much of dg an aggregate on the boundary adds to its centre."""
         return self.radius * vanilla_norm / direction_norm
+
+    def recovered(self, vanilla_norm: float, direction_norm: float) -> np.ndarray:
+        """(N,) coefficients of g~ = centre + C ||g_0|| dg / ||dg|| on the boundary, by norms that
+        are known better than the Gram matrix has them."""
+        return self.base + self.direction_scale(vanilla_norm, direction_norm) * self.xi
 
 
 def _mask(values: np.ndarray, name: str, count: int) -> np.ndarray:

@@ -39,8 +39,8 @@ class RadiusChooser:
         score: the step's score of a candidate; None where no sample was held out, and then the
             scores so far decide (at first: 0.5).
         """
-        found = [score(radius) for radius in GRID]
-        if all(value is not None for value in found):
+        found = [value for value in map(score, GRID) if value is not None]
+        if len(found) == len(GRID):
             self.steps += 1
             self.scores = [
                 MEMORY * old + (1 - MEMORY) * new

@@ -59,7 +59,7 @@ class Solved:
 
     Attributes:
         results: one aggregation a block, in coefficients of the samples.
-        vanilla: (N,) weights of the plain g_0; 0 for dropped samples.
+        mean_weights: (N,) of the plain g_0; 0 for dropped samples.
         norms: (N,) of the samples' gradients.
         cosines_before, cosines_after: (N,) with the plain g_0 and with g~.
         sketched_norms: ||g_0|| and ||dg|| by the Gram matrix, where g~ is on the boundary.
@@ -67,7 +67,7 @@ class Solved:
     """
 
     results: list[Aggregation]
-    vanilla: np.ndarray
+    mean_weights: np.ndarray
     norms: np.ndarray
     cosines_before: np.ndarray
     cosines_after: np.ndarray
@@ -83,9 +83,8 @@ class Solved:
     @property
     def xi(self) -> np.ndarray | None:
         """(N,) weights of the direction: their mean over blocks, if the aggregator has any."""
-        if any(result.xi is None for result in self.results):
-            return None
-        return np.mean([result.xi for result in self.results], axis=0)
+        given = [result.xi for result in self.results if result.xi is not None]
+        return np.mean(given, axis=0) if len(given) == len(self.results) else None
 
     def heard(self, numbers: np.ndarray, total: int) -> dict[int, dict[str, float | None]]:
         """What became of each sample, by its number: the `norm` of its gradient, its cosines with

@@ -10,9 +10,9 @@ from capo_ds.config import Config
 
 
 def evaluate(config: Config) -> None:
-    from capo_ds import evaluation  # heavy imports only once the config is known to be good
+    from capo_ds import evaluation_run  # heavy imports only once the config is known to be good
 
-    evaluation.run(config)
+    evaluation_run.run(config)
 
 
 def main() -> None:

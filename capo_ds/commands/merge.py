@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from capo_ds.adapters import continued_adapter, read_adapter
 from capo_ds.config import BUILTIN_MODELS, ConfigError, ModelConfig
-from capo_ds.rollout.base import Draw, end_tokens
+from capo_ds.rollout.base import Draw, end_tokens, pad_token
 from capo_ds.rollout.hf import HuggingFaceSampler
 from capo_ds.weights import load_base_model, load_tokenizer
 
@@ -74,7 +74,7 @@ def _greedy(
     model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase
 ) -> list[list[int]]:
     ends = end_tokens(model, tokenizer)
-    sampler = HuggingFaceSampler(model, ends, tokenizer.pad_token_id, CHECKED_TOKENS, len(PROMPTS))
+    sampler = HuggingFaceSampler(model, ends, pad_token(tokenizer), CHECKED_TOKENS, len(PROMPTS))
     prompts = [tokenizer(text)["input_ids"] for text in PROMPTS]
     draws = [Draw(0, 0, number) for number in range(len(prompts))]
     rollout = sampler.sample(prompts, draws, 1, temperature=0.0)

@@ -46,55 +46,59 @@ class ObjectiveConfig(Section):
     """The policy objective; each choice that papers make differently is one key."""
 
     name: Annotated[PathText, AfterValidator(_objective)] = Field(
-        "grpo", description=f"the surrogate: {choices('objective')}"
+        default="grpo", description=f"the surrogate: {choices('objective')}"
     )
     options: dict[str, Any] = Field(
-        {}, description="options of your own objective, checked by its annotations"
+        default={}, description="options of your own objective, checked by its annotations"
     )
     baseline: Literal["group", "leave_one_out", "batch", "none"] = Field(
-        "group",
+        default="group",
         description="what a reward is compared with: the mean of its group (GRPO), of the group's "
         "other responses (RLOO), of all responses of the step (REINFORCE++), or 0",
     )
     scale_advantages: Annotated[
         Literal["group", "batch", "batch_rewards", "none"], BeforeValidator(_scale)
     ] = Field(
-        "group",
+        default="group",
         description="divide advantages by the standard deviation of the group's rewards (GRPO; or "
         "true), of the step's advantages (batch: REINFORCE++), of the step's rewards "
         "(batch_rewards: TRL's scale_rewards batch), or by 1 (none, or false: Dr. GRPO, RLOO)",
     )
     loss_aggregation: Literal["sequence_mean", "token_mean", "fixed_length"] = Field(
-        "sequence_mean",
+        default="sequence_mean",
         description="how token terms become one objective: mean over each response then over "
         "responses (GRPO); mean over all tokens (DAPO); sum over a response divided by "
         "rollout.max_new_tokens (Dr. GRPO)",
     )
     clip_low: Number = Field(
-        0.2,
+        default=0.2,
         ge=0,
         le=1,
         description="the ratio is clipped below 1 - this (0.0003 in GSPO; 1 in CISPO: not at all)",
     )
     clip_high: Number = Field(
-        0.2,
+        default=0.2,
         ge=0,
         description="the ratio is clipped above 1 + this (0.28 in DAPO, 0.0004 in GSPO)",
     )
     dual_clip: Number | None = Field(
-        None,
+        default=None,
         gt=1,
         description="tokens of negative advantage whose ratio is above this have no gradient (dual "
         "clip, Ye et al. 2020; 3 in verl); null: no such bound",
     )
     kl_weight: Number = Field(
-        0.001, ge=0, description="weight beta of the k3 KL estimate to the base model; 0 skips it"
+        default=0.001,
+        ge=0,
+        description="weight beta of the k3 KL estimate to the base model; 0 skips it",
     )
     mask_truncated: StrictBool = Field(
-        False, description="responses cut at max_new_tokens contribute no gradient (DAPO)"
+        default=False, description="responses cut at max_new_tokens contribute no gradient (DAPO)"
     )
-    epochs: StrictInt = Field(1, ge=1, description="optimisation epochs over each rollout")
-    minibatches: StrictInt = Field(1, ge=1, description="optimizer steps per epoch over a rollout")
+    epochs: StrictInt = Field(default=1, ge=1, description="optimisation epochs over each rollout")
+    minibatches: StrictInt = Field(
+        default=1, ge=1, description="optimizer steps per epoch over a rollout"
+    )
 
     @model_validator(mode="after")
     def _keys_are_used(self) -> ObjectiveConfig:
@@ -110,22 +114,22 @@ class GradientsConfig(Section):
     """How per-sample gradients are kept and compared."""
 
     sketch: Annotated[PathText, AfterValidator(_sketch)] = Field(
-        "none",
+        default="none",
         description="Gram matrix from random sketches of this kind, "
         f"{choices('sketch')}; none: exact, from the gradients themselves",
     )
     sketch_options: dict[str, Any] = Field(
-        {}, description="options of your own sketch, checked by its annotations"
+        default={}, description="options of your own sketch, checked by its annotations"
     )
-    sketch_dim: StrictInt = Field(8192, ge=1, description="length k of a sketch")
+    sketch_dim: StrictInt = Field(default=8192, ge=1, description="length k of a sketch")
     store: Literal["auto", "device", "host", "recompute"] = Field(
-        "auto",
+        default="auto",
         description="device: keep every sample's gradient beside the model; host: in (pinned) host "
         "memory; recompute: keep its sketch alone and run a second, weighted, backward pass (least "
         "memory, more time); auto: the first of these that fits",
     )
     dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="dtype in which the stores device and host keep gradients"
+        default="float32", description="dtype in which the stores device and host keep gradients"
     )
 
     @model_validator(mode="after")
@@ -142,31 +146,34 @@ class ProgramConfig(Section):
     """What an aggregator, whichever it is, is given of the samples' gradients."""
 
     norms: Literal["none", "clip", "unit"] = Field(
-        "none",
+        default="none",
         description="length of each sample's own gradient: none, as it is (the papers'); clip: cut "
         "to the quantile program.norm_quantile of the update's norms; unit: all of them as long as "
         "their median",
     )
     norm_quantile: Number = Field(
-        0.5, gt=0, lt=1, description="with norms clip: the quantile of the norms that is the limit"
+        default=0.5,
+        gt=0,
+        lt=1,
+        description="with norms clip: the quantile of the norms that is the limit",
     )
     norms_in: Literal["all", "program"] = Field(
-        "all",
+        default="all",
         description="where program.norms counts: all, in g_0 and the program; program: g_0 stays "
         "the mean of the gradients as they are",
     )
     tasks: Literal["sample", "group"] = Field(
-        "sample",
+        default="sample",
         description="what the program protects: sample, every response (the paper's); group: the "
         "sum of a prompt's positive responses, and that of its negative ones",
     )
     average: Literal["mean", "geometric_median"] = Field(
-        "mean",
+        default="mean",
         description="g_0: the mean over samples, or the geometric median of the prompts' own "
         "means, which a few odd prompts cannot move far",
     )
     blocks: Literal["whole", "layer", "module"] = Field(
-        "whole",
+        default="whole",
         description="one program for the whole gradient (the paper's), or one for each decoder "
         "layer or each module with LoRA factors (exact Gram matrices only)",
     )
@@ -185,34 +192,37 @@ class CapoConfig(Section):
     """The second-order cone program of CAPO."""
 
     radius: Annotated[float | str, BeforeValidator(_radius)] = Field(
-        0.5,
+        default=0.5,
         description="trust-region radius C, relative to ||g_0||; auto: in every step the one of 0, "
         "0.1, 0.25, 0.5 and 1 whose aggregates of half of the prompts agree best with the "
         "responses to the other half (smoothed over steps)",
     )
     region: Literal["difference", "norm"] = Field(
-        "difference",
+        default="difference",
         description="trust region: ||g - g_0|| <= C ||g_0||, or the ablation ||g|| <= C ||g_0||",
     )
     slack_price: Number = Field(
-        10.0,
+        default=10.0,
         gt=0,
         allow_inf_nan=True,
         description="price rho of violating a negative's constraint; .inf = hard",
     )
     positive_share: Number | None = Field(
-        None,
+        default=None,
         gt=0,
         lt=1,
         description="least share of the program's weights that stays on positive responses, in "
         "place of slack_price: the price is then (1 - share) / (share n) for each of n negatives",
     )
     on_infeasible: Literal["elastic", "vanilla"] = Field(
-        "elastic", description="with slack_price .inf and no feasible point: what to apply instead"
+        default="elastic",
+        description="with slack_price .inf and no feasible point: what to apply instead",
     )
 
 
 class CagradConfig(Section):
     """CAGrad, where it is the aggregator."""
 
-    radius: Number = Field(0.5, ge=0, description="radius c of CAGrad's ball, relative to ||g_0||")
+    radius: Number = Field(
+        default=0.5, ge=0, description="radius c of CAGrad's ball, relative to ||g_0||"
+    )

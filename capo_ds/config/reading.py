@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeGuard, Union, get_args, get_origin
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
@@ -76,7 +76,9 @@ def parse_config(settings: dict[str, Any]) -> Config:
     try:
         return Config.model_validate(settings)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(problem) for problem in error.errors())) from error
+        raise ConfigError(
+            "\n".join(_explain(dict(problem)) for problem in error.errors())
+        ) from error
 
 
 def config_reference() -> str:
@@ -173,11 +175,12 @@ def _fields(section: type[Section], prefix: str = "") -> Iterator[tuple[str, Fie
     for name, field in section.model_fields.items():
         if not _is_section(field.annotation):
             yield f"{prefix}{name}", field
-        for inner in filter(_is_section, (field.annotation, *get_args(field.annotation))):
-            yield from _fields(inner, f"{prefix}{name}.")
+        for inner in (field.annotation, *get_args(field.annotation)):
+            if _is_section(inner):
+                yield from _fields(inner, f"{prefix}{name}.")
 
 
-def _is_section(annotation: Any) -> bool:
+def _is_section(annotation: Any) -> TypeGuard[type[Section]]:
     return isinstance(annotation, type) and issubclass(annotation, Section)
 
 

@@ -20,15 +20,17 @@ class TruncatedSampling(Section):
     """Tokens that may be drawn; keys of rollout and of evaluation."""
 
     top_p: Number = Field(
-        1.0,
+        default=1.0,
         gt=0,
         le=1,
         description="draw from the likeliest tokens that together have this probability; 1 = all "
         "(less makes a rollout off-policy: docs/prompts.md)",
     )
-    top_k: StrictInt = Field(0, ge=0, description="draw from this many likeliest tokens; 0 = all")
+    top_k: StrictInt = Field(
+        default=0, ge=0, description="draw from this many likeliest tokens; 0 = all"
+    )
     min_p: Number = Field(
-        0.0,
+        default=0.0,
         ge=0,
         le=1,
         description="draw from tokens of at least this probability relative to the likeliest; "
@@ -43,35 +45,41 @@ class TruncatedSampling(Section):
 class RolloutConfig(TruncatedSampling):
     """Sampling of responses from the current policy."""
 
-    prompts_per_step: StrictInt = Field(64, ge=1, description="prompts in a step, over all ranks")
-    group_size: StrictInt = Field(8, ge=2, description="responses sampled per prompt (G)")
-    max_new_tokens: StrictInt = Field(48, ge=1, description="longest response, in tokens")
-    max_prompt_tokens: StrictInt = Field(
-        1024, ge=1, description="prompts longer than this are left out (and counted)"
+    prompts_per_step: StrictInt = Field(
+        default=64, ge=1, description="prompts in a step, over all ranks"
     )
-    temperature: Number = Field(1.0, gt=0, description="sampling temperature")
+    group_size: StrictInt = Field(default=8, ge=2, description="responses sampled per prompt (G)")
+    max_new_tokens: StrictInt = Field(default=48, ge=1, description="longest response, in tokens")
+    max_prompt_tokens: StrictInt = Field(
+        default=1024, ge=1, description="prompts longer than this are left out (and counted)"
+    )
+    temperature: Number = Field(default=1.0, gt=0, description="sampling temperature")
     batch_size: StrictInt = Field(
-        256, ge=1, description="sequences that one rank generates at a time (memory)"
+        default=256, ge=1, description="sequences that one rank generates at a time (memory)"
     )
     sampler: Annotated[PathText, AfterValidator(_sampler)] = Field(
-        "hf",
+        default="hf",
         description=f"what samples: {choices('sampler')}",
     )
     sampler_options: dict[str, Any] = Field(
-        {}, description="options of your own sampler, checked by its annotations"
+        default={}, description="options of your own sampler, checked by its annotations"
     )
-    vllm_cache_gib: Number = Field(4.0, gt=0, description="KV cache of a vLLM engine, in GiB")
+    vllm_cache_gib: Number = Field(
+        default=4.0, gt=0, description="KV cache of a vLLM engine, in GiB"
+    )
     tensor_parallel: StrictInt = Field(
-        1, ge=1, description="neighbouring ranks that share one vLLM engine"
+        default=1, ge=1, description="neighbouring ranks that share one vLLM engine"
     )
     server_url: str = Field(
-        "http://127.0.0.1:8000", description="address of the server, if it is the sampler"
+        default="http://127.0.0.1:8000", description="address of the server, if it is the sampler"
     )
     timeout: Number = Field(
-        1800.0, gt=0, description="seconds that any wait for vLLM may take before the run ends"
+        default=1800.0,
+        gt=0,
+        description="seconds that any wait for vLLM may take before the run ends",
     )
     probe_bound: Number | None = Field(
-        None,
+        default=None,
         gt=0,
         description="largest mean difference between vLLM's and the trainer's log-probabilities "
         "over a sequence of the probe that follows each weight sync, in nats a token; the run "
@@ -79,35 +87,40 @@ class RolloutConfig(TruncatedSampling):
         "bfloat16 0.1 and more where logits exceed 6)",
     )
     importance_correction: Literal["none", "token", "sequence"] = Field(
-        "none",
+        default="none",
         description="weigh the objective by the truncated ratio of the trainer's probabilities to "
         "the sampler's, of each token or of the whole response",
     )
-    importance_cap: Number = Field(2.0, gt=0, description="the ratio is truncated above this")
+    importance_cap: Number = Field(
+        default=2.0, gt=0, description="the ratio is truncated above this"
+    )
 
 
 class EvaluationConfig(TruncatedSampling):
     """Accuracy on benchmarks, in training and by launchers/evaluate.py."""
 
     benchmarks: list[BenchmarkConfig] = Field(
-        [], description="what is evaluated, the headline first; empty: the task's test problems"
+        default=[],
+        description="what is evaluated, the headline first; empty: the task's test problems",
     )
     limit: StrictInt | None = Field(
-        None, ge=1, description="problems of each benchmark at most; null: all"
+        default=None, ge=1, description="problems of each benchmark at most; null: all"
     )
     samples: StrictInt = Field(
-        1, ge=1, description="responses to each problem (k of avg@k, pass@k)"
+        default=1, ge=1, description="responses to each problem (k of avg@k, pass@k)"
     )
-    temperature: Number = Field(0.0, ge=0, description="sampling temperature; 0 = greedy")
+    temperature: Number = Field(default=0.0, ge=0, description="sampling temperature; 0 = greedy")
     max_new_tokens: StrictInt | None = Field(
-        None, ge=1, description="longest response, in tokens; null: rollout.max_new_tokens"
+        default=None, ge=1, description="longest response, in tokens; null: rollout.max_new_tokens"
     )
-    seed: StrictInt = Field(0, ge=0, description="seed of the sampling")
+    seed: StrictInt = Field(default=0, ge=0, description="seed of the sampling")
     adapter: PathText | None = Field(
-        None, description="folder of a PEFT adapter that launchers/evaluate.py puts on the model"
+        default=None,
+        description="folder of a PEFT adapter that launchers/evaluate.py puts on the model",
     )
     output_dir: PathText = Field(
-        "runs/evaluation", description="where launchers/evaluate.py writes results and completions"
+        default="runs/evaluation",
+        description="where launchers/evaluate.py writes results and completions",
     )
 
     @model_validator(mode="after")

@@ -36,22 +36,23 @@ class Config(Section):
     rollout: RolloutConfig = RolloutConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     aggregator: Annotated[PathText, AfterValidator(known_aggregator)] = Field(
-        "capo",
+        default="capo",
         description=f"how per-sample gradients become one: {choices('aggregator')}",
     )
     aggregator_options: dict[str, Any] = Field(
-        {},
+        default={},
         description="options of your own aggregator or of torchjd's, checked by its annotations "
         "(those of capo and cagrad are sections)",
     )
     program: ProgramConfig = ProgramConfig()
     measure_heldout: StrictBool = Field(
-        True,
+        default=True,
         description="report conflict on held-out samples: each half of the prompts is aggregated "
-        "alone and measured on the other (two solves more a step, no further pass)",
+        "alone and measured on the other (two solves more a step, no further pass; an "
+        "aggregator of your own is called three times an update)",
     )
     measure_conflict: StrictBool = Field(
-        True,
+        default=True,
         description="with aggregator mean: form per-sample gradients all the same and report "
         "conflict (off: plain backward, faster)",
     )
@@ -59,7 +60,9 @@ class Config(Section):
     capo: CapoConfig = CapoConfig()
     cagrad: CagradConfig = CagradConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
-    deepspeed: PathText = Field("ds_configs/zero2.json", description="DeepSpeed JSON (ZeRO stage)")
+    deepspeed: PathText = Field(
+        default="ds_configs/zero2.json", description="DeepSpeed JSON (ZeRO stage)"
+    )
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     warmup: WarmupConfig = WarmupConfig()

@@ -4,12 +4,26 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StrictBool, StrictInt, model_validator
+from pydantic import AfterValidator, Field, StrictBool, StrictInt, model_validator
 
 from capo_ds.config.paths import PathText
 from capo_ds.config.section import Number, Section, refuse_doubles
+from capo_ds.parts import choices, known, short
 
 PROMPT_TEMPLATES = ("plain", "base", "chat")
+
+
+def _task(name: str) -> str:
+    return known("task", name)
+
+
+def _verdict(name: str) -> str:
+    return known("verdict", name)
+
+
+def _reward(name: str) -> str:
+    return known("reward", name)
+
 
 Level = Annotated[StrictInt, Field(ge=1, le=5)]
 
@@ -17,41 +31,57 @@ Level = Annotated[StrictInt, Field(ge=1, le=5)]
 class DatasetConfig(Section):
     """A set of problems: generated, of the hub, or of the user's own files."""
 
-    name: Literal["arithmetic", "gsm8k", "math", "amc23", "aime24", "custom"] = Field(
-        "arithmetic",
-        description="the data set: arithmetic is generated; custom is your own file (give its path "
-        "and columns)",
+    name: Annotated[PathText, AfterValidator(_task)] = Field(
+        default="arithmetic", description=f"the data set: {choices('task')}"
+    )
+    options: dict[str, Any] = Field(
+        default={}, description="options of your own data set, checked by its annotations"
+    )
+    verdict: Annotated[PathText, AfterValidator(_verdict)] | None = Field(
+        default=None,
+        description=f"what judges its responses: {choices('verdict')}; null: the data set's "
+        "own, or boxed",
+    )
+    verdict_options: dict[str, Any] = Field(
+        default={}, description="options of your own verdict, checked by its annotations"
     )
     path: PathText | None = Field(
-        None,
+        default=None,
         description="hub name, or local file (.jsonl, .json, .csv, .tsv, .parquet, .arrow, "
         "each also as .gz, .bz2, .xz or .zst) or folder (of such files, or of "
         "save_to_disk); null: the data set's own place on the hub",
     )
-    subset: str | None = Field(None, description="configuration on the hub; null: its own")
+    subset: str | None = Field(default=None, description="configuration on the hub; null: its own")
     prompt_column: str | None = Field(
-        None, description="column of the problem's text; null: the data set's own"
+        default=None, description="column of the problem's text; null: the data set's own"
     )
     answer_column: str | None = Field(
-        None, description="column of the reference answer; null: the data set's own"
+        default=None, description="column of the reference answer; null: the data set's own"
     )
     solution_column: str | None = Field(
-        None, description="column of a worked solution, for the warm-up; null: the data set's own"
+        default=None,
+        description="column of a worked solution, for the warm-up; null: the data set's own",
     )
     levels: list[Level] = Field(
-        [1, 2, 3], min_length=1, description="levels of difficulty of the arithmetic task, 1 to 5"
+        default=[1, 2, 3],
+        min_length=1,
+        description="levels of difficulty of the arithmetic task, 1 to 5",
     )
     asks: Literal["total", "before", "backwards"] = Field(
-        "total",
+        default="total",
         description="what the arithmetic task asks for: the number at the end, that before the "
         "last operation, or the digits of the last in reverse order",
     )
-    seed: StrictInt = Field(0, ge=0, description="seed that generates or shuffles the problems")
+    seed: StrictInt = Field(
+        default=0, ge=0, description="seed that generates or shuffles the problems"
+    )
     label: str | None = Field(
-        None, min_length=1, description="name in tables and metrics; null: that of the data set"
+        default=None,
+        min_length=1,
+        description="name in tables and metrics; null: that of the data set",
     )
     shuffle: StrictBool = Field(
-        False, description="shuffle a data set's rows, so that a limit draws them at random"
+        default=False, description="shuffle a data set's rows, so that a limit draws them at random"
     )
 
     @model_validator(mode="after")
@@ -67,22 +97,27 @@ class DatasetConfig(Section):
 
     @property
     def title(self) -> str:
-        return self.label or self.name
+        return self.label or short(self.name)
 
 
 class TrainingSetConfig(DatasetConfig):
     """Problems that are trained on, and the test problems that go with them."""
 
-    train_split: str | None = Field(None, description="split to train on; null: the data set's own")
-    test_path: PathText | None = Field(
-        None, description="where the test problems are; null: where the training problems are"
+    train_split: str | None = Field(
+        default=None, description="split to train on; null: the data set's own"
     )
-    test_split: str | None = Field(None, description="split to test on; null: the data set's own")
+    test_path: PathText | None = Field(
+        default=None,
+        description="where the test problems are; null: where the training problems are",
+    )
+    test_split: str | None = Field(
+        default=None, description="split to test on; null: the data set's own"
+    )
     train_problems: StrictInt | None = Field(
-        None, ge=1, description="training problems at most; null: all (arithmetic: 4096)"
+        default=None, ge=1, description="training problems at most; null: all (arithmetic: 4096)"
     )
     test_problems: StrictInt | None = Field(
-        None, ge=1, description="test problems at most; null: all (arithmetic: 256)"
+        default=None, ge=1, description="test problems at most; null: all (arithmetic: 256)"
     )
 
 
@@ -90,7 +125,9 @@ class MixtureEntryConfig(TrainingSetConfig):
     """One entry of task.mixture."""
 
     weight: Number = Field(
-        1.0, gt=0, description="its share of a step's prompts is this over the sum of all weights"
+        default=1.0,
+        gt=0,
+        description="its share of a step's prompts is this over the sum of all weights",
     )
 
 
@@ -98,7 +135,7 @@ class TaskConfig(TrainingSetConfig):
     """What is trained on: one data set, described here, or the mixture of several."""
 
     mixture: list[MixtureEntryConfig] = Field(
-        [],
+        default=[],
         description="data sets that every step draws its prompts from, each with a weight and a "
         "label of its own; the first is the headline in testing; empty: the one described by the "
         "other keys of task",
@@ -130,32 +167,34 @@ class TaskConfig(TrainingSetConfig):
 class BenchmarkConfig(DatasetConfig):
     """One entry of evaluation.benchmarks."""
 
-    split: str | None = Field(None, description="split; null: the data set's own for testing")
+    split: str | None = Field(
+        default=None, description="split; null: the data set's own for testing"
+    )
 
 
 class PromptConfig(Section):
     """How a problem becomes the text that the model reads."""
 
     template: str = Field(
-        "plain",
+        default="plain",
         description="plain ({problem} {instruction} and a line break: the embedded model's), base "
         "(Question: ... Answer:, for base models), chat (the tokenizer's chat template), or your "
         "own text with {problem} and, if you like, {instruction} in it",
     )
     instruction: str | None = Field(
-        None, description="what is asked of the answer; null: the template's own words"
+        default=None, description="what is asked of the answer; null: the template's own words"
     )
     system: str | None = Field(
-        None,
+        default=None,
         description="system message of template chat, for conversations that have none of their "
         "own",
     )
     template_kwargs: dict[str, Any] = Field(
-        {},
+        default={},
         description="variables of the tokenizer's chat template, e.g. {enable_thinking: false}",
     )
     stop: list[Annotated[str, Field(min_length=1)]] = Field(
-        [],
+        default=[],
         description="texts, special tokens among them, that end a response; they are cut off "
         "before it is judged",
     )
@@ -179,27 +218,37 @@ class PromptConfig(Section):
 class RewardFunctionConfig(Section):
     """One entry of reward.functions."""
 
-    function: PathText = Field(
-        description="rule (1, -0.5, -1: right, wrong, not in the format), or your own as "
-        "file.py:function, called with lists prompts, completions, references and the data set's "
-        "columns by keyword; it returns a list of numbers"
+    function: Annotated[PathText, AfterValidator(_reward)] = Field(
+        description=f"{choices('reward')}, called with lists prompts, completions, references, "
+        "verdicts and the data set's columns by keyword; it returns a list of numbers"
     )
-    weight: Number = Field(1.0, description="its weight in the sum that is the reward")
+    options: dict[str, Any] = Field(
+        default={}, description="options of your own function, checked by its annotations"
+    )
+    weight: Number = Field(default=1.0, description="its weight in the sum that is the reward")
 
 
 class RewardConfig(Section):
     """What a response is paid for, and how its answer is compared with the reference."""
 
     functions: list[RewardFunctionConfig] = Field(
-        [RewardFunctionConfig(function="rule")],
+        default=[RewardFunctionConfig(function="rule")],
         min_length=1,
         description="the reward is their weighted sum; accuracy is always the rule's",
     )
     time_limit: Number = Field(
-        5.0, gt=0, description="seconds for one symbolic comparison; then it counts as wrong"
+        default=5.0,
+        gt=0,
+        description="seconds of CPU time for one symbolic comparison; then it counts as wrong",
+    )
+    step_budget: Number = Field(
+        default=60.0,
+        gt=0,
+        description="seconds for all comparisons of a step on a rank; answers that have no verdict "
+        "by then count as wrong (reward/unjudged)",
     )
     workers: StrictInt = Field(
-        2, ge=1, description="processes of a rank that compare answers by math-verify"
+        default=2, ge=1, description="processes of a rank that compare answers by SymPy"
     )
 
     @model_validator(mode="after")

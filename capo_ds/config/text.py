@@ -61,7 +61,7 @@ def parse_yaml(text: str, name: str) -> Any:
 class _Loader(yaml.SafeLoader):
     """PyYAML keeps the last of two equal keys without a word."""
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         seen: dict[str, int] = {}
         for key, _ in node.value:  # before merge keys (<<) are resolved: those may be overridden

@@ -13,82 +13,97 @@ from capo_ds.config.section import DecayRate, Number, Section, Share
 class OptimizerConfig(Section):
     """AdamW on the LoRA factors."""
 
-    learning_rate: Number = Field(1e-6, gt=0, description="peak learning rate")
+    learning_rate: Number = Field(default=1e-6, gt=0, description="peak learning rate")
     betas: tuple[DecayRate, DecayRate] = Field(
-        (0.9, 0.999), description="Adam's moment decay rates, each in [0, 1)"
+        default=(0.9, 0.999), description="Adam's moment decay rates, each in [0, 1)"
     )
     epsilon: Number = Field(
-        1e-8,
+        default=1e-8,
         gt=0,
         description="Adam's epsilon; far above the gradient's entries it makes Adam SGD with "
         "momentum, at the rate learning_rate / epsilon",
     )
-    weight_decay: Number = Field(0.0, ge=0, description="decoupled weight decay")
-    max_grad_norm: Number = Field(1.0, ge=0, description="gradient clipping by norm; 0 = none")
+    weight_decay: Number = Field(default=0.0, ge=0, description="decoupled weight decay")
+    max_grad_norm: Number = Field(
+        default=1.0, ge=0, description="gradient clipping by norm; 0 = none"
+    )
     schedule: Literal["constant", "linear", "cosine"] = Field(
-        "constant", description="learning-rate schedule after the warm-up"
+        default="constant", description="learning-rate schedule after the warm-up"
     )
     warmup_steps: StrictInt = Field(
-        0, ge=0, description="optimizer steps of linear learning-rate warm-up"
+        default=0, ge=0, description="optimizer steps of linear learning-rate warm-up"
     )
 
 
 class TrainConfig(Section):
     """The run: its length, its outputs, its resources."""
 
-    steps: StrictInt = Field(100, ge=1, description="rollout steps")
+    steps: StrictInt = Field(default=100, ge=1, description="rollout steps")
     micro_batch_size: StrictInt = Field(
-        16, ge=1, description="sequences per forward/backward on a rank"
+        default=16, ge=1, description="sequences per forward/backward on a rank"
     )
-    seed: StrictInt = Field(0, ge=0, description="seed of sampling and of the LoRA initialisation")
-    eval_every: StrictInt = Field(20, ge=0, description="steps between evaluations; 0 = never")
+    seed: StrictInt = Field(
+        default=0, ge=0, description="seed of sampling and of the LoRA initialisation"
+    )
+    eval_every: StrictInt = Field(
+        default=20, ge=0, description="steps between evaluations; 0 = never"
+    )
     save_every: StrictInt = Field(
-        50, ge=0, description="steps between checkpoints; 0 = only at the end"
+        default=50, ge=0, description="steps between checkpoints; 0 = only at the end"
     )
     keep_checkpoints: StrictInt = Field(
-        2, ge=1, description="newest checkpoints kept, beside the best evaluated one"
+        default=2, ge=1, description="newest checkpoints kept, beside the best evaluated one"
     )
     log_samples_every: StrictInt = Field(
-        10,
+        default=10,
         ge=0,
         description="every response of every so many steps goes to samples.jsonl, from the first "
         "step on, with its verdict, reward, gradient norm, cosines and weight (about 1 kB each); "
         "0 = never",
     )
     report_to: list[Literal["tensorboard", "wandb", "comet", "csv"]] = Field(
-        ["tensorboard"],
+        default=["tensorboard"],
         description="where metrics go beside metrics.jsonl; Weights & Biases and Comet also get "
         "settings and samples",
     )
-    output_dir: PathText = Field("runs/default", description="folder of everything the run writes")
+    output_dir: PathText = Field(
+        default="runs/default", description="folder of everything the run writes"
+    )
     resume: Literal["auto", "never"] = Field(
-        "never", description="auto: go on from the newest checkpoint of output_dir, if any"
+        default="never", description="auto: go on from the newest checkpoint of output_dir, if any"
     )
 
 
 class WarmupConfig(Section):
     """Supervised warm-up (launchers/warmup.py): full fine-tuning on worked solutions."""
 
-    output_dir: PathText = Field("runs/warmup", description="where model and tokenizer are saved")
+    output_dir: PathText = Field(
+        default="runs/warmup", description="where model and tokenizer are saved"
+    )
     save_every: StrictInt = Field(
-        200, ge=0, description="steps between checkpoints, of which the newest is kept; 0 = none"
+        default=200,
+        ge=0,
+        description="steps between checkpoints, of which the newest is kept; 0 = none",
     )
     resume: Literal["auto", "never"] = Field(
-        "never",
+        default="never",
         description="auto: go on from the checkpoint in output_dir, if any, on as many ranks",
     )
-    learning_rate: Number = Field(1e-3, gt=0, description="peak learning rate of AdamW")
+    learning_rate: Number = Field(default=1e-3, gt=0, description="peak learning rate of AdamW")
     batch_size: StrictInt = Field(
-        64, ge=1, description="sequences per optimizer step, over all ranks"
+        default=64, ge=1, description="sequences per optimizer step, over all ranks"
     )
-    max_steps: StrictInt = Field(1000, ge=1, description="optimizer steps at the most")
-    eval_every: StrictInt = Field(50, ge=1, description="steps between greedy evaluations")
+    max_steps: StrictInt = Field(default=1000, ge=1, description="optimizer steps at the most")
+    eval_every: StrictInt = Field(default=50, ge=1, description="steps between greedy evaluations")
     stop_accuracy: Number = Field(
-        0.4, gt=0, le=1, description="stop at the first evaluation with at least this accuracy"
+        default=0.4,
+        gt=0,
+        le=1,
+        description="stop at the first evaluation with at least this accuracy",
     )
     styles: dict[Literal["worked", "direct", "plain"], Share] = Field(
-        {"worked": 1.0},
+        default={"worked": 1.0},
         description="shares of demonstration styles: worked (steps, boxed answer), direct (boxed "
         "answer alone), plain (steps, answer not boxed)",
     )
-    seed: StrictInt = Field(0, ge=0, description="seed of initialisation and order")
+    seed: StrictInt = Field(default=0, ge=0, description="seed of initialisation and order")

@@ -24,15 +24,20 @@ DECIDED_ELSEWHERE = (
 )
 
 
-def deepspeed_settings(config: Config, monitor_dir: Path) -> dict[str, Any]:
+def deepspeed_settings(config: Config, monitor_dir: Path, trained: int) -> dict[str, Any]:
     """The DeepSpeed JSON of the config, completed with what the YAML decides.
+
+    trained: number of parameters that are trained, which is the size of ZeRO's buckets unless the
+    JSON gives them: the usual 500 million numbers take 2 GB for a gradient of a megabyte.
 
     Raises:
         ConfigError: if the file is missing, no JSON, sets what the YAML decides, or asks for a
             ZeRO stage that is not supported.
     """
     settings = read_deepspeed_json(config.deepspeed)
+    buckets = {"reduce_bucket_size": trained, "allgather_bucket_size": trained}
     return settings | {
+        "zero_optimization": buckets | settings.get("zero_optimization", {}),
         "train_micro_batch_size_per_gpu": 1,  # unused: batches never pass through the engine
         "gradient_accumulation_steps": 1,  # samples are accumulated before they are aggregated
         "gradient_clipping": config.optimizer.max_grad_norm,

@@ -15,6 +15,7 @@ from capo_ds.distributed import comm
 from capo_ds.distributed.deepspeed_json import deepspeed_settings, zero_stage
 from capo_ds.distributed.schedule import make_schedule
 from capo_ds.distributed.zero import MOMENTS, Writers, Zero, import_deepspeed
+from capo_ds.peft_internals import without_card
 from capo_ds.telemetry import tables
 
 
@@ -33,15 +34,15 @@ class CapoEngine:
         self.parameters = [p for p in policy.parameters() if p.requires_grad]
         self.names = [n for n, p in policy.named_parameters() if p.requires_grad]
         self.shapes = [tuple(parameter.shape) for parameter in self.parameters]
-        settings = deepspeed_settings(config, monitor_dir)
-        tables.prepare(config.train.report_to, monitor_dir)
-        self._engine, *_ = deepspeed.initialize(
-            model=policy,
-            model_parameters=self.parameters,
-            config=settings,
-            lr_scheduler=make_schedule(config.optimizer, optimizer_steps),
-            dist_init_required=False,
-        )
+        settings = deepspeed_settings(config, monitor_dir, sum(map(math.prod, self.shapes)))
+        with tables.named(config.train.report_to, monitor_dir):
+            self._engine, *_ = deepspeed.initialize(
+                model=policy,
+                model_parameters=self.parameters,
+                config=settings,
+                lr_scheduler=make_schedule(config.optimizer, optimizer_steps),
+                dist_init_required=False,
+            )
         self._zero = Zero(self._engine, zero_stage(settings))
         self.module = self._engine.module
         self.module.eval()  # and so it stays: see `load_policy`
@@ -181,12 +182,8 @@ class CapoEngine:
 
 
 def _save_adapter(policy: nn.Module, folder: Path, card: str) -> None:
-    """PEFT would write an empty form in place of a card, which takes half of its time."""
-    policy.create_or_update_model_card = lambda _: None
-    try:
+    with without_card(policy):
         policy.save_pretrained(folder, selected_adapters=["default"])
-    finally:
-        del policy.create_or_update_model_card
     if card:
         (folder / "README.md").write_text(card, encoding="utf-8")
 

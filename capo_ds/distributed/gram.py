@@ -44,7 +44,7 @@ def gram_matrices(
             columns = columns.to(torch.promote_types(columns.dtype, torch.float32))
             grams[number] += _with_itself(columns)
     sums = [_symmetric_sum(gram) for gram in grams]
-    return np.stack(sums) if comm.is_main() else None
+    return np.stack([total for total in sums if total is not None]) if comm.is_main() else None
 
 
 def _with_itself(rows: Tensor) -> Tensor:

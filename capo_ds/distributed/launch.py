@@ -57,7 +57,7 @@ def ranks_here() -> int:
     """Number of ranks on this machine, as the launcher tells it; all of them if it does not."""
     for variable in LOCAL_SIZES:
         if variable in os.environ:
-            return int(re.match(r"\d+", os.environ[variable])[0])
+            return int(re.findall(r"\d+", os.environ[variable])[0])
     return int(os.environ["WORLD_SIZE"])
 
 

@@ -22,8 +22,8 @@ import torch.distributed as dist
 
 from capo_ds.distributed.launch import Launcher
 
-FAILURE = "capo_ds/failure"
-SIGN = "capo_ds/sign/{}"  # of life, of a rank: its count, machine and phase
+FAILURE = "failure"
+SIGN = "sign/{}"  # of life, of a rank: its count, machine and phase
 ENDED = "ended"  # the sign of a rank that has come to its end
 POLL = 0.5  # seconds
 SILENCE = 40.0  # seconds without a sign of life, after which a rank is taken for dead
@@ -59,11 +59,17 @@ class Watchdog:
         self._rank, self._ranks = dist.get_rank(), dist.get_world_size()
         self._address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         # A connection of its own: one that waits for a key in a collective would make us wait too.
-        self._store = dist.TCPStore(
+        store = dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage] # documented
             os.environ["MASTER_ADDR"],
             int(os.environ["MASTER_PORT"]),
             is_master=False,
             wait_for_workers=False,
+        )
+        # torchrun's store outlives its workers: those that it starts again must not read of the
+        # failure that ended the ones before.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        self._store = dist.PrefixStore(  # pyright: ignore[reportPrivateImportUsage] # documented
+            f"capo_ds/{attempt}", store
         )
         if self._rank == 0:  # or reading them would wait for those that have not started
             for rank in range(self._ranks):

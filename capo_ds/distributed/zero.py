@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -21,7 +22,8 @@ from capo_ds.distributed import comm
 MOMENTS = ("exp_avg", "exp_avg_sq")
 RELIED_ON = {
     "engine": ["basic_optimizer", "lr_scheduler", "monitor", "global_steps", "global_samples"],
-    "monitor": ["tb_monitor", "wandb_monitor", "comet_monitor", "enabled"],
+    "monitor": ["tb_monitor", "wandb_monitor", "comet_monitor", "csv_monitor", "enabled"],
+    "csv_monitor": ["log_dir", "filenames"],
     "optimizer at ZeRO 3": ["parameter_offload"],
     "parameter_offload": [
         "_remove_module_hooks",
@@ -169,6 +171,18 @@ class Writers:
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """To all of them."""
         self._monitor.write_events([(name, value, step) for name, value in values.items()])
+
+    def cut_csv(self, step: int) -> None:
+        """Drop what an earlier process wrote of this step and later ones; its headers stay, and
+        none is written again."""
+        if not (monitor := self._monitor.csv_monitor):
+            return
+        check("deepspeed", monitor, RELIED_ON["csv_monitor"])
+        for path in Path(monitor.log_dir).glob("*.csv"):
+            header, *rows = path.read_text().splitlines(keepends=True)
+            whole = [row for row in rows if row.endswith("\n") and int(row.split(",")[0]) < step]
+            path.write_text("".join([header, *whole]))
+            monitor.filenames.append(path.stem)
 
 
 def parameter_count(parameter: nn.Parameter) -> int:

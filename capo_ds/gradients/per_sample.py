@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from capo_ds.config import ConfigError
 from capo_ds.gradients.store import Store
@@ -175,7 +175,7 @@ class _Tap(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, output: Tensor, inputs: Tensor, anchor: Tensor | None, receive: Any
+        ctx: Any, output: Tensor, inputs: Tensor, anchor: Tensor | None, receive: Any
     ) -> Tensor:
         ctx.save_for_backward(inputs)
         ctx.receive = receive
@@ -183,7 +183,7 @@ class _Tap(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         (inputs,) = ctx.saved_tensors
         ctx.receive(inputs, gradient)
         return gradient, None, None, None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import torch
@@ -15,7 +15,9 @@ Shapes = list[tuple[int, int]]  # (o, i) of each factor
 
 class Store(Protocol):
     """Takes the gradients of n samples in, factor by factor, and gives back what makes their Gram
-    matrix."""
+    matrix, and weighted sums of them."""
+
+    sketch: Sketch | None  # through which samples are compared; None: as they are
 
     def write(self, index: int, first: int, output_gradients: Tensor, inputs: Tensor) -> None:
         """Samples `first`, `first + 1`, ... have the gradient sum_t dy_t x_t' at factor `index`.
@@ -25,6 +27,14 @@ class Store(Protocol):
 
     def matrices(self) -> Iterator[Tensor]:
         """Blocks of columns (n, D): rows over all blocks are the gradients, or their sketches."""
+        ...
+
+    def combine(self, coefficients: Tensor, alike: float | None = None) -> list[Tensor]:
+        """sum_i c_i g_i, factor by factor in the parameters' shapes, in float32 or wider.
+
+        coefficients: (n,), or (factors, n) with a row for each factor.
+        alike: the coefficient of all samples of all ranks, where they have but one.
+        """
 
     def discard(self, samples: Tensor) -> None:
         """Keep a NaN of some samples out of later sums. samples: (n,) of bool."""
@@ -55,11 +65,7 @@ class GradientStore:
         for rows in self._on_device():
             yield rows.flatten(1)
 
-    def combine(self, coefficients: Tensor) -> list[Tensor]:
-        """sum_i c_i g_i, factor by factor in the parameters' shapes, in float32 or wider.
-
-        coefficients: (n,), or (factors, n) with a row for each factor.
-        """
+    def combine(self, coefficients: Tensor, alike: float | None = None) -> list[Tensor]:
         wide = map(_widened, self._on_device())
         rows = coefficients.expand(len(self.rows), -1)
         return [
@@ -135,11 +141,19 @@ class HostStore(GradientStore):
 class SketchStore:
     """The sketches (n, k), and the sum of all gradients (so that g_0 costs no further pass).
 
-    Other weighted sums of gradients need another backward pass.
+    weighted_sum: gives other sums, from coefficients (n,), by another backward pass. The ranks make
+    it together where their passes are collective.
     """
 
-    def __init__(self, shapes: Shapes, samples: int, device: torch.device, sketch: Sketch):
-        self.sketch = sketch
+    def __init__(
+        self,
+        shapes: Shapes,
+        samples: int,
+        device: torch.device,
+        sketch: Sketch,
+        weighted_sum: Callable[[Tensor], list[Tensor]],
+    ):
+        self.sketch, self.weighted_sum = sketch, weighted_sum
         self.sketches = torch.zeros(samples, sketch.dim, device=device)
         self.total = [torch.zeros(shape, device=device) for shape in shapes]
 
@@ -151,6 +165,12 @@ class SketchStore:
 
     def matrices(self) -> Iterator[Tensor]:
         yield self.sketches
+
+    def combine(self, coefficients: Tensor, alike: float | None = None) -> list[Tensor]:
+        """Takes one coefficient a sample: rows of factors must be the same."""
+        if alike is not None:
+            return torch._foreach_mul(self.total, alike)
+        return self.weighted_sum(coefficients.expand(len(self.total), -1)[0])
 
     def discard(self, samples: Tensor) -> None:
         """Nothing to do: later sums leave out samples of coefficient 0."""

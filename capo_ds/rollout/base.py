@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from capo_ds.architecture import context_of
 from capo_ds.config import Config, ConfigError
@@ -56,6 +56,7 @@ class Sampler(Protocol):
 
     def awake(self) -> AbstractContextManager[None]:
         """Inside, the sampler may hold the device's memory; the other methods are called there."""
+        ...
 
     def sync(self) -> None:
         """Take over the policy's weights as they are now."""
@@ -75,6 +76,7 @@ class Sampler(Protocol):
         max_new_tokens: in place of the sampler's own limit.
         truncation: without effect on greedy decoding.
         """
+        ...
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,7 @@ class Rollout:
 
 def model_context(model: nn.Module) -> int:
     """The longest sequence, in tokens, that the model's positions are made for."""
-    return context_of(model.config)
+    return context_of(cast(PretrainedConfig, model.config))
 
 
 def check_length(
@@ -233,12 +235,17 @@ def _widen(values: Tensor, width: int, left: bool, fill: int) -> Tensor:
     return torch.nn.functional.pad(values, (missing, 0) if left else (0, missing), value=fill)
 
 
+def pad_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that fills the rows of a batch; `load_tokenizer` sees to it that there is one."""
+    return cast(int, tokenizer.pad_token_id)
+
+
 def end_tokens(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """The tokens that end a response: the tokenizer's own, and those of the generation config
     (chat models end a turn and a text with different ones)."""
-    configured = model.generation_config.eos_token_id
+    configured: Any = getattr(model.generation_config, "eos_token_id", None)
     configured = configured if isinstance(configured, list) else [configured]
-    return tuple(sorted({tokenizer.eos_token_id, *configured} - {None}))
+    return tuple(sorted({cast(int | None, tokenizer.eos_token_id), *configured} - {None}))
 
 
 def assemble(
@@ -277,7 +284,7 @@ def request_settings(
     draws: list[Draw], samples: int, temperature: float, truncation: Truncation
 ) -> list[dict[str, float]]:
     """What vLLM is asked for each prompt."""
-    fixed = {"n": samples, "temperature": temperature, **truncation._asdict()}
+    fixed: dict[str, float] = {"n": samples, "temperature": temperature, **truncation._asdict()}
     return [fixed | {"seed": request_seed(draw)} for draw in draws]
 
 

@@ -13,13 +13,7 @@ import torch
 from peft import PeftModel
 
 from capo_ds.config import Config, ConfigError
-from capo_ds.rollout.adapter import (
-    ADAPTER_ID,
-    ADAPTER_NAME,
-    adapter_settings,
-    adapter_tensors,
-    load_adapter,
-)
+from capo_ds.rollout.adapter import ADAPTER_NAME, adapter_settings, adapter_tensors
 from capo_ds.rollout.base import (
     WHOLE,
     Draw,
@@ -33,6 +27,13 @@ from capo_ds.rollout.base import (
     request_settings,
 )
 from capo_ds.rollout.engine import context_length, engine_settings
+from capo_ds.rollout.vllm_internals import (
+    ADAPTER_ID,
+    leave_process_group,
+    load_adapter,
+    share_out,
+    threads_kept,
+)
 from capo_ds.rollout.waiting import EngineThread
 
 if TYPE_CHECKING:
@@ -133,12 +134,9 @@ class ColocatedSampler:
         """vLLM's answers to this rank's prompts. The engines of a tensor-parallel group work on
         the prompts of all its ranks, in the same order."""
         from vllm import SamplingParams
-        from vllm.distributed.parallel_state import get_tp_group
         from vllm.lora.request import LoRARequest
 
-        group = get_tp_group()
-        shares: list[Any] = [None] * group.world_size
-        torch.distributed.all_gather_object(shares, (prompts, settings), group.cpu_group)
+        shares, place = share_out((prompts, settings))
         parameters = [
             SamplingParams(
                 max_tokens=limit,
@@ -159,7 +157,7 @@ class ColocatedSampler:
             return []
         adapter = LoRARequest(ADAPTER_NAME, ADAPTER_ID, "handed over in memory")
         outputs = self._llm.generate(requests, parameters, use_tqdm=False, lora_request=adapter)
-        first = sum(len(share) for share, _ in shares[: group.rank_in_group])
+        first = sum(len(share) for share, _ in shares[:place])
         return outputs[first : first + len(prompts)]
 
 
@@ -186,12 +184,11 @@ def require_vllm(config: Config) -> type[LLM]:
 def _start(config: Config, context: int) -> LLM:
     """The engine, without its lines on the terminal and its changes to this process's threads."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    set_num_threads, threads = torch.set_num_threads, torch.get_num_threads()
     # vLLM reads torch's old names, and warns of each.
     warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
     engine = require_vllm(config)
     gpu = torch.cuda.is_available()
-    try:
+    with threads_kept():
         llm = engine(
             **engine_settings(config, context),
             skip_tokenizer_init=not config.prompt.stop,  # which it needs to find them
@@ -201,12 +198,7 @@ def _start(config: Config, context: int) -> LLM:
             disable_log_stats=True,
             use_tqdm_on_load=False,
         )
-        # At exit vLLM would take down torch.distributed, which belongs to the launcher.
-        llm.llm_engine.engine_core._finalizer.detach()
+        leave_process_group(llm)
         if gpu:
             llm.sleep()
         return llm
-    finally:
-        # vLLM's CPU worker makes torch.set_num_threads do nothing from then on.
-        torch.set_num_threads = set_num_threads
-        torch.set_num_threads(threads)

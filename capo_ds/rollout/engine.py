@@ -52,7 +52,7 @@ def _rank(config: Config) -> int:
     from capo_ds.adapters import read_adapter
 
     adapter = read_adapter(config.model.adapter)
-    return max([adapter.r, *adapter.rank_pattern.values()])
+    return max([adapter.r, *(adapter.rank_pattern or {}).values()])
 
 
 def engine_settings(config: Config, context: int) -> dict[str, Any]:

@@ -219,7 +219,7 @@ def stop_at(
     if not strings:
         return None
     criterion = StopStringCriteria(tokenizer, list(strings))
-    return lambda ids: criterion(ids, None)
+    return lambda ids: criterion(ids, None)  # pyright: ignore[reportArgumentType]
 
 
 def _draw(

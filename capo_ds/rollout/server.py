@@ -82,7 +82,7 @@ class ServerSampler:
         old, self._syncs = self._name, self._syncs + 1
         if not self.loads:
             return
-        self.policy.save_pretrained(self._folder / self._name, selected_adapters=["default"])
+        self.policy.save_pretrained(str(self._folder / self._name), selected_adapters=["default"])
         path = str(self._folder / self._name)
         self._ask("/v1/load_lora_adapter", {"lora_name": self._name, "lora_path": path})
         if self._syncs > 1:

@@ -60,5 +60,5 @@ class EngineThread:
                 future.set_exception(error)
 
     def _position(self) -> str:
-        frame = sys._current_frames()[self._thread.ident]
+        frame = sys._current_frames()[self._thread.ident or 0]
         return "".join(traceback.format_stack(frame)[-FRAMES_TOLD:])

@@ -1,21 +1,23 @@
 """Tasks: problems with verifiable answers, and the rules that reward completions.
 
-A data set is either generated (`arithmetic`) or an entry of `sources.SOURCES`, under the name that
-stands in the configuration; a task is one data set or a mixture of several (`mixture`).
+A data set is a part (`capo_ds.parts`), which gives problems when it is called with a `Wanted`, and
+may bring its own verdict; a task is one data set or a mixture of several (`mixture`).
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from capo_ds.tasks import arithmetic
-from capo_ds.tasks.base import Problem
+from capo_ds.parts import MARK
+from capo_ds.plugins import make_part, what
+from capo_ds.tasks.base import Problem, Split, Wanted
 from capo_ds.tasks.judge import Judge
 from capo_ds.tasks.rewards import Scorer, Scores, Verdict, score
-from capo_ds.tasks.sources import Split, load_source
+from capo_ds.tasks.verdicts import verdict_of
 
 if TYPE_CHECKING:
-    from capo_ds.config import BenchmarkConfig, DatasetConfig, TaskConfig, TrainingSetConfig
+    from capo_ds.config import BenchmarkConfig, TaskConfig, TrainingSetConfig
 
 __all__ = [
     "Judge",
@@ -24,6 +26,7 @@ __all__ = [
     "Scores",
     "Split",
     "Verdict",
+    "Wanted",
     "load_benchmark",
     "load_data_set",
     "load_problems",
@@ -47,27 +50,49 @@ def load_data_set(config: "TrainingSetConfig", split: Split) -> list[Problem]:
     from capo_ds.config import ConfigError
 
     if split == "train":
-        return _load(config, split, config.path, config.train_split, config.train_problems)
+        wanted = Wanted(split, config.train_problems, config.path, config.train_split, config)
+        return _load(wanted, "task")
     if config.test_path is None and config.path is not None and Path(config.path).is_file():
         raise ConfigError(
             f"task.test_path: {config.path!r} is one file, for training; name another for testing, "
             "or evaluation.benchmarks, or set train.eval_every=0"
         )
     path = config.test_path or config.path
-    return _load(config, split, path, config.test_split, config.test_problems)
+    return _load(Wanted(split, config.test_problems, path, config.test_split, config), "task")
 
 
 def load_benchmark(config: "BenchmarkConfig", limit: int | None) -> list[Problem]:
     """A benchmark's problems, at most `limit`. Raises as `load_problems` does."""
-    return _load(config, "test", config.path, config.split, limit)
+    wanted = Wanted("test", limit, config.path, config.split, config)
+    return _load(wanted, "evaluation.benchmarks")
 
 
-def _load(
-    config: "DatasetConfig", split: Split, path: str | None, name: str | None, limit: int | None
-) -> list[Problem]:
-    if config.name == "arithmetic":
-        count = limit or arithmetic.SIZES[split]
-        problems = arithmetic.generate(split, count, config.levels, config.seed, config.asks)
-    else:
-        problems = load_source(config, split, path, name, limit)
-    return [replace(problem, source=config.title) for problem in problems]
+def _load(wanted: Wanted, section: str) -> list[Problem]:
+    """The problems, labelled, each with its verdict. section: of the settings, for messages."""
+    config = wanted.settings
+    task = make_part("task", f"{section}.name", config.name, config.options, given=("wanted",))
+    problems = _of_ones_own(section, task, wanted) if MARK in config.name else task(wanted)
+    verdict = verdict_of(f"{section}.verdict", config, task)
+    return [replace(problem, source=config.title, verdict=verdict) for problem in problems]
+
+
+def _of_ones_own(section: str, task: Callable[[Wanted], Any], wanted: Wanted) -> list[Problem]:
+    """What a task of the user's gives. Raises `ConfigError` if it is no list of problems."""
+    from capo_ds.config import ConfigError
+
+    name = f"{section}.name: {wanted.settings.name}"
+    try:
+        problems = list(task(wanted))
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the user's code may raise anything, sys.exit too
+        raise ConfigError(f"{name}: its {wanted.split} problems: {what(error)}") from error
+    if not problems:
+        raise ConfigError(f"{name}: it gives no {wanted.split} problems")
+    for number, problem in enumerate(problems):
+        if not isinstance(problem, Problem) or not isinstance(problem.answer, str):
+            raise ConfigError(
+                f"{name}: {wanted.split} problem {number} is no capo_ds.tasks.Problem with an "
+                f"answer in text: {problem!r:.100}"
+            )
+    return problems[: wanted.limit]

@@ -27,7 +27,7 @@ import hashlib
 import random
 from dataclasses import dataclass
 
-from capo_ds.tasks.base import Problem
+from capo_ds.tasks.base import Problem, Wanted
 
 SIZES = {"train": 4096, "test": 256}  # problems of a split, where the config names no number
 TEST_SHARE = 8  # one chain of operations in so many is held out for the test split
@@ -98,6 +98,13 @@ class Chain:
             value = _apply(value, sign, operand)
             values.append(value)
         return values
+
+
+def task(wanted: Wanted) -> list[Problem]:
+    """As many problems as are wanted, or `SIZES`. Raises as `generate` does."""
+    settings = wanted.settings
+    count = wanted.limit or SIZES[wanted.split]
+    return generate(wanted.split, count, settings.levels, settings.seed, settings.asks)
 
 
 def generate(

@@ -1,7 +1,34 @@
-"""What every task hands to the rest of the project: a list of problems."""
+"""What every task is asked for, and hands to the rest of the project: a list of problems."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from capo_ds.config import DatasetConfig
+
+Split = Literal["train", "test"]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a task is asked for.
+
+    Attributes:
+        split: what the problems are for.
+        limit: how many at most; None: all.
+        path: where the settings say that they are; None: the task's own place.
+        split_name: what the settings call the split there; None: the task's own name for it.
+        settings: the data set's section, with its seed among others.
+    """
+
+    split: Split
+    limit: int | None
+    path: str | None
+    split_name: str | None
+    settings: DatasetConfig
 
 
 @dataclass(frozen=True)
@@ -19,6 +46,8 @@ class Problem:
             in the supervised warm-up; None where the task has none.
         columns: the data set's row, or further facts such as the level: what a user's reward
             function gets, and what reports group by.
+        verdict: what judges completions, given them and their problems in lists and the judge that
+            compares answers; None: the rule of the box. See `tasks.verdicts`.
         source: the label of the data set that it is of, which metrics and reports group by.
     """
 
@@ -29,3 +58,4 @@ class Problem:
     source: str = ""
     messages: list[dict[str, Any]] | None = None
     tokens: tuple[int, ...] | None = None
+    verdict: Callable[..., list[Any]] | None = field(default=None, compare=False, repr=False)

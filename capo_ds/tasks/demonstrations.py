@@ -10,13 +10,14 @@ format: that is what RL finds out. The styles:
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from capo_ds.tasks.answers import find_boxes
 from capo_ds.tasks.base import Problem
 
 
 def _worked(problem: Problem) -> str:
-    return problem.solution
+    return problem.solution or ""  # `demonstrate` takes those that have one
 
 
 def _direct(problem: Problem) -> str:
@@ -24,8 +25,9 @@ def _direct(problem: Problem) -> str:
 
 
 def _plain(problem: Problem) -> str:
-    box = find_boxes(problem.solution)[-1]
-    steps = problem.solution[: box.start]
+    solution = _worked(problem)
+    box = find_boxes(solution)[-1]
+    steps = solution[: box.start]
     return f"{steps}The answer is {box.content}."
 
 
@@ -37,7 +39,7 @@ STYLES: dict[str, Callable[[Problem], str]] = {
 
 
 def demonstrate(
-    problems: Sequence[Problem], shares: Mapping[str, float], seed: int
+    problems: Sequence[Problem], shares: Mapping[Any, float], seed: int
 ) -> list[tuple[Problem, str]]:
     """Each problem that has a solution, with a completion in a style drawn by its share.
 

@@ -16,10 +16,10 @@ import lzma
 import math
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from capo_ds.config import ConfigError, decode
 
@@ -109,7 +109,8 @@ def files_of_split(folder: Path, split: str) -> list[Path]:
 def plain_rows(table: Dataset) -> list[Row]:
     """Rows of a typed table in the words of its source: float32's 0.1 is 0.1 and not
     0.10000000149011612, and a class label is its name and not its index."""
-    return [{n: _plain(v, table.features[n]) for n, v in row.items()} for row in table]
+    rows = cast(Iterable[dict[str, Any]], table)
+    return [{n: _plain(v, table.features[n]) for n, v in row.items()} for row in rows]
 
 
 def _of_all(files: list[Path]) -> list[Row]:

@@ -14,7 +14,7 @@ from capo_ds.plugins import what
 from capo_ds.tasks.base import Problem
 
 RewardFunction = Callable[..., Any]
-OURS = ("prompts", "completions", "completion_ids", "references")
+OURS = ("prompts", "completions", "completion_ids", "references", "verdicts")
 
 
 def check_arguments(functions: Mapping[str, RewardFunction], columns: Iterable[str]) -> None:
@@ -39,6 +39,7 @@ def call_all(
     problems: Sequence[Problem],
     completion_ids: Sequence[Sequence[int]],
     columns: Iterable[str],
+    verdicts: Sequence[Any] = (),
 ) -> dict[str, list[float | None]]:
     """Each function's rewards; those that are asynchronous run at the same time.
 
@@ -50,6 +51,9 @@ def call_all(
     returned: dict[str, Any] = {}
     for name, function in functions.items():
         everything = _keywords(completions, problems, completion_ids, columns)
+        everything["verdicts"] = list(verdicts)
+        for option in getattr(function, "keywords", ()):  # before a column of its name
+            everything.pop(option, None)
         takes_all = _arguments(function)[1]
         accepted = everything if takes_all else _accepted(function, everything)
         returned[name] = _guarded(name, lambda f=function, given=accepted: f(**given))

@@ -13,6 +13,7 @@ class Comparison(StrEnum):
     DIFFERENT = "different"
     UNPARSED = "unparsed"  # refused unread, or it could not be read or compared
     TIMED_OUT = "timed out"
+    UNJUDGED = "unjudged"  # the budget of the step was spent
 
 
 class Outcome(NamedTuple):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from capo_ds.config import PromptConfig
+    from capo_ds.rollout.base import Rollout
 
 REASON_AND_BOX = r"Please reason step by step, and put your final answer within \boxed{}."
 
@@ -185,9 +186,10 @@ def _beginning(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 def encode(tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem]) -> list[list[int]]:
     """Prompts as token ids: those of `render`, or of the text where it has not been rendered."""
-    if any(problem.tokens is None for problem in problems):
+    tokens = [list(problem.tokens) for problem in problems if problem.tokens is not None]
+    if len(tokens) < len(problems):
         return _begun(tokenizer, [problem.prompt for problem in problems])
-    return [list(problem.tokens) for problem in problems]
+    return tokens
 
 
 def fitting(
@@ -216,6 +218,14 @@ def cut(text: str, stop: Sequence[str]) -> str:
     return text[: min(ends, default=len(text))]
 
 
+def decode(
+    tokenizer: PreTrainedTokenizerBase, rollout: Rollout, stop: Sequence[str] = ()
+) -> list[str]:
+    """Completions as text, without padding, special tokens, and what ended them."""
+    rows = zip(rollout.completion_ids, rollout.completion_mask, strict=True)
+    return [text_before(tokenizer, ids[mask].tolist(), list(stop)) for ids, mask in rows]
+
+
 def text_before(tokenizer: PreTrainedTokenizerBase, ids: list[int], stop: Sequence[str]) -> str:
     """Token ids as text without special tokens, up to the first stop string.
 
@@ -223,9 +233,9 @@ def text_before(tokenizer: PreTrainedTokenizerBase, ids: list[int], stop: Sequen
     """
     special = [token for token in tokenizer.all_special_tokens if token]
     whole = [string for string in stop if any(token in string for token in special)]
-    text = tokenizer.decode(ids, skip_special_tokens=True)
+    text = str(tokenizer.decode(ids, skip_special_tokens=True))
     if whole:
-        told = tokenizer.decode(ids, skip_special_tokens=False)
+        told = str(tokenizer.decode(ids, skip_special_tokens=False))
         if (shorter := cut(told, whole)) != told:
             text = re.sub("|".join(map(re.escape, special)), "", shorter)
     return cut(text, stop)

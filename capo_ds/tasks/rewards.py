@@ -1,44 +1,30 @@
-r"""The rule-based reward, and rewards that the user supplies.
-
-A completion has the right format when
-1. the text `\boxed` occurs in it exactly once;
-2. it opens a box `\boxed{...}` with balanced braces (escaped ones are text) and a content that
-   is not blank; no space between the word and its brace;
-3. after the box stand only whitespace, full stops and closers of a formula (`$`, `\)`, `\]`).
-Any reasoning may stand before the box. So a completion that boxes two answers, goes on talking
-after its answer, or is cut off inside the box has the wrong format, whatever its number is.
-
-Only the completion is read: a box in the question counts for nothing.
-"""
+"""The rule-based reward, and rewards that the user supplies."""
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from capo_ds.plugins import load_function
+from capo_ds.plugins import make_part
 from capo_ds.precision import DOUBLE, roundings
-from capo_ds.tasks.answers import BOX, find_boxes
 from capo_ds.tasks.base import Problem
-from capo_ds.tasks.functions import call_all, check_arguments
+from capo_ds.tasks.format import final_answer
+from capo_ds.tasks.functions import OURS, call_all, check_arguments
 from capo_ds.tasks.judge import Judge
 from capo_ds.tasks.outcome import Comparison, Outcome
 
 if TYPE_CHECKING:
     from capo_ds.config import RewardConfig
 
-RULE = "rule"  # the name of the rule of this module among reward functions
+KEY = "reward.functions"
 REWARD_CORRECT = 1.0  # right format, right answer
 REWARD_INCORRECT = -0.5  # right format, wrong answer
 REWARD_UNFORMATTED = -1.0  # wrong format
 UNFORMATTED = r"not one closed \boxed{...} at the end"
-
-_ENDING = re.compile(r"(?:[\s.$]|\\\)|\\\])*")
 
 
 @dataclass(frozen=True)
@@ -61,7 +47,7 @@ class Verdict:
 
     @property
     def word(self) -> str:
-        """right, wrong, unparsed, timed out, or unformatted."""
+        """right, wrong, unparsed, timed out, unjudged, or unformatted."""
         if self.comparison is None:
             return "unformatted"
         words = {Comparison.EQUAL: "right", Comparison.DIFFERENT: "wrong"}
@@ -73,7 +59,7 @@ class Scores:
     """Rewards of a list of completions.
 
     Attributes:
-        verdicts: by the rule, whichever functions give the reward.
+        verdicts: of each problem's data set, whichever functions give the reward.
         rewards: the weighted sum over the functions.
         roundings: what rounding of the sum's terms may have changed in each reward.
         parts: by function, the rewards that it gave (unweighted; None where it gave none).
@@ -85,24 +71,27 @@ class Scores:
     parts: dict[str, list[float | None]]
 
 
-def final_answer(completion: str) -> str | None:
-    """The content of the box if the completion has the required format, else None."""
-    if completion.count(BOX) != 1:
-        return None
-    boxes = find_boxes(completion)
-    if not boxes or not boxes[0].content.strip():
-        return None
-    return boxes[0].content if _ENDING.fullmatch(completion, boxes[0].end) else None
-
-
 def score(completions: Sequence[str], problems: Sequence[Problem], judge: Judge) -> list[Verdict]:
-    """Apply the rule to completions[i], text without special tokens, as an answer to problems[i].
+    """The verdict of each problem's data set on completions[i], text without special tokens.
 
     Raises:
         ValueError: the two sequences differ in length.
+        RuntimeError: a verdict of the user's failed.
     """
     if len(completions) != len(problems):
         raise ValueError(f"{len(completions)} completions for {len(problems)} problems")
+    rows: dict[Callable[..., list[Verdict]], list[int]] = {}
+    for row, problem in enumerate(problems):
+        rows.setdefault(problem.verdict or boxed, []).append(row)
+    found: dict[int, Verdict] = {}
+    for verdict, own in rows.items():
+        texts, posed = [completions[row] for row in own], [problems[row] for row in own]
+        found |= zip(own, verdict(texts, posed, judge), strict=True)
+    return [found[row] for row in range(len(problems))]
+
+
+def boxed(completions: Sequence[str], problems: Sequence[Problem], judge: Judge) -> list[Verdict]:
+    """Apply the rule of the box to completions[i] as an answer to problems[i]."""
     answers = [final_answer(completion) for completion in completions]
     pairs = [
         (answer, problem.answer)
@@ -122,15 +111,23 @@ def _verdict(outcome: Outcome | None) -> Verdict:
     return Verdict(reward, formatted=True, correct=correct, comparison=outcome.comparison, **told)
 
 
+def rule(verdicts: Sequence[Verdict]) -> list[float]:
+    """The reward function of that name: what the verdicts are worth."""
+    return [verdict.reward for verdict in verdicts]
+
+
 class Scorer:
     """The reward that a config asks for: the rule, the user's functions, or a weighted sum."""
 
     def __init__(self, config: RewardConfig, judge: Judge):
         """Raises `ConfigError` if a function cannot be loaded."""
-        self._judge = judge
+        self._judge, self._budget = judge, config.step_budget
         self._weights = {entry.function: entry.weight for entry in config.functions}
         self._functions = {
-            name: load_function("reward.functions", name) for name in self._weights if name != RULE
+            entry.function: make_part(
+                "reward", KEY, entry.function, entry.options, given=OURS, columns=True
+            )
+            for entry in config.functions
         }
         self._columns: set[str] = set()
 
@@ -150,11 +147,10 @@ class Scorer:
         Raises:
             RuntimeError: a user's function failed or returned what is no list of rewards.
         """
-        verdicts = score(completions, problems, self._judge)
+        with self._judge.within(self._budget):
+            verdicts = score(completions, problems, self._judge)
         columns = self._columns.union(*(problem.columns for problem in problems))
-        given = call_all(self._functions, completions, problems, completion_ids, columns)
-        given[RULE] = [verdict.reward for verdict in verdicts]
-        parts = {name: given[name] for name in self._weights}
+        parts = call_all(self._functions, completions, problems, completion_ids, columns, verdicts)
         for number, rewards in enumerate(zip(*parts.values(), strict=True)):
             if all(reward is None for reward in rewards):
                 raise RuntimeError(

@@ -6,20 +6,15 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, cast
 
 import numpy as np
 
 from capo_ds.tasks.answers import find_boxes
-from capo_ds.tasks.base import Problem
+from capo_ds.tasks.base import Problem, Split, Wanted
 from capo_ds.tasks.columns import conversation, holds, last_words, value_at
 from capo_ds.tasks.files import READERS, ending, exact_text, plain_rows, read_split
 from capo_ds.tasks.rewards import final_answer
-
-if TYPE_CHECKING:
-    from capo_ds.config import DatasetConfig
-
-Split = Literal["train", "test"]
 
 _CALCULATION = re.compile(r"<<[^<>]*>>")  # GSM8K's notes to a calculator: 48/2 = <<48/2=24>>24
 _LOOSE_BOX = re.compile(r"\\(?:boxed|fbox) ([^$]+?)\s*(?:\$|$)")
@@ -52,7 +47,7 @@ def last_box(text: str) -> str:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a data set is, what its columns are called, and how its answers are read.
+    """A task: where a data set is, what its columns are called, and how its answers are read.
 
     The readers raise `ValueError` for a value that holds no answer.
     """
@@ -66,71 +61,66 @@ class Source:
     read_answer: Callable[[Any], str] = exact_text
     read_solution: Callable[[str], str] = str
 
-
-SOURCES: dict[str, Source] = {
-    "gsm8k": Source(
-        path="openai/gsm8k",
-        subset="main",
-        splits={"train": "train", "test": "test"},
-        prompt="question",
-        answer="answer",
-        solution="answer",
-        read_answer=after_hashes,
-        read_solution=gsm8k_solution,
-    ),
-    "math": Source(
-        path="DigitalLearningGmbH/MATH-lighteval",
-        subset=None,
-        splits={"train": "train", "test": "test"},
-        prompt="problem",
-        answer="solution",
-        solution="solution",
-        read_answer=last_box,
-    ),
-    "amc23": Source(
-        path="math-ai/amc23",
-        subset=None,
-        splits={"test": "test"},
-        prompt="question",
-        answer="answer",
-        solution=None,
-    ),
-    "aime24": Source(
-        path="HuggingFaceH4/aime_2024",
-        subset=None,
-        splits={"test": "train"},  # the hub's only split has that name
-        prompt="problem",
-        answer="answer",
-        solution="solution",
-    ),
-    "custom": Source(
-        path=None,
-        subset=None,
-        splits={"train": "train", "test": "test"},
-        prompt=None,
-        answer=None,
-        solution=None,
-    ),
-}
+    def __call__(self, wanted: Wanted) -> list[Problem]:
+        """Its problems. Raises `ConfigError`, as `load_source`."""
+        return load_source(self, wanted)
 
 
-def load_source(
-    config: DatasetConfig, split: Split, path: str | None, split_name: str | None, limit: int | None
-) -> list[Problem]:
-    """Problems of a data set, in the order of its rows or shuffled by the config's seed.
+GSM8K = Source(
+    path="openai/gsm8k",
+    subset="main",
+    splits={"train": "train", "test": "test"},
+    prompt="question",
+    answer="answer",
+    solution="answer",
+    read_answer=after_hashes,
+    read_solution=gsm8k_solution,
+)
+MATH = Source(
+    path="DigitalLearningGmbH/MATH-lighteval",
+    subset=None,
+    splits={"train": "train", "test": "test"},
+    prompt="problem",
+    answer="solution",
+    solution="solution",
+    read_answer=last_box,
+)
+AMC23 = Source(
+    path="math-ai/amc23",
+    subset=None,
+    splits={"test": "test"},
+    prompt="question",
+    answer="answer",
+    solution=None,
+)
+AIME24 = Source(
+    path="HuggingFaceH4/aime_2024",
+    subset=None,
+    splits={"test": "train"},  # the hub's only split has that name
+    prompt="problem",
+    answer="answer",
+    solution="solution",
+)
+CUSTOM = Source(
+    path=None,
+    subset=None,
+    splits={"train": "train", "test": "test"},
+    prompt=None,
+    answer=None,
+    solution=None,
+)
 
-    Args:
-        split: what the problems are for.
-        path: hub name, local file or folder; None for the data set's place on the hub.
-        split_name: its name there; None for the data set's own.
+
+def load_source(source: Source, wanted: Wanted) -> list[Problem]:
+    """Problems of a data set, in the order of its rows or shuffled by the settings' seed.
 
     Raises:
         ConfigError: there is no such data, or a row holds no problem.
     """
     from capo_ds.config import ConfigError
 
-    source = SOURCES[config.name]
-    path = path or source.path
+    config, split, split_name = wanted.settings, wanted.split, wanted.split_name
+    path = wanted.path or source.path or ""
     where = f"data set {config.name} ({path})"
     if split_name is None and split not in source.splits:
         raise ConfigError(
@@ -138,21 +128,19 @@ def load_source(
         )
     rows = load_rows(path, config.subset, split_name, source, split)
     order = np.random.default_rng(config.seed).permutation(len(rows)) if config.shuffle else None
-    numbers = list(range(len(rows)) if order is None else order.tolist())[:limit]
-    columns = {
-        "prompt_column": config.prompt_column or source.prompt,
-        "answer_column": config.answer_column or source.answer,
-        "solution_column": config.solution_column or source.solution,
-    }
-    for key in ("prompt_column", "answer_column"):
-        if rows and not holds(rows[0], columns[key]):
+    numbers = list(range(len(rows)) if order is None else order.tolist())[: wanted.limit]
+    prompt = config.prompt_column or source.prompt or ""
+    answer = config.answer_column or source.answer or ""
+    solution = config.solution_column or source.solution
+    for key, column in (("prompt_column", prompt), ("answer_column", answer)):
+        if rows and not holds(rows[0], column):
             raise ConfigError(
-                f"{where}: no column {columns[key]!r}; set {key} to one of {', '.join(rows[0])}"
+                f"{where}: no column {column!r}; set {key} to one of {', '.join(rows[0])}"
             )
     problems = []
     for number in numbers:
         try:
-            problems.append(_problem(rows[number], source, *columns.values()))
+            problems.append(_problem(rows[number], source, prompt, answer, solution))
         except ValueError as error:
             raise ConfigError(f"{where}: row {number}: {error}") from error
     if not problems:
@@ -200,18 +188,20 @@ def load_rows(
         ConfigError: with what the reader of the file, or the `datasets` library, says.
     """
     import datasets
+    from datasets.exceptions import DatasetsError
 
     from capo_ds.config import ConfigError
 
     datasets.disable_progress_bars()
-    place, own_split = Path(path), source.splits.get(split)
+    place, own_split = Path(path), source.splits.get(split, "")
     try:
         if place.is_file():
             return read_split(place, split_name or "train")  # one file is one split
         if (place / "dataset_dict.json").is_file():
-            return plain_rows(datasets.load_from_disk(str(place))[split_name or own_split])
+            splits = cast(datasets.DatasetDict, datasets.load_from_disk(str(place)))
+            return plain_rows(splits[split_name or own_split])
         if (place / "state.json").is_file():
-            return plain_rows(datasets.load_from_disk(str(place)))
+            return plain_rows(cast(datasets.Dataset, datasets.load_from_disk(str(place))))
         if place.is_dir() and not (subset or _has_configurations(place)):
             return read_split(place, split_name or own_split)
         if place.is_dir():  # a copy of the hub's, whose README says what is where
@@ -226,7 +216,7 @@ def load_rows(
         raise ConfigError(f"path: data set {path!r} cannot be loaded: {error}") from error
     except StopIteration as error:
         raise ConfigError(f"path: data set {path!r} is empty; give one with rows") from error
-    except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, KeyError, DatasetsError) as error:
         cause = error.__cause__ or error  # which `datasets` wraps in "an error occurred"
         kind = f"{type(cause).__name__}: " if not isinstance(cause, FileNotFoundError) else ""
         raise ConfigError(

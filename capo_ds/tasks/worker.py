@@ -1,71 +1,99 @@
-r"""The child process that compares two answers by math-verify: `python -m capo_ds.tasks.worker`.
+r"""The process that compares two answers by SymPy: `python -m capo_ds.tasks.worker`.
 
-Reads JSON lines [given, reference] from stdin and answers each with a line of stdout, the fields
-of an `Outcome` as JSON; the first line is READY. The parent kills it when an answer takes too long
-(`judge.Worker`): math-verify's own limit is `signal.alarm` with an exception, which neither works
-in threads nor interrupts a computation inside one call of C.
+It imports SymPy once and forks a child that answers. The child reads JSON lines [given, reference,
+CPU seconds, wall seconds] from stdin and answers each with a line of stdout, the fields of an
+`Outcome` as JSON; the first line is READY. Where an answer ends the child (its time, its memory, a
+stack overflow inside C), this process says so in its place and forks another, in milliseconds.
+
+The limit is one of CPU time, so that a busy machine grades as an idle one. It needs no handler: the
+signal ends the child also inside one call of C. Once the trainer has died, both end.
 """
 
+import gc
 import json
-import logging
+import mmap
 import os
 import resource
 import signal
 import sys
-from functools import lru_cache
+from typing import TextIO
 
+from capo_ds.tasks.answers.compare import Engine, compare
 from capo_ds.tasks.outcome import Comparison, Outcome
 
 READY = "ready"
 MEMORY_LIMIT = 4 * 2**30  # bytes of address space; a tower of powers would take all there is
-ORPHANED_AFTER = 2.0  # times the time limit: a busy child whose parent has died ends itself
+ANSWERS = 500  # of one child; then a fresh one, so that what SymPy caches does not add up
+RENEWED = 3  # exit status after that many
+PARENT_CHECK = 1.0  # seconds between looks whether the trainer is alive
+TIMERS = {signal.SIGPROF: signal.ITIMER_PROF, signal.SIGALRM: signal.ITIMER_REAL}
 
 
 def main() -> None:
+    trainer = os.getppid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})  # waited for in _wait
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
-    time_limit = float(sys.argv[1])
     replies, sys.stdout = sys.stdout, sys.stderr  # whatever the parsers print is no reply
-    import math_verify  # noqa: F401 - takes its time before READY, not before the first answer
+    from capo_ds.tasks.answers.symbols import Symbols  # takes its time before READY
 
-    logging.disable(logging.CRITICAL)  # it warns that its own time limit is off
+    engine = Symbols()
     print(READY, file=replies, flush=True)
-    # The ANTLR parser prints each syntax error; nobody reads it from here on.
+    # Nobody reads what is printed from here on.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
-    for line in sys.stdin:
-        # No handler: the alarm ends the process, also inside one call of C.
-        signal.setitimer(signal.ITIMER_REAL, ORPHANED_AFTER * time_limit)
-        outcome = compare_by_symbols(*json.loads(line))
-        signal.setitimer(signal.ITIMER_REAL, 0)
+    gc.freeze()  # what is there now stays shared with the children
+    busy = mmap.mmap(-1, 1)  # shared: whether the child owes a reply
+    while (status := _run_child(engine, replies, busy, trainer)) != 0:
+        if busy[0]:
+            busy[0] = 0
+            print(json.dumps(_lost(status)), file=replies, flush=True)
+
+
+def _run_child(engine: Engine, replies: TextIO, busy: mmap.mmap, trainer: int) -> int:
+    """Fork a child and wait for its end: 0 when stdin has ended, -n after signal n."""
+    child = os.fork()
+    if child == 0:
+        os._exit(_answer(engine, replies, busy))
+    while True:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        if os.getppid() != trainer:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            return 0
+        signal.sigtimedwait({signal.SIGCHLD}, PARENT_CHECK)
+
+
+def _answer(engine: Engine, replies: TextIO, busy: mmap.mmap) -> int:
+    for number, line in enumerate(sys.stdin, start=1):
+        busy[0] = 1
+        given, reference, *limits = json.loads(line)
+        for timer, seconds in zip(TIMERS.values(), limits, strict=True):
+            signal.setitimer(timer, seconds)
+        outcome = compare_by_symbols(given, reference, engine)
+        for timer in TIMERS.values():
+            signal.setitimer(timer, 0)
+        busy[0] = 0
         print(json.dumps(outcome), file=replies, flush=True)
+        if number == ANSWERS:
+            return RENEWED
+    return 0
 
 
-def compare_by_symbols(given: str, reference: str) -> Outcome:
-    """math-verify's verdict on two answers, given as the contents of their boxes."""
-    from math_verify import verify
+def _lost(status: int) -> Outcome:
+    """The outcome of an answer that ended its child."""
+    if -status in TIMERS:
+        return Outcome(Comparison.TIMED_OUT, "the comparison took too long")
+    return Outcome(Comparison.UNPARSED, "the comparison ran out of memory")
 
-    expected, answer = _parse(reference), _parse(given)
-    if not expected or not answer:
-        return Outcome(Comparison.UNPARSED, "math-verify cannot read it")
+
+def compare_by_symbols(given: str, reference: str, engine: Engine) -> Outcome:
+    """The comparison of two answers, given as the contents of their boxes."""
     try:
-        same = verify(expected, answer, timeout_seconds=None, raise_on_error=True)
-    except Exception:  # of whatever kind: what the symbols do not allow is no answer
-        return Outcome(Comparison.UNPARSED, "math-verify cannot compare it")
-    return Outcome(Comparison.EQUAL if same else Comparison.DIFFERENT, "by math-verify")
-
-
-@lru_cache(maxsize=1024)
-def _parse(content: str) -> list:
-    """Expressions that a box's content can be read as; empty where there is none."""
-    from math_verify import LatexExtractionConfig, parse
-
-    return parse(
-        rf"\boxed{{{content}}}",
-        # The box alone: not a number that stands somewhere in a sentence.
-        extraction_config=[LatexExtractionConfig(boxed_match_priority=0)],
-        fallback_mode="no_fallback",
-        parsing_timeout=None,
-    )
+        return compare(given, reference, engine)
+    except Exception as error:  # of whatever kind: what SymPy cannot handle is no answer
+        return Outcome(Comparison.UNPARSED, f"SymPy cannot compare it: {type(error).__name__}")
 
 
 if __name__ == "__main__":

@@ -8,13 +8,14 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
@@ -52,46 +53,58 @@ SHOWN = 4  # responses of a logged step in TensorBoard
 COMPARED = ("eval/accuracy", "reward/mean", "conflict/all_after")  # by TensorBoard's HPARAMS
 
 
-class Means:
-    """Running means (and maxima) of named quantities, mergeable over ranks."""
+@dataclass(frozen=True)
+class Largest:
+    """Of these values the largest is told, not the mean."""
+
+    values: Tensor
+
+
+Measured = dict[str, Tensor | float | Largest]  # numbers of one place, by the metric they count for
+
+
+class Measures:
+    """Means and maxima of named quantities, mergeable over ranks."""
 
     def __init__(self) -> None:
         # Totals stay on the device until `take`: reading one would wait for the device.
         self.sums: dict[str, tuple[Tensor | float, int]] = {}
         self.maxima: dict[str, float] = {}
 
-    def add(self, name: str, values: Tensor | float) -> None:
-        """Take in one number, or every entry of a tensor."""
-        values = torch.as_tensor(values, dtype=torch.float64)
-        self._add(name, values.sum(), values.numel())
+    def add(self, measured: Measured) -> None:
+        """Take in one number, or every entry of a tensor, for each name."""
+        for name, values in measured.items():
+            if isinstance(values, Largest):
+                if values.values.numel():
+                    self._raise(name, float(values.values.max()))
+                continue
+            entries = torch.as_tensor(values, dtype=torch.float64)
+            self._add(name, entries.sum(), entries.numel())
 
-    def add_max(self, name: str, values: Tensor | float) -> None:
-        """Take in one number, or every entry of a tensor, of which the largest is told."""
-        values = torch.as_tensor(values, dtype=torch.float64)
-        if values.numel():
-            self.maxima[name] = max(float(values.max()), self.maxima.get(name, -math.inf))
+    def _raise(self, name: str, value: float) -> None:
+        self.maxima[name] = max(value, self.maxima.get(name, -math.inf))
 
     def _add(self, name: str, total: Tensor | float, count: int) -> None:
         known_total, known_count = self.sums.get(name, (0.0, 0))
         self.sums[name] = (known_total + total, known_count + count)
 
-    def take(self) -> Means:
+    def take(self) -> Measures:
         """What has been added since the last `take`; starts afresh."""
-        taken = Means()
+        taken = Measures()
         taken.sums = {name: (float(total), count) for name, (total, count) in self.sums.items()}
         self.sums = {}
         taken.maxima, self.maxima = self.maxima, {}
         return taken
 
     @staticmethod
-    def merge(parts: list[Means]) -> dict[str, float]:
+    def merge(parts: list[Measures]) -> dict[str, float]:
         """Means and maxima over all parts; a name that no part has values for is left out."""
-        whole = Means()
+        whole = Measures()
         for part in parts:
             for name, (total, count) in part.sums.items():
                 whole._add(name, total, count)
             for name, value in part.maxima.items():
-                whole.add_max(name, value)
+                whole._raise(name, value)
         means = {name: float(total) / count for name, (total, count) in whole.sums.items() if count}
         return means | whole.maxima
 
@@ -130,6 +143,7 @@ class Recorder:
         self.folder, self.writers, self.first_line = folder, writers, first_line
         for name in (METRICS_FILE, SAMPLES_FILE):
             _keep_before(folder / name, first_line)
+        writers.cut_csv(first_line)
         if writer := self.writers.tensorboard:
             _hide_from(writer, first_line)
 
@@ -195,6 +209,7 @@ def flat_settings(config: dict[str, Any]) -> dict[str, Any]:
 def _hide_from(writer: SummaryWriter, step: int) -> None:
     """Make TensorBoard forget this step and later ones of earlier event files in the folder."""
     start = SessionLog(status=SessionLog.START)
+    assert writer.file_writer
     writer.file_writer.add_event(Event(step=step, session_log=start))
 
 
@@ -205,6 +220,7 @@ def _add_hyperparameters(writer: SummaryWriter, values: dict[str, Any]) -> None:
         for name, value in values.items()
     }
     experiment, start, _ = hparams(plain, dict.fromkeys(COMPARED, 0.0))
+    assert writer.file_writer
     for summary in (experiment, start):  # without the end, which is to come
         writer.file_writer.add_summary(summary)
 

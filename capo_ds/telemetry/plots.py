@@ -34,7 +34,7 @@ CONFLICTS = {
     "heldout_{}_after": r"unseen samples, with $\tilde g$",
     "heldout_{}_before": "unseen samples, with $g_0$",
 }
-STYLE = {
+STYLE: dict[Any, Any] = {
     "axes.grid": True,
     "grid.alpha": 0.3,
     "axes.spines.top": False,
@@ -79,7 +79,7 @@ def conflict(groups: list[Group]) -> Figure:
     for top, bottom, title in zip(rows[0], rows[-1], SAMPLES.values(), strict=True):
         top.set_title(title)
         bottom.set_xlabel("step")
-    top.set_ylim(bottom=-0.01)  # so that a line at 0 is seen
+    rows[0][-1].set_ylim(bottom=-0.01)  # so that a line at 0 is seen
     handles, labels = rows[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4)
     _caption(figure, "Share of samples whose gradient conflicts", groups)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("Agg")  # no display
 import matplotlib.pyplot as plt
@@ -290,10 +291,10 @@ def panel(metrics: list[dict[str, float]], title: str, lines: dict[str, str]) ->
     found = {name: (steps, values) for name, (steps, values) in found.items() if len(steps)}
     if not found:
         return ""
-    with plt.rc_context(STYLE | {"svg.fonttype": "none", "font.size": 9}):
+    with plt.rc_context({**STYLE, "svg.fonttype": "none", "font.size": 9}):
         figure, axes = plt.subplots(figsize=(4.4, 2.6), layout="constrained")
         for index, (name, (steps, values)) in enumerate(found.items()):
-            smooth = running_mean(values, SMOOTHING) if len(steps) > LONG else values
+            smooth = running_mean(np.asarray(values), SMOOTHING) if len(steps) > LONG else values
             stride = max(1, len(steps) // POINTS)
             style = {"marker": "o", "markersize": 3} if len(steps) < LONG else {}
             axes.plot(

@@ -111,7 +111,7 @@ def _label(identity: dict[str, Any], keys: list[str]) -> str:
 def _say(key: str, value: Any) -> str:
     match key:
         case "aggregator" | "capo.region":
-            return NAMES.get(value, value)
+            return str(NAMES.get(value, value))
         case "capo.radius":
             return say_radius(value)
     return f"{key.rpartition('.')[2]} = {value}"

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 
 from capo_ds.config import Config
 from capo_ds.distributed.zero import parameter_count
 from capo_ds.memory import MemoryPlan, readable
+from capo_ds.telemetry.metrics import METRICS_FILE, read_metrics
+from capo_ds.telemetry.plots import reward_curve
 from capo_ds.terminal import columns, wrapped
 from capo_ds.weights import base_precision
 
@@ -86,6 +89,39 @@ def final_table(before: float | None, after: float | None, seconds: dict[str, fl
     return "\n".join(lines)
 
 
+def closing_words(folder: Path, accuracy: dict[str, float | None]) -> None:
+    """Print and draw the summary of a run that is over."""
+    seconds: dict[str, float] = {}
+    metrics = read_metrics(folder)
+    for line in metrics:
+        for name, value in line.items():
+            if name.startswith("time/"):
+                seconds[name] = seconds.get(name, 0.0) + value
+    print(final_table(accuracy["before"], accuracy["latest"], seconds))
+    print(f"adapter      {folder / 'adapter'}")
+    print(f"metrics      {folder / METRICS_FILE} and TensorBoard beside it")
+    print(f"reward curve {reward_curve(folder)}", flush=True)
+    tell_hint(metrics)
+
+
+def tell_hint(metrics: list[dict[str, float]]) -> None:
+    """Print `signal_hint`, if there is one."""
+    if hint := signal_hint(metrics):
+        print(wrapped(hint, columns(sys.stdout)), flush=True)
+
+
+def progress_line(metrics: dict[str, float], accuracy: float | None) -> str:
+    """Of the progress bar: reward, accuracies, and the share of samples in conflict with g_0."""
+    parts = [f"reward {metrics['reward/mean']:+.2f}", f"train {metrics['reward/accuracy']:.0%}"]
+    if accuracy is not None:
+        parts.append(f"test {accuracy:.0%}")
+    if "conflict/all_before" in metrics:
+        parts.append(f"conflict {metrics['conflict/all_before']:.0%}")
+    if "conflict/heldout_all_after" in metrics:
+        parts.append(f"unseen {metrics['conflict/heldout_all_after']:.0%}")
+    return ", ".join(parts)
+
+
 def _gradients_row(config: Config, store: str) -> str:
     if not config.uses_per_sample_gradients:
         return "one plain backward pass, no conflict measured"
@@ -109,7 +145,8 @@ def _values(section: Any) -> str:
 
 def _adapter(config: Config, policy: PeftModel) -> str:
     """The adapter as it is: its own settings, if the run goes on from one."""
-    lora, targets = policy.peft_config["default"], config.model.lora_targets
+    lora = cast(LoraConfig, policy.peft_config["default"])
+    targets = config.model.lora_targets
     if config.model.adapter:
         return f"rank {lora.r}, alpha {lora.lora_alpha:g}, from {config.model.adapter}"
     named = targets if isinstance(targets, str) else " ".join(targets)

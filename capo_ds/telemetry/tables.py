@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from capo_ds.config import ConfigError
+from capo_ds.distributed.launch import launched_rank
 
 if TYPE_CHECKING:
     from capo_ds.distributed.zero import Writers
 
+WANDB_ID = "wandb_id"  # file of a run's folder
 PACKAGES = {"wandb": "wandb", "comet": "comet_ml"}
 COLUMNS = (
     "prompt_number", "source", "prompt", "completion", "answer", "verdict", "length", "truncated",
@@ -22,7 +27,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def check(names: list[str]) -> None:
+def check(names: Sequence[str]) -> None:
     """Raises `ConfigError` where a service of train.report_to is not installed."""
     for name in names:
         if name not in PACKAGES:
@@ -35,7 +40,7 @@ def check(names: list[str]) -> None:
             )
 
 
-def check_login(names: list[str]) -> None:
+def check_login(names: Sequence[str]) -> None:
     """Raises `ConfigError` where Weights & Biases would ask for a key: no rank can answer it."""
     if "wandb" not in names or os.environ.get("WANDB_MODE") in ("offline", "disabled"):
         return
@@ -48,12 +53,29 @@ def check_login(names: list[str]) -> None:
         )
 
 
-def prepare(names: list[str], folder: Path) -> None:
-    """Where Weights & Biases keeps its files and what it calls the run, unless the user's
-    environment says so already."""
-    if "wandb" in names:
-        os.environ.setdefault("WANDB_DIR", str(folder))
-        os.environ.setdefault("WANDB_NAME", folder.name)
+@contextmanager
+def named(names: Sequence[str], folder: Path) -> Iterator[None]:
+    """Inside, a service that opens a run finds in the environment what the run of this folder is,
+    unless the user's environment says so already.
+
+    Weights & Biases: where it keeps its files, what it calls the run, and the run's id, which is
+    kept in the folder: a resumed run goes on with its own curves.
+    """
+    told: dict[str, str] = {}
+    if "wandb" in names and launched_rank() == 0:
+        kept = folder / WANDB_ID
+        if not kept.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            kept.write_text(uuid.uuid4().hex[:8])
+        told = {"WANDB_DIR": str(folder), "WANDB_NAME": folder.name}
+        told |= {"WANDB_RUN_ID": kept.read_text(), "WANDB_RESUME": "allow"}
+    added = {name: value for name, value in told.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:  # another run of this process has another id
+        for name in added:
+            os.environ.pop(name, None)
 
 
 def settings(writers: Writers, config: dict[str, Any]) -> None:

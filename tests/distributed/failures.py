@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 import torch
 import torch.distributed as dist
@@ -14,6 +15,8 @@ from capo_ds.distributed import comm
 def run(config: Config) -> None:
     way = config.train.output_dir
     last = comm.rank() == comm.world_size() - 1
+    if last:
+        print(f"fails at {time.time()}", flush=True)
     if way == "collective":  # the others wait in a collective that the last never joins
         with comm.collective("Gram matrix"):
             if last:

@@ -18,7 +18,7 @@ from capo_ds.distributed.engine import CapoEngine
 from capo_ds.learner import Learner
 from capo_ds.models import load_policy
 from capo_ds.rollout.base import Rollout
-from capo_ds.telemetry.metrics import Means, PhaseTimer
+from capo_ds.telemetry.metrics import Measures, PhaseTimer
 
 VOCABULARY = 200
 SECOND_MOVE = {"seed": 4, "scale": 0.02}
@@ -90,8 +90,8 @@ def take_step(path: Path) -> None:
         return apply(partial)
 
     engine.apply = recorded
-    means = Means()
-    learner = Learner(config, engine, config.gradients.store, means, PhaseTimer())
+    measures = Measures()
+    learner = Learner(config, engine, config.gradients.store, PhaseTimer())
     rollout, advantages = responses(config)
     rows = torch.arange(len(rollout)).view(-1, config.rollout.group_size)
     mine = rows[comm.rank() :: comm.world_size()].flatten()
@@ -99,7 +99,8 @@ def take_step(path: Path) -> None:
     if not config.on_policy:
         with GatheredParameters(engine.parameters, modifier_rank=0, enabled=engine.lockstep):
             perturb(engine.module, **SECOND_MOVE)
-    learner.update(batch, number=0)
+    for measured in learner.update(batch, number=0).measures:
+        measures.add(measured)
     # Adam's first moment after one step is (1 - beta_1) times the gradient as the engine saw it.
     seen = [first_moment(engine, p) / (1 - config.optimizer.betas[0]) for p in engine.parameters]
     after = whole_parameters(engine)
@@ -110,7 +111,7 @@ def take_step(path: Path) -> None:
                 "after": after,
                 "gradient": applied,
                 "seen": seen,
-                "metrics": Means.merge([means]),
+                "metrics": Measures.merge([measures]),
             },
             path.with_suffix(".pt"),
         )

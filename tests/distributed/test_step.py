@@ -253,7 +253,8 @@ def steps(tmp_path_factory: pytest.TempPathFactory, random_model: str) -> dict[s
         for number, (name, (_, changes)) in enumerate(CASES.items())
     }
     for ranks in (1, 2, 4):
-        launch(ranks, SCRIPT, *[str(paths[name]) for name in CASES if CASES[name][0] == ranks])
+        mine = [str(paths[name]) for name in CASES if CASES[name][0] == ranks]
+        launch(ranks, SCRIPT, *mine, launcher="deepspeed" if ranks == 2 else "forked")
     return {name: (load_config(path), read_step(path)) for name, path in paths.items()}
 
 

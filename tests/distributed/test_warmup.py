@@ -21,9 +21,7 @@ ARGUMENTS = [
 @pytest.fixture(scope="module")
 def one_rank(tmp_path_factory):
     folder = tmp_path_factory.mktemp("one")
-    launch(
-        1, "launchers/warmup.py", *ARGUMENTS, f"--set=warmup.output_dir={folder}", launcher="python"
-    )
+    launch(1, "launchers/warmup.py", *ARGUMENTS, f"--set=warmup.output_dir={folder}")
     return load_file(folder / "model.safetensors")
 
 
@@ -44,6 +42,7 @@ def test_two_ranks_learn_what_one_learns(tmp_path, one_rank, stage):
 
 
 def test_bad_input_is_one_message_for_all_ranks():
-    result = launch(2, "launchers/warmup.py", *ARGUMENTS, "--set=warmup.batch_size=1", status=2)
+    bad = [*ARGUMENTS, "--set=warmup.batch_size=1"]
+    result = launch(2, "launchers/warmup.py", *bad, launcher="deepspeed", status=2)
     assert result.stderr.count("warmup.batch_size: 1 is fewer sequences than the 2 ranks") == 1
     assert "Traceback" not in result.stderr

@@ -18,7 +18,7 @@ def test_all_is_well_on_two_ranks(tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_bad(tmp_path):
     (tmp_path / "file").touch()
-    result = launch(1, DOCTOR, "--output", tmp_path / "file", launcher="python", status=1)
+    result = launch(1, DOCTOR, "--output", tmp_path / "file", status=1)
     assert "BAD  output folder: " in result.stdout and "NotADirectoryError" in result.stdout
     assert "Traceback" not in result.stderr
 

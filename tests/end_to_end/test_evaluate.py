@@ -61,11 +61,10 @@ def test_an_evaluation_does_not_depend_on_the_number_of_ranks(tmp_path, own_data
         "evaluation.temperature": 1.0,
         "rollout.batch_size": 8,
     }
-    told = launch(
-        2, EVALUATE, *settings(**changes | {"evaluation.output_dir": tmp_path / "two"})
-    ).stdout
+    two = settings(**changes | {"evaluation.output_dir": tmp_path / "two"})
+    told = launch(2, EVALUATE, *two, launcher="torchrun").stdout
     one = settings(**changes | {"evaluation.output_dir": tmp_path / "one"})
-    launch(1, EVALUATE, *one, launcher="python")
+    launch(1, EVALUATE, *one)
     (arithmetic, mine), completions = results(tmp_path / "two")
     assert (arithmetic, mine) == tuple(results(tmp_path / "one")[0])
     assert completions == results(tmp_path / "one")[1]
@@ -115,7 +114,7 @@ def test_a_failing_reward_function_is_one_error_for_all_ranks(tmp_path, own_data
         "train.eval_every": 0,
         "train.output_dir": tmp_path / "run",
     }
-    told = launch(2, TRAIN, *settings(**changes), status=1).stderr
+    told = launch(2, TRAIN, *settings(**changes), launcher="deepspeed", status=1).stderr
     assert told.count("error: scoring failed on rank") == 1
     assert "mine.py:fails_for_one: ValueError: no word for six" in told
 

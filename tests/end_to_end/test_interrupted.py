@@ -54,7 +54,7 @@ def test_ctrl_c_finishes_the_step_and_saves(tmp_path, launcher):
     for words in ("terminate called", "ProcessGroupGloo", "capo_ds/"):  # no trace of ours
         assert words not in told.replace(str(tmp_path), ""), told
     changes = LONG | {"train.steps": done + 1}
-    again = launch(1, TRAIN, *arguments(tmp_path / "run", **changes), launcher="python")
+    again = launch(1, TRAIN, *arguments(tmp_path / "run", **changes))
     assert re.search(rf"goes on  after step {done}, from .*/step{done:06d}", again.stdout)
 
 
@@ -75,9 +75,7 @@ def test_two_runs_do_not_share_a_folder(tmp_path):
     try:
         wait_for_lines(process, tmp_path / "run", 1)
         for more in ([], ["--dry-run"]):
-            result = launch(
-                1, TRAIN, *arguments(tmp_path / "run", **LONG), *more, launcher="python", status=2
-            )
+            result = launch(1, TRAIN, *arguments(tmp_path / "run", **LONG), *more, status=2)
             assert "is in use by process" in result.stderr and "Traceback" not in result.stderr
     finally:
         os.killpg(process.pid, signal.SIGKILL)

@@ -71,7 +71,7 @@ def adapter(folder: Path) -> dict[str, torch.Tensor]:
 def undisturbed(tmp_path_factory) -> tuple[Path, str]:
     """A finished run, and what it printed."""
     folder = tmp_path_factory.mktemp("runs") / "undisturbed"
-    result = launch(2, TRAIN, *arguments(folder))
+    result = launch(2, TRAIN, *arguments(folder), launcher="deepspeed")
     return folder, result.stdout + result.stderr
 
 
@@ -220,7 +220,7 @@ def test_zero_3_learns_what_zero_2_learns_and_resumes(undisturbed, tmp_path):
 
 def test_samples_do_not_depend_on_the_number_of_ranks(undisturbed, tmp_path):
     whole, _ = undisturbed
-    launch(1, TRAIN, *arguments(tmp_path / "one", **{"train.steps": 1}), launcher="python")
+    launch(1, TRAIN, *arguments(tmp_path / "one", **{"train.steps": 1}))
     one, two = metrics(tmp_path / "one")[1], metrics(whole)[1]
     for name in ("reward/mean", "rollout/length", "rollout/entropy"):
         assert one[name] == pytest.approx(two[name], rel=1e-5), name
@@ -231,9 +231,7 @@ def test_samples_do_not_depend_on_the_number_of_ranks(undisturbed, tmp_path):
 def test_a_folder_with_a_run_is_not_overwritten(undisturbed):
     folder, _ = undisturbed
     before = (folder / "metrics.jsonl").read_text()
-    result = launch(
-        1, TRAIN, *arguments(folder, **{"train.resume": "never"}), launcher="python", status=2
-    )
+    result = launch(1, TRAIN, *arguments(folder, **{"train.resume": "never"}), status=2)
     assert "train.output_dir" in result.stderr and "resume=auto" in result.stderr
     assert (folder / "metrics.jsonl").read_text() == before
 
@@ -241,7 +239,7 @@ def test_a_folder_with_a_run_is_not_overwritten(undisturbed):
 def test_a_finished_run_says_so(undisturbed):
     folder, _ = undisturbed
     before = (folder / "metrics.jsonl").read_text()
-    result = launch(1, TRAIN, *arguments(folder), launcher="python")  # any number of ranks sees it
+    result = launch(1, TRAIN, *arguments(folder))  # any number of ranks sees it
     assert "is finished" in result.stdout and "raise train.steps" in result.stdout
     assert (folder / "metrics.jsonl").read_text() == before
 
@@ -276,7 +274,8 @@ def test_bfloat16_checkpointing_and_a_rank_without_prompts(tmp_path):
 
 
 def test_a_bad_config_is_told_once_before_anything_starts(tmp_path):
-    result = launch(2, TRAIN, *arguments(tmp_path / "bad", **{"capo.raduis": 1}), status=2)
+    bad = arguments(tmp_path / "bad", **{"capo.raduis": 1})
+    result = launch(2, TRAIN, *bad, launcher="deepspeed", status=2)
     told = result.stdout + result.stderr
     assert told.count("did you mean capo.radius?") == 1
     assert "Traceback" not in told
@@ -293,9 +292,7 @@ def test_plain_grpo_trains_without_per_sample_gradients(tmp_path):
 
 @pytest.mark.slow
 def test_the_quickstart_gains_fifteen_points(tmp_path):
-    launch(
-        2, TRAIN, "--config", "builtin:quickstart", "--set", f"train.output_dir={tmp_path / 'run'}"
-    )
+    launch(2, TRAIN, "--config", "builtin:quickstart", f"--set=train.output_dir={tmp_path / 'run'}")
     lines = metrics(tmp_path / "run")
     accuracy = [line["eval/accuracy"] for line in lines if "eval/accuracy" in line]
     assert 0.25 <= accuracy[0] <= 0.55

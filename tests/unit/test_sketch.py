@@ -211,7 +211,7 @@ def test_accelerators_count_sketch_equals_the_cpus(length, width):
     torch.testing.assert_close(one, other)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @every_sketch
 def test_same_on_gpu(name):
     gradients = random_gradients(3)

@@ -5,9 +5,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from capo_ds.config import BUILTIN_MODELS
-from capo_ds.evaluation import decode
 from capo_ds.rollout.hf import HuggingFaceSampler, stop_at
-from capo_ds.tasks.prompts import text_before
+from capo_ds.tasks.prompts import decode, text_before
 from tests.conftest import greedy
 
 TINY = BUILTIN_MODELS["builtin:tiny"]

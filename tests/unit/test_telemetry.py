@@ -51,6 +51,7 @@ def record(folder: Path, first_line: int, steps: range) -> None:
         tensorboard=writer,
         wandb=False,
         comet=None,
+        cut_csv=lambda step: None,
         scalars=lambda step, values: [writer.add_scalar(*item, step) for item in values.items()],
     )
     recorder = Recorder(folder, writers, first_line)

@@ -9,7 +9,7 @@ from capo_ds.config import OptimizerConfig
 from capo_ds.distributed.schedule import learning_rate_factor
 from capo_ds.rollout.base import uniforms
 from capo_ds.seeding import Stream, generator
-from capo_ds.telemetry.metrics import METRICS_FILE, Means, PhaseTimer, Recorder
+from capo_ds.telemetry.metrics import METRICS_FILE, Largest, Measures, PhaseTimer, Recorder
 from capo_ds.telemetry.summary import final_table
 
 
@@ -22,17 +22,15 @@ def test_uniforms_depend_on_seed_step_and_prompt_only():
 
 
 def test_means_and_maxima_weigh_by_count_and_merge():
-    first, second = Means(), Means()
-    first.add("a", torch.tensor([1.0, 2.0, 3.0]))
-    first.add("empty", torch.tensor([]))
-    second.add("a", 10)
-    second.add("b", torch.tensor([True, False]))
-    first.add_max("top", torch.tensor([]))
-    first.add_max("top", torch.tensor([-3.0, -2.0]))
-    second.add_max("top", -5)
+    first, second = Measures(), Measures()
+    first.add({"a": torch.tensor([1.0, 2.0, 3.0]), "empty": torch.tensor([])})
+    second.add({"a": 10, "b": torch.tensor([True, False])})
+    first.add({"top": Largest(torch.tensor([]))})
+    first.add({"top": Largest(torch.tensor([-3.0, -2.0]))})
+    second.add({"top": Largest(torch.tensor([-5]))})
     taken = first.take()
     assert first.sums == first.maxima == {}
-    assert Means.merge([taken, second]) == pytest.approx({"a": 4.0, "b": 0.5, "top": -2.0})
+    assert Measures.merge([taken, second]) == pytest.approx({"a": 4.0, "b": 0.5, "top": -2.0})
 
 
 def test_phase_times_add_up_and_restart():
@@ -48,7 +46,7 @@ def test_phase_times_add_up_and_restart():
 def test_a_log_is_cut_at_the_step_and_at_a_half_written_line(tmp_path):
     lines = [json.dumps({"step": step}) + "\n" for step in range(4)]
     (tmp_path / METRICS_FILE).write_text("".join(lines) + '{"step": 1, "rew')
-    writers = SimpleNamespace(tensorboard=None)
+    writers = SimpleNamespace(tensorboard=None, cut_csv=lambda step: None)
     Recorder(tmp_path, writers, first_line=3)
     assert (tmp_path / METRICS_FILE).read_text() == "".join(lines[:3])
     Recorder(tmp_path, writers, first_line=0)

@@ -2,6 +2,8 @@ r"""Finding the final answer: the content of `\boxed{...}`."""
 
 from dataclasses import dataclass
 
+from capo_ds.tasks.answers.latex import closing_brace
+
 BOX = r"\boxed"
 
 
@@ -22,7 +24,7 @@ def find_boxes(text: str) -> list[Box]:
     """
     boxes, position = [], 0
     while (start := text.find(BOX + "{", position)) >= 0:
-        end = None if _is_escaped(text, start) else _closing_brace(text, start + len(BOX))
+        end = None if _is_escaped(text, start) else closing_brace(text, start + len(BOX))
         if end is None:
             position = start + len(BOX)
         else:
@@ -35,20 +37,3 @@ def _is_escaped(text: str, position: int) -> bool:
     """Whether an odd number of backslashes stands directly before `position`."""
     before = text[:position]
     return (len(before) - len(before.rstrip("\\"))) % 2 == 1
-
-
-def _closing_brace(text: str, opening: int) -> int | None:
-    """Offset of the brace that closes the one at `opening`, or None."""
-    depth, position = 0, opening
-    while position < len(text):
-        character = text[position]
-        if character == "\\":
-            position += 1  # the next character is escaped
-        elif character == "{":
-            depth += 1
-        elif character == "}":
-            depth -= 1
-            if depth == 0:
-                return position
-        position += 1
-    return None

@@ -1,8 +1,7 @@
 r"""Reading a final answer that is a plain number, and what is refused unread.
 
 Completions are untrusted text: nothing here evaluates them, and long numbers or large exponents
-are refused before any arithmetic is done on them. What is decided here needs no worker process;
-`judge` sends the rest to math-verify.
+are refused before any arithmetic is done on them.
 """
 
 import re
@@ -30,12 +29,6 @@ _SCIENTIFIC = re.compile(
 )
 # More digits than a number may have, an exponent of six digits or more, a tower without braces.
 _COSTLY = re.compile(rf"[0-9]{{{MAX_NUMBER_LENGTH + 1}}}|\^\{{?[+-]?[0-9]{{6}}|\^[0-9]+\^")
-# A sum, a difference or a product that the solver left to the reader; two numbers side by side,
-# unless the second begins a fraction (3 1/2).
-_UNEVALUATED = re.compile(
-    r"[0-9)}] ?(?:[-+*\u00d7\u00b7\u00f7\u2212]|\\times|\\cdot|\\div) ?[0-9({\\]"
-    r"|[0-9]\s+[0-9]+(?![0-9]| ?/)"
-)
 
 
 def parse_number(text: str) -> Fraction | None:
@@ -59,25 +52,6 @@ def parse_number(text: str) -> Fraction | None:
         value = Fraction(int(match["numerator"]), int(match["denominator"]))
         return -value if match["sign"] == "-" else value
     return None
-
-
-def compare_exactly(given: str, reference: str) -> bool | None:
-    """Whether two answers are equal, where text or exact numbers decide it; None where not.
-
-    The same text is the same answer. Two numbers are equal when their values are: 0.5 is 1/2,
-    0.3333333 is not 1/3. Where the reference is a number, an answer that leaves a sum or a product
-    of numbers to the reader (`8+8` for 16) is wrong: it would be paid for not solving the problem.
-    """
-    if " ".join(given.split()) == " ".join(reference.split()):
-        return True
-    reference_value = parse_number(reference)
-    if reference_value is None:
-        return None
-    given_value = parse_number(given)
-    if given_value is not None:
-        return given_value == reference_value
-    value = given[:MAX_ANSWER_LENGTH].rpartition("=")[2]
-    return False if _UNEVALUATED.search(value) else None
 
 
 def too_costly(answer: str) -> bool:

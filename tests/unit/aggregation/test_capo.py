@@ -254,16 +254,13 @@ def test_true_norms_replace_sketched_ones():
     sketch = rows @ np.random.default_rng(0).choice([-1.0, 1.0], size=(20, 64)) / 8.0
     answer = aggregate("capo", problem_of(sketch, positives=5), radius=0.5)
     vanilla, dg = np.full(10, 0.1) @ rows, answer.xi @ rows
-    true = answer.direction_scale(np.linalg.norm(vanilla), np.linalg.norm(dg))
-    coefficients = answer.base + true * answer.xi
+    coefficients = answer.recovered(np.linalg.norm(vanilla), np.linalg.norm(dg))
     expected = vanilla + 0.5 * np.linalg.norm(vanilla) * dg / np.linalg.norm(dg)
     np.testing.assert_allclose(coefficients @ rows, expected, rtol=1e-12, atol=1e-14)
-    scale = answer.direction_scale(
+    sketched = answer.recovered(
         np.linalg.norm(np.full(10, 0.1) @ sketch), np.linalg.norm(answer.xi @ sketch)
     )
-    np.testing.assert_allclose(
-        answer.base + scale * answer.xi, answer.coefficients, rtol=1e-9, atol=1e-12
-    )
+    np.testing.assert_allclose(sketched, answer.coefficients, rtol=1e-9, atol=1e-12)
 
 
 def test_a_float32_gram_matrix_of_more_samples_than_rank():

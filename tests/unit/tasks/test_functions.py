@@ -111,7 +111,7 @@ def test_what_is_no_reward(judge, file, name, message):
 def test_a_missing_argument_is_told_before_the_run(judge, file):
     with pytest.raises(ConfigError, match=r"wants needs nowhere, .*columns: level"):
         rewards(judge, file, "wants")
-    with pytest.raises(ConfigError, match="made without arguments"):
+    with pytest.raises(ConfigError, match=r"reward.functions.options.size: .*Needy needs it"):
         rewards(judge, file, "Needy")
 
 

@@ -1,4 +1,4 @@
-"""Answers that need math-verify, and children that have to be killed."""
+"""Answers that need SymPy, and children that have to be killed."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ from capo_ds.tasks.judge import Judge, Worker
 from capo_ds.tasks.outcome import Comparison
 
 EQUAL, DIFFERENT, UNPARSED = Comparison.EQUAL, Comparison.DIFFERENT, Comparison.UNPARSED
-ENDLESS = ("9^{9^{9}}", "5")
+ENDLESS = ("(-a-b-c-d-f-g)^{60}", "(a+b+c+d+f+g)^{60}")
 
 
 @pytest.mark.parametrize(
@@ -55,21 +55,54 @@ def test_an_endless_comparison_is_killed_and_the_next_one_answered():
     assert time.monotonic() - start < 30
 
 
-def test_a_killed_child_uses_no_more_time():
+def test_a_killed_child_uses_no_more_time_and_another_is_forked():
     worker = Worker(time_limit=5.0)
     worker.ask("2x", "x+x")
-    child = psutil.Process(worker._process.pid)
+    (child,) = psutil.Process(worker._process.pid).children()
     worker.time_limit = 0.5
     assert worker.ask(*ENDLESS).comparison is Comparison.TIMED_OUT
     assert not child.is_running()
+    start = time.process_time()
+    assert worker.ask("3x", "x+2x").comparison is EQUAL
+    assert time.process_time() - start < 0.5
 
 
-def test_a_child_that_dies_by_itself_is_replaced():
+def test_time_that_the_machine_takes_is_not_the_answers():
+    """The child stands still for three times its limit, as on a machine that is busy."""
+    worker = Worker(time_limit=0.5)
+    worker.ask("2x", "x+x")
+    (child,) = psutil.Process(worker._process.pid).children()
+    child.suspend()
+    timer = threading.Timer(1.5, child.resume)
+    timer.start()
+    start = time.monotonic()
+    assert worker.ask("3x", "x+2x").comparison is EQUAL
+    assert time.monotonic() - start > 1
+
+
+def test_a_budget_holds_for_all_answers_together():
+    judge = Judge(time_limit=60.0, workers=2)
+    endless = [(f"(-a-b-c-d-f-g)^{{{n}}}", f"(a+b+c+d+f+g)^{{{n}}}") for n in range(40, 80, 2)]
+    pairs = [("2x", "x+x"), *endless]
+    judge.compare(pairs[:1])
+    start = time.monotonic()
+    with judge.within(1.5):
+        outcomes = judge.explain([*pairs, ("16", "16")])
+    assert time.monotonic() - start < 10
+    comparisons = [outcome.comparison for outcome in outcomes]
+    assert comparisons == [EQUAL] + [Comparison.UNJUDGED] * 20 + [EQUAL]
+    assert "reward.step_budget" in outcomes[1].reason
+    assert judge.compare([("3x", "x+2x")]) == [EQUAL]  # the next step has its own
+
+
+def test_a_child_that_is_killed_is_replaced():
     worker = Worker(time_limit=5.0)
     assert worker.ask("2x", "x+x").comparison is EQUAL
-    worker._process.kill()
-    worker._process.wait()
-    assert worker.ask("3x", "x+2x").comparison is EQUAL
+    for victim in (*psutil.Process(worker._process.pid).children(), worker._process):
+        victim.kill()
+        time.sleep(0.3)
+        assert worker.ask("3x", "x+2x").comparison is EQUAL
+        assert worker.ask("2x", "x+2x").comparison is DIFFERENT
 
 
 def test_the_judge_works_in_threads(judge):
@@ -88,15 +121,17 @@ def test_children_end_with_their_parent_also_when_busy(tmp_path):
         "worker.ask('2x', 'x+x')\n"
         "print(worker._process.pid, flush=True)\n"
         "worker.time_limit = 60\n"
-        "worker.ask('9^{9^{9}}', '5')\n"
+        "worker.ask('(-a-b-c-d-f-g)^{60}', '(a+b+c+d+f+g)^{60}')\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
-    child = psutil.Process(int(parent.stdout.readline()))
+    worker = psutil.Process(int(parent.stdout.readline()))
     time.sleep(0.5)
+    children = [worker, *worker.children()]
     parent.kill()
     parent.communicate()
-    gone, _ = psutil.wait_procs([child], timeout=20)
-    assert gone
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert len(children) == 2
+    assert not alive
 
 
 def test_children_are_light(judge):
@@ -105,7 +140,7 @@ def test_children_are_light(judge):
 
 
 def test_a_child_that_does_not_start_is_an_error_with_its_words(monkeypatch, tmp_path):
-    (tmp_path / "math_verify.py").write_text("raise ImportError('no such library')")
+    (tmp_path / "sympy.py").write_text("raise ImportError('no such library')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path) + os.pathsep + os.environ.get("PYTHONPATH", ""))
     with pytest.raises(RuntimeError, match=r"(?s)did not start.*no such library"):
         Judge(time_limit=1.0, workers=1).compare([("2x", "x+x")])

@@ -25,7 +25,7 @@ UNFORMATTED = Verdict(-1.0, formatted=False, correct=False)
         (r"\[\boxed{ 16 }\]", RIGHT),
         (r"\boxed{17}", WRONG),
         (r"\boxed{16 or 17}", WRONG),
-        (r"\boxed{1e999999999}", WRONG),
+        (r"\boxed{1e999999999}", UNREAD),
         ("The answer is 16.", UNFORMATTED),
         ("", UNFORMATTED),
         (r"\boxed{}", UNFORMATTED),
@@ -59,7 +59,7 @@ def test_rule(completion, verdict, judge):
         ("16 apples", RIGHT),
         (r"\$16", RIGHT),
         (r"16^\circ", RIGHT),
-        (r"16\%", RIGHT),  # math-verify takes 16% for 16, as for 0.16
+        (r"16\%", WRONG),  # it is 0.16
         (r"1600\%", RIGHT),
         (r"17 \text{ apples}", WRONG),
         # fractions against decimals
@@ -85,7 +85,7 @@ def test_rule(completion, verdict, judge):
         # foreign digits, code
         ("١٦", UNREAD),
         ("\N{FULLWIDTH DIGIT ONE}\N{FULLWIDTH DIGIT SIX}", UNREAD),
-        ("0x10", WRONG),
+        ("0x10", UNREAD),
         ("__import__('os').getpid()", UNREAD),
         # costly
         ("5^{5^{5^{5}}}", UNREAD),
@@ -127,7 +127,7 @@ def brevity(completions, **columns):
     return [-len(completion) for completion in completions]
 
 def echo(prompts, completions, references, level, **columns):
-    assert set(columns) == {"completion_ids"}, columns
+    assert set(columns) == {"completion_ids", "verdicts"}, columns
     return [float(f"{level[0]}{references[0]}") for _ in prompts]
 
 def sometimes(completions, **columns):
@@ -210,7 +210,6 @@ def test_a_failing_function_is_told(file, judge, name, message):
     [
         ("{file}:missing", "has no function 'missing'"),
         ("{file}:not_a_function", "has no function"),
-        ("{file}", "is not of the form file.py:function"),
         ("no/such.py:f", "reward.functions: no file 'no/such.py'"),
     ],
 )

@@ -1,0 +1,109 @@
+"""Evaluation on its own, outside training: a model, its benchmarks, a table and its files."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedModel
+
+from capo_ds.config import Config, ConfigError
+from capo_ds.distributed import comm
+from capo_ds.evaluation import Evaluation, Evaluator, summarise, table, write_completions
+from capo_ds.hub import check_name
+from capo_ds.models import load_base_model, load_tokenizer
+from capo_ds.rollout.base import end_tokens, model_context, pad_token
+from capo_ds.rollout.hf import HuggingFaceSampler, stop_at
+from capo_ds.run_folder import FolderLock
+from capo_ds.tasks import Judge
+from capo_ds.terminal import columns, wrapped
+
+RESULTS_FILE = "results.json"
+COMPLETIONS_FILE = "completions.jsonl"
+
+
+def run(config: Config) -> None:
+    """launchers/evaluate.py: a model, with its adapter if there is one, on all benchmarks, by the
+    Hugging Face sampler.
+
+    Rank 0 prints the table and writes results and completions.
+    """
+    folder = Path(config.evaluation.output_dir)
+    with comm.together("start-up"):
+        lock = FolderLock("evaluation.output_dir", folder) if comm.is_main() else None
+        tokenizer = load_tokenizer(config.model)
+        judge = Judge(config.reward.time_limit, config.reward.workers)
+        evaluator = Evaluator(config, tokenizer, judge)
+        model: nn.Module = load_model(config)
+        model = model.to(comm.device()).eval()
+        evaluator.check_lengths(model_context(model))
+    if comm.is_main():
+        print(_introduction(config, evaluator), flush=True)
+    sampler = HuggingFaceSampler(
+        model,
+        end_tokens(model, tokenizer),
+        pad=pad_token(tokenizer),
+        max_new_tokens=evaluator.limit,
+        batch_size=config.rollout.batch_size,
+        stop=stop_at(tokenizer, config.prompt.stop),
+    )
+    start = time.perf_counter()
+    evaluations = evaluator.evaluate(sampler)
+    seconds = time.perf_counter() - start
+    comm.on_main("writing the results", lambda: _report(config, evaluations, seconds))
+    if lock:
+        lock.release()
+
+
+def load_model(config: Config) -> PreTrainedModel | PeftModel:
+    """The causal LM with the adapter of `evaluation.adapter`. Raises `ConfigError`."""
+    model, adapter = load_base_model(config.model), config.evaluation.adapter
+    if adapter is None:
+        return model
+    if not Path(adapter).exists():
+        check_name("evaluation.adapter", adapter, "model")
+    try:
+        return PeftModel.from_pretrained(model, adapter)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"evaluation.adapter: {adapter!r} is no adapter of {config.model.path}: {error}"
+        ) from error
+
+
+def _introduction(config: Config, evaluator: Evaluator) -> str:
+    settings = config.evaluation
+    how = "greedy"
+    if settings.temperature:
+        how = f"{settings.samples} responses at temperature {settings.temperature:g}"
+    rows = {
+        "model": f"{config.model.path} ({config.model.dtype})",
+        "adapter": settings.adapter or "none",
+        "decoding": f"{how}, up to {evaluator.limit} tokens, stop at {config.prompt.stop or 'end'}",
+        "benchmarks": ", ".join(f"{b.title} ({len(b.problems)})" for b in evaluator.benchmarks),
+        "prompt": evaluator.benchmarks[0].problems[0].prompt,
+    }
+    width = max(map(len, rows))
+    told = "\n".join(
+        f"{name:>{width}}  {value}".replace("\n", "\n" + " " * (width + 2))
+        for name, value in rows.items()
+    )
+    return wrapped(told, columns(sys.stdout), indent=width + 2)
+
+
+def _report(config: Config, evaluations: list[Evaluation], seconds: float) -> None:
+    folder = Path(config.evaluation.output_dir)
+    write_completions(evaluations, folder / COMPLETIONS_FILE)
+    results = {
+        "model": config.model.path,
+        "adapter": config.evaluation.adapter,
+        "seconds": seconds,
+        "benchmarks": [summarise(evaluation) for evaluation in evaluations],
+        "config": config.model_dump(mode="json"),
+    }
+    (folder / RESULTS_FILE).write_text(json.dumps(results, indent=2) + "\n")
+    print(table(evaluations))
+    print(f"{seconds:.1f} s; {folder / RESULTS_FILE}, {folder / COMPLETIONS_FILE}", flush=True)

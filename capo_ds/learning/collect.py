@@ -1,0 +1,71 @@
+"""Per-sample gradients of a rank's samples, into a store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from capo_ds.distributed import comm
+from capo_ds.gradients.per_sample import PerSampleGradients
+from capo_ds.gradients.sketch import Sketch
+from capo_ds.gradients.store import GradientStore, HostStore, Shapes, SketchStore, Store
+from capo_ds.learning.batch import WeightedBatch
+from capo_ds.learning.passes import PolicyPasses
+from capo_ds.telemetry.metrics import Measured
+
+
+@dataclass(frozen=True)
+class Collected:
+    """The gradients g_i of a rank's samples, kept in a store.
+
+    live: (n,) of bool, some token of the sample has a policy gradient. Where none has (all may be
+    clipped), what remains of g_i is the KL term's: it counts in g_0, but the program must neither
+    align with it nor keep away from it.
+    """
+
+    store: Store
+    live: Tensor
+    measures: list[Measured]
+
+
+def make_store(
+    kind: str,
+    dtype: torch.dtype,
+    shapes: Shapes,
+    samples: int,
+    sketch: Sketch | None,
+    weighted_sum: Callable[[Tensor], list[Tensor]],
+) -> Store:
+    """An empty store. kind: device, host or recompute; dtype: of the gradients that it keeps.
+
+    weighted_sum: from (n,) coefficients sum_i c_i g_i by a second backward pass, for recompute.
+    """
+    if kind == "recompute":
+        return SketchStore(shapes, samples, comm.device(), sketch, weighted_sum)
+    make = HostStore if kind == "host" else GradientStore
+    return make(shapes, samples, comm.device(), dtype, sketch)
+
+
+def collect(
+    passes: PolicyPasses, per_sample: PerSampleGradients, store: Store, batch: WeightedBatch
+) -> Collected:
+    """One backward pass a micro-batch, which hands each sample's own gradient to the store."""
+    live = torch.zeros(len(batch), dtype=torch.bool, device=batch.weights.device)
+    measures: list[Measured] = []
+    for rows, part in passes.micro_batches(batch):
+
+        def objectives(rows: Tensor = rows, part: WeightedBatch = part) -> Tensor:
+            found = passes.objectives(part)
+            measures.append(passes.measures(found))
+            live[rows] = found.live[: len(rows)]
+            return found.values
+
+        if len(rows):
+            per_sample.backward(objectives, store, first=int(rows[0]))
+        else:
+            per_sample.backward(objectives, store=None)
+        passes.engine.end_of_pass()
+    return Collected(store, live, measures)

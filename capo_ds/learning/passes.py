@@ -1,0 +1,170 @@
+"""The policy's passes in training: log-probabilities, samples' objectives, weighted gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from capo_ds.config import Config
+from capo_ds.distributed import comm
+from capo_ds.distributed.engine import CapoEngine
+from capo_ds.learning.batch import WeightedBatch, idle
+from capo_ds.models import token_log_probs
+from capo_ds.objective import (
+    ObjectiveTerms,
+    importance_weights,
+    make_objective,
+    token_objective,
+)
+from capo_ds.objectives import MAX_LOG_RATIO, Tokens
+from capo_ds.rollout.base import Rollout, Rows
+from capo_ds.telemetry.metrics import Largest, Measured
+
+SEQUENCE_RATIO_SQUARE = "rollout/sequence_ratio_square"
+
+
+@dataclass(frozen=True)
+class Objectives:
+    """What a forward pass over B samples of T tokens gives.
+
+    values: (B,) each sample's own objective J_i, differentiable.
+    terms: of the tokens. counted: (B, T) of bool, the tokens that the objective counts.
+    log_ratio: (B, T) of the trainer's probabilities to the sampler's.
+    """
+
+    values: Tensor
+    terms: ObjectiveTerms
+    counted: Tensor
+    log_ratio: Tensor
+
+    @property
+    def live(self) -> Tensor:
+        """(B,) of bool: some of the sample's counted tokens has a policy gradient."""
+        return (self.counted & ~self.terms.silent).any(1)
+
+    def measures(self, with_kl: bool) -> Measured:
+        """Metrics of the pass."""
+        counted, terms = self.counted, self.terms
+        measured = self._mismatch() | {
+            "loss/clip_fraction": terms.clipped[counted],
+            "loss/ratio": terms.ratio[counted],
+        }
+        return measured | {"loss/kl": terms.kl[counted]} if with_kl else measured
+
+    def _mismatch(self) -> Measured:
+        """Trainer against sampler."""
+        counted, log_ratio = self.counted, self.log_ratio
+        difference = log_ratio[counted].abs()
+        ratios = log_ratio[counted.any(1)].double().sum(1).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+        ratios = ratios.exp()
+        return {
+            "rollout/log_prob_difference": difference,
+            "rollout/log_prob_difference_max": Largest(difference),
+            "rollout/importance_ratio": log_ratio[counted].clamp(max=MAX_LOG_RATIO).exp(),
+            "rollout/sequence_ratio": ratios,
+            SEQUENCE_RATIO_SQUARE: ratios.square(),
+        }
+
+
+class PolicyPasses:
+    """Passes through the policy of an engine, as the settings have them.
+
+    Where passes are collective (ZeRO 3), all ranks call the same methods.
+    """
+
+    def __init__(self, config: Config, engine: CapoEngine):
+        self.config, self.engine, self.policy = config, engine, engine.module
+        self.objective = make_objective(config.objective)
+
+    def around(self, phase: str) -> AbstractContextManager[None]:
+        """Around passes: how their failures reach the other ranks."""
+        return comm.phase(phase, self.engine.lockstep)
+
+    def objectives(self, batch: WeightedBatch) -> Objectives:
+        """One forward pass over all samples of the batch."""
+        log_probs = self._log_probs(batch)
+        behaviour = log_probs.detach() if self.config.on_policy else batch.behaviour
+        counted = self.counted_tokens(batch)
+        log_ratio = (behaviour - batch.log_probs) * batch.completion_mask
+        rollout = self.config.rollout
+        terms = token_objective(
+            self.objective,
+            Tokens(log_probs, behaviour, batch.advantages, counted),
+            batch.reference if self.config.objective.kl_weight else None,
+            self.config.objective,
+            importance_weights(log_ratio, rollout.importance_correction, rollout.importance_cap),
+        )
+        values = (terms.value * counted).sum(1) * batch.weights
+        return Objectives(values, terms, counted, log_ratio)
+
+    def measures(self, found: Objectives) -> Measured:
+        """Metrics of a pass."""
+        return found.measures(with_kl=bool(self.config.objective.kl_weight))
+
+    def weighted_gradient(
+        self, batch: WeightedBatch, coefficients: Tensor
+    ) -> tuple[list[Tensor], list[Measured]]:
+        """This rank's part of sum_i c_i g_i by ordinary backward passes, and their metrics.
+
+        coefficients: (n,) c. Samples of coefficient 0, whose gradients may be NaN, take no part.
+        """
+        total, measures = self.engine.zeros(), []
+        weighted = replace(batch, weights=batch.weights * coefficients)
+        for _, part in self.micro_batches(weighted.take(coefficients.nonzero().squeeze(1))):
+            found = self.objectives(part)
+            measures.append(self.measures(found))
+            parts = torch.autograd.grad(found.values.sum(), self.engine.parameters)
+            torch._foreach_add_(total, parts)
+            self.engine.end_of_pass()
+        return total, measures
+
+    @torch.no_grad()
+    def fixed_log_probs(self, rollout: Rollout) -> Tensor:
+        """(n, T) under the current weights, without gradient."""
+        result = torch.zeros_like(rollout.log_probs)
+        by_length = rollout.lengths.argsort(stable=True)
+        for rows, part in self.micro_batches(rollout.take(by_length)):
+            values = self._log_probs(part)
+            result[by_length[rows], : values.shape[1]] = values[: len(rows)]
+        return result
+
+    def counted_tokens(self, batch: Rollout) -> Tensor:
+        """(n, T) of bool: the tokens that the objective counts."""
+        if self.config.objective.mask_truncated:
+            return batch.completion_mask & ~batch.truncated[:, None]
+        return batch.completion_mask
+
+    def micro_batches(self, batch: Rows) -> Iterator[tuple[Tensor, Rows]]:
+        """The batch part by part, each with its rows in the batch.
+
+        Where passes are collective, every rank gets as many as the busiest; those it has no
+        samples for are `idle`, and theirs are no rows.
+        """
+        rows = torch.arange(len(batch), device=comm.device())
+        parts = rows.split(self.config.train.micro_batch_size) if len(rows) else ()
+        passes = comm.max_over_ranks(len(parts)) if self.engine.lockstep else len(parts)
+        for part in parts:
+            yield part, batch.take(part)
+        for _ in range(passes - len(parts)):
+            yield rows[:0], idle(batch)
+
+    def _log_probs(self, batch: Rollout) -> Tensor:
+        return token_log_probs(
+            self.policy,
+            batch.input_ids(),
+            batch.attention_mask(),
+            batch.completion_mask,
+            self.config.rollout.temperature,
+        )
+
+
+def with_sample_size(metrics: dict[str, float]) -> dict[str, float]:
+    """Kish's effective sample size, as a share of the responses, in place of the mean square."""
+    if SEQUENCE_RATIO_SQUARE in metrics:
+        square = metrics.pop(SEQUENCE_RATIO_SQUARE)
+        metrics["rollout/effective_sample_size"] = metrics["rollout/sequence_ratio"] ** 2 / square
+    return metrics

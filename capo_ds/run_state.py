@@ -1,0 +1,76 @@
+"""Where a run stands: the steps it has made, and the accuracies it has measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from capo_ds.config import Config
+from capo_ds.distributed import checkpoint, comm
+from capo_ds.distributed.engine import CapoEngine
+from capo_ds.learner import Learner
+from capo_ds.run_folder import check_unchanged
+
+
+def checkpoint_name(step: int) -> str:
+    """Of the folder of the checkpoint after so many steps."""
+    return f"step{step:06d}"
+
+
+@dataclass
+class RunState:
+    """How far a run has come.
+
+    step: how many have been made.
+    accuracy: of the first benchmark, `before` training, `latest` and `best`; None: not measured.
+    best_step: after which the best was.
+    """
+
+    step: int = 0
+    accuracy: dict[str, float | None] = field(
+        default_factory=lambda: dict.fromkeys(("before", "latest", "best"))
+    )
+    best_step: int = 0
+
+    def evaluated(self, step: int, accuracy: float) -> None:
+        """Take in an evaluation after so many steps; that before the first is no candidate."""
+        self.accuracy["latest"] = accuracy
+        if step == 0:
+            self.accuracy["before"] = accuracy
+        elif accuracy > (self.accuracy["best"] or 0.0):
+            self.accuracy["best"], self.best_step = accuracy, step
+
+    def save(self, config: Config, engine: CapoEngine, learner: Learner) -> None:
+        """A checkpoint; all else that a run needs follows from its step (all ranks)."""
+        folder, keep = Path(config.train.output_dir), config.train.keep_checkpoints
+        state = {
+            "step": self.step,
+            "accuracy": self.accuracy,
+            "best_step": self.best_step,
+            "store": learner.store_kind,
+            "radius": learner.solver.radius.state(),
+            "config": config.model_dump(mode="json"),
+        }
+        checkpoint.save(folder, checkpoint_name(self.step), engine, state)
+        best = checkpoint_name(self.best_step)
+        comm.on_main("removing old checkpoints", lambda: checkpoint.rotate(folder, keep, {best}))
+
+
+def resumed(config: Config, engine: CapoEngine, learner: Learner) -> RunState:
+    """The newest checkpoint taken up, if `train.resume` asks for it and there is one (all ranks).
+
+    Raises:
+        ConfigError: on all ranks, if it was made with other settings.
+    """
+    state: dict[str, Any] | None = None
+    if config.train.resume == "auto":
+        folder = Path(config.train.output_dir)
+        state = checkpoint.load(folder, engine, partial(check_unchanged, config))
+    if not state:
+        return RunState()
+    learner.solver.radius.restore(state["radius"])
+    if config.gradients.store == "auto":  # whatever is free now: stores may round apart
+        learner.store_kind = state["store"]
+    return RunState(state["step"], state["accuracy"], state["best_step"])

@@ -1,0 +1,150 @@
+"""A step's responses judged: rewards, advantages, and what is told of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import chain
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from capo_ds.config import Config
+from capo_ds.distributed import comm
+from capo_ds.learner import Heard
+from capo_ds.objective import Objective, step_advantages
+from capo_ds.rollout.base import Rollout
+from capo_ds.tasks import Problem, Scorer, Verdict
+from capo_ds.tasks.groups import Groups
+from capo_ds.tasks.outcome import Comparison
+from capo_ds.tasks.prompts import decode
+from capo_ds.telemetry.metrics import Measured
+
+# Answers that count as wrong because they could not be compared.
+JUDGED = {
+    "reward/unparsed": Comparison.UNPARSED,
+    "reward/timed_out": Comparison.TIMED_OUT,
+    "reward/unjudged": Comparison.UNJUDGED,
+}
+# Of a response that no update made anything of: it had no gradient.
+NOT_HEARD = dict.fromkeys(("norm", "cosine_before", "cosine_after", "xi", "weight"))
+
+
+@dataclass
+class Scored:
+    """One rank's responses of a step, as text and judged; groups are neighbours."""
+
+    problems: list[Problem]
+    texts: list[str]
+    verdicts: list[Verdict]
+    rewards: Tensor  # (prompts, G), float64 on the CPU
+    parts: dict[str, list[float | None]]  # of the rewards, by function
+    advantages: Tensor  # (prompts * G,)
+
+    def measures(self, groups: Groups) -> Measured:
+        """Metrics of the verdicts and rewards. groups: of problems that have metrics apart."""
+        shape = self.rewards.shape
+        correct = torch.tensor([verdict.correct for verdict in self.verdicts]).double().view(shape)
+        formatted = torch.tensor([verdict.formatted for verdict in self.verdicts]).double()
+        right = correct.mean(1)
+        found = {  # of each prompt or (P, G) of each response
+            "mean": self.rewards,
+            "group_std": self.rewards.std(1),
+            "accuracy": correct,
+            "formatted": formatted.view(shape),
+            "groups_all_right": right == 1,
+            "groups_all_wrong": right == 0,
+            "zero_advantage": self.advantages.view(shape) == 0,
+        }
+        measured: Measured = {}
+        rows_of = groups.rows(self.problems[:: shape[1]])
+        for name, values in found.items():
+            measured[f"reward/{name}"] = values
+            for group, rows in rows_of.items():
+                measured[f"reward/{group}/{name}"] = values[rows]
+        for name, outcome in JUDGED.items():
+            measured[name] = torch.tensor([v.comparison is outcome for v in self.verdicts])
+        if len(self.parts) > 1:
+            for name, given in self.parts.items():
+                known = [reward for reward in given if reward is not None]
+                measured[f"reward/functions/{Path(name).name}"] = torch.tensor(known)
+        return measured
+
+
+def score(
+    config: Config,
+    tokenizer: PreTrainedTokenizerBase,
+    scorer: Scorer,
+    objective: Objective,
+    problems: list[Problem],
+    rollout: Rollout,
+) -> Scored:
+    """Judge G responses to each of this rank's problems (all ranks).
+
+    Raises:
+        PeerError: on all ranks, if it fails on any.
+    """
+    group = config.rollout.group_size
+    repeated = [problem for problem in problems for _ in range(group)]
+    with comm.together("scoring"):
+        texts = decode(tokenizer, rollout, config.prompt.stop)
+        rows = zip(rollout.completion_ids, rollout.completion_mask, strict=True)
+        scores = scorer(texts, repeated, [ids[mask].tolist() for ids, mask in rows])
+        rewards = torch.tensor(scores.rewards, dtype=torch.float64).view(-1, group)
+        rounding = torch.tensor(scores.roundings, dtype=torch.float64).view(-1, group)
+    advantages = _advantages(config, objective, rewards, rounding)
+    return Scored(repeated, texts, scores.verdicts, rewards, scores.parts, advantages)
+
+
+def _advantages(config: Config, objective: Objective, rewards: Tensor, rounding: Tensor) -> Tensor:
+    """(n,) of this rank's responses, from the rewards (prompts, G) of the whole step: baseline
+    and scale may be the step's."""
+    everyone = comm.unshard(list(zip(rewards, rounding, strict=True)))
+    with comm.together("advantages"):
+        rewards, rounding = map(torch.stack, zip(*everyone, strict=True))
+        values = step_advantages(objective, config.objective, rewards, rounding)
+        mine = values[comm.rank() :: comm.world_size()]
+        return mine.flatten().float().to(comm.device())
+
+
+def rollout_measures(rollout: Rollout) -> Measured:
+    """Metrics of the sampling."""
+    return {
+        "rollout/length": rollout.lengths,
+        "rollout/truncated": rollout.truncated,
+        "rollout/entropy": rollout.entropy[rollout.completion_mask],
+    }
+
+
+def sample_records(
+    scored: Scored, rollout: Rollout, numbers: Tensor, heard: Heard
+) -> list[dict[str, Any]]:
+    """All responses of the step on all ranks, in order of their numbers, for the logs (all ranks).
+
+    numbers: (n,) of this rank's responses. heard: what the updates made of them.
+    """
+    group, lengths = scored.rewards.shape[1], rollout.lengths.tolist()
+    rewards, advantages = scored.rewards.flatten().tolist(), scored.advantages.tolist()
+    truncated = rollout.truncated.tolist()
+    mine = [
+        {
+            "prompt_number": number // group,
+            "source": problem.source,
+            "prompt": problem.prompt,
+            "completion": scored.texts[row],
+            "answer": problem.answer,
+            "verdict": scored.verdicts[row].word,
+            "length": lengths[row],
+            "truncated": truncated[row],
+            "reward": rewards[row],
+            "rewards": {name: given[row] for name, given in scored.parts.items()},
+            "advantage": advantages[row],
+            **heard.get(number, NOT_HEARD),
+        }
+        for row, (number, problem) in enumerate(zip(numbers.tolist(), scored.problems, strict=True))
+    ]
+    shares = comm.gather(list(zip(numbers.tolist(), mine, strict=True)))
+    return [sample for _, sample in sorted(chain(*shares), key=itemgetter(0))]

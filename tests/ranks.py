@@ -1,0 +1,104 @@
+"""Ranks forked from a process that has imported what they need: real processes, at no start-up.
+
+The imports of torch, DeepSpeed, transformers and PEFT take 5 CPU seconds a rank, and a launcher's
+own another 3; here one process pays them once for all tests. The ranks differ from launched ones
+in this alone, and in their common hash seed; so what is about a launcher, and one test of each
+kind of run, goes through the real ones.
+"""
+
+import atexit
+import multiprocessing
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+import time
+from multiprocessing.connection import wait
+from pathlib import Path
+
+import numpy as np
+
+PRELOADED = (
+    "tests.ranks",
+    "capo_ds.trainer",
+    "capo_ds.warmup",
+    "capo_ds.dry_run",
+    "capo_ds.commands.doctor",
+)
+PEERS_END = 30.0  # seconds for the others, once one has failed; their watchdogs need two
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(list(PRELOADED))
+
+
+def run(
+    ranks: int,
+    script: Path,
+    arguments: list[str],
+    environment: dict[str, str],
+    port: str,
+    timeout: float,
+) -> subprocess.CompletedProcess:
+    """As a launcher would: the status is that of the first rank that fails, or 0."""
+    with tempfile.TemporaryDirectory() as folder:
+        printed = [Path(folder, name) for name in ("stdout", "stderr")]
+        processes = [
+            _context.Process(
+                target=_rank,
+                args=(script, arguments, environment | variables, printed),
+                name=f"rank {variables.get('RANK', 0)}",
+            )
+            for variables in _variables(ranks, port)
+        ]
+        for process in processes:
+            process.start()
+        status = _wait_for_all(processes, timeout)
+        out, error = (path.read_text(errors="replace") for path in printed)
+    return subprocess.CompletedProcess([str(script), *arguments], status, out, error)
+
+
+def _variables(ranks: int, port: str) -> list[dict[str, str]]:
+    """What torchrun sets; nothing for a process that nobody launched."""
+    if ranks == 1:
+        return [{}]
+    return [
+        {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+        | {"LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        for rank in range(ranks)
+    ]
+
+
+def _wait_for_all(processes: list, timeout: float) -> int:
+    status, deadline = 0, time.monotonic() + timeout
+    running = {process.sentinel: process for process in processes}
+    while running:
+        ended = wait(list(running), max(0.0, deadline - time.monotonic()))
+        if not ended:
+            for process in running.values():
+                process.kill()
+            status = status or 124
+            deadline = time.monotonic() + timeout
+        for sentinel in ended:
+            process = running.pop(sentinel)
+            process.join()
+            if process.exitcode and not status:
+                status = process.exitcode
+                deadline = min(deadline, time.monotonic() + PEERS_END)
+    return status
+
+
+def _rank(script: Path, arguments: list[str], environment: dict[str, str], printed: list) -> None:
+    """One rank: what `python script arguments` does, in this forked process."""
+    for number, path in enumerate(printed, start=1):
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(file, number)
+        os.close(file)
+    os.environ.clear()
+    os.environ.update(environment)
+    np.random.seed()  # each rank its own, as in processes of their own
+    sys.argv = [str(script), *arguments]
+    sys.path.insert(0, str(script.parent))
+    try:
+        runpy.run_path(str(script), run_name="__main__")
+    finally:
+        atexit._run_exitfuncs()  # multiprocessing leaves them out
