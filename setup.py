@@ -25,7 +25,7 @@ RUNTIME = [
     "pydantic>=2.12,<3",
     "pyyaml>=6,<7",
     "psutil>=7,<8",
-    "math-verify==0.9.0",  # its verdicts are part of the reward
+    "sympy>=1.13,<1.15",  # its verdicts on expressions are part of the reward
     "tensorboard>=2.21,<3",
     "matplotlib>=3.10,<4",
     "tqdm>=4.67,<5",
@@ -42,6 +42,7 @@ EXTRAS = {
         "pyright==1.1.414",
         "coverage>=7.10,<8",
         "build>=1.3,<2",
+        "math-verify==0.9.0",  # benchmarks/judge.py measures it beside the judge
         *TORCHJD,
         *MPI,
         "openmpi",

@@ -11,6 +11,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
+from pydantic import ValidationError
+
 from capo_ds.config import Config, ConfigError, EvaluationConfig, WarmupConfig
 from capo_ds.distributed import checkpoint, comm
 from capo_ds.telemetry.metrics import METRICS_FILE
@@ -142,9 +144,18 @@ def check_unchanged(config: Config, state: dict[str, Any]) -> None:
     """Raises `ConfigError` naming the settings that a resumed run must keep and does not."""
     refuse_changes(
         "train",
-        _deciding_settings(state["config"]),
+        _deciding_settings(_as_now(state["config"])),
         _deciding_settings(config.model_dump(mode="json")),
     )
+
+
+def _as_now(settings: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint's settings in the words of this version, with keys that it did not have at
+    their defaults; as they are, where this version does not take them."""
+    try:
+        return Config.model_validate(settings).model_dump(mode="json")
+    except ValidationError:
+        return settings
 
 
 def refuse_changes(section: str, before: dict[str, Any], now: dict[str, Any]) -> None:

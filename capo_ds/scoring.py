@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import chain
 from operator import itemgetter
@@ -44,34 +45,52 @@ class Scored:
     parts: dict[str, list[float | None]]  # of the rewards, by function
     advantages: Tensor  # (prompts * G,)
 
-    def measures(self, groups: Groups) -> Measured:
-        """Metrics of the verdicts and rewards. groups: of problems that have metrics apart."""
+    def measures(self, rollout: Rollout, groups: Groups) -> Measured:
+        """Metrics of the step's responses, each also of every group of problems.
+
+        groups: of problems that have metrics apart: data sets, levels.
+        """
+        found, known = self._values(rollout)
+        rows_of = groups.rows(self.problems[:: self.rewards.shape[1]])
+        measured: Measured = {}
+        for name, values in found.items():
+            counted = known.get(name, torch.ones_like(values, dtype=torch.bool))
+            measured[name] = values[counted]
+            room, _, last = name.partition("/")
+            for group, rows in rows_of.items():
+                measured[f"{room}/{group}/{last}"] = values[rows][counted[rows]]
+        return measured
+
+    def _values(self, rollout: Rollout) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """By metric: of each prompt (P,), response (P, G) or token (P, G, T); and of those that are
+        not known everywhere, where they are."""
         shape = self.rewards.shape
         correct = torch.tensor([verdict.correct for verdict in self.verdicts]).double().view(shape)
         formatted = torch.tensor([verdict.formatted for verdict in self.verdicts]).double()
-        right = correct.mean(1)
-        found = {  # of each prompt or (P, G) of each response
-            "mean": self.rewards,
-            "group_std": self.rewards.std(1),
-            "accuracy": correct,
-            "formatted": formatted.view(shape),
-            "groups_all_right": right == 1,
-            "groups_all_wrong": right == 0,
-            "zero_advantage": self.advantages.view(shape) == 0,
+        right, mask = correct.mean(1), rollout.completion_mask
+        found = {
+            "reward/mean": self.rewards,
+            "reward/group_std": self.rewards.std(1),
+            "reward/accuracy": correct,
+            "reward/formatted": formatted.view(shape),
+            "reward/groups_all_right": right == 1,
+            "reward/groups_all_wrong": right == 0,
+            "reward/zero_advantage": self.advantages.view(shape) == 0,
+            "rollout/length": rollout.lengths.view(shape),
+            "rollout/truncated": rollout.truncated.view(shape),
+            "rollout/entropy": rollout.entropy.view(*shape, mask.shape[1]),
         }
-        measured: Measured = {}
-        rows_of = groups.rows(self.problems[:: shape[1]])
-        for name, values in found.items():
-            measured[f"reward/{name}"] = values
-            for group, rows in rows_of.items():
-                measured[f"reward/{group}/{name}"] = values[rows]
+        known = {"rollout/entropy": mask.view(*shape, mask.shape[1])}
         for name, outcome in JUDGED.items():
-            measured[name] = torch.tensor([v.comparison is outcome for v in self.verdicts])
+            judged = torch.tensor([v.comparison is outcome for v in self.verdicts])
+            found[name] = judged.view(shape)
         if len(self.parts) > 1:
-            for name, given in self.parts.items():
-                known = [reward for reward in given if reward is not None]
-                measured[f"reward/functions/{Path(name).name}"] = torch.tensor(known)
-        return measured
+            for function, given in self.parts.items():
+                name = f"reward/functions/{Path(function).name}"
+                paid = [math.nan if reward is None else reward for reward in given]
+                found[name] = torch.tensor(paid, dtype=torch.float64).view(shape)
+                known[name] = ~found[name].isnan()
+        return found, known
 
 
 def score(
@@ -110,15 +129,6 @@ def _advantages(config: Config, objective: Objective, rewards: Tensor, rounding:
         return mine.flatten().float().to(comm.device())
 
 
-def rollout_measures(rollout: Rollout) -> Measured:
-    """Metrics of the sampling."""
-    return {
-        "rollout/length": rollout.lengths,
-        "rollout/truncated": rollout.truncated,
-        "rollout/entropy": rollout.entropy[rollout.completion_mask],
-    }
-
-
 def sample_records(
     scored: Scored, rollout: Rollout, numbers: Tensor, heard: Heard
 ) -> list[dict[str, Any]]:
@@ -137,6 +147,7 @@ def sample_records(
             "completion": scored.texts[row],
             "answer": problem.answer,
             "verdict": scored.verdicts[row].word,
+            "why": scored.verdicts[row].told,
             "length": lengths[row],
             "truncated": truncated[row],
             "reward": rewards[row],

@@ -27,7 +27,7 @@ from capo_ds.rollout.base import Rollout, SamplerRun, Truncation
 from capo_ds.rollout.choose import make_sampler
 from capo_ds.run_folder import going_on
 from capo_ds.run_state import resumed
-from capo_ds.scoring import rollout_measures, sample_records, score
+from capo_ds.scoring import sample_records, score
 from capo_ds.tasks import Problem
 from capo_ds.tasks.groups import Groups
 from capo_ds.tasks.prompts import encode
@@ -171,8 +171,7 @@ class Trainer:
         with self.timer("score"):
             objective = self.learner.passes.objective
             scored = score(self.config, self.tokenizer, self.scorer, objective, problems, rollout)
-        self.measures.add(scored.measures(self.groups))
-        self.measures.add(rollout_measures(rollout))
+        self.measures.add(scored.measures(rollout, self.groups))
         numbers = self.deal.responses()
         with self.timer("log_probs"):
             batch = self.learner.prepare(rollout, scored.advantages, numbers)

@@ -53,6 +53,13 @@ class Verdict:
         words = {Comparison.EQUAL: "right", Comparison.DIFFERENT: "wrong"}
         return words.get(self.comparison, self.comparison.value)
 
+    @property
+    def told(self) -> str:
+        """The reason with the types, where there is one: `set for tuple: ...`."""
+        if not self.reason or not self.formatted:
+            return self.reason
+        return f"{self.read_as or 'unread'} for {self.reference_as or 'unread'}: {self.reason}"
+
 
 @dataclass(frozen=True)
 class Scores:

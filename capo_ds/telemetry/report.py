@@ -253,10 +253,11 @@ def card(sample: dict[str, Any]) -> str:
         "tokens": f"{sample['length']}{' (cut)' if sample['truncated'] else ''}",
     }
     line = " · ".join(f"{key} {escaped(value)}" for key, value in facts.items())
-    verdict = sample["verdict"]
+    verdict, why = sample["verdict"], sample.get("why", "")
     return (
         f'<div class="card"><b>step {sample["step"]}, prompt {sample["prompt_number"]}</b>, '
         f'{escaped(sample["source"])}: <span class="{verdict.split()[0]}">{escaped(verdict)}</span>'
+        f"{escaped(f', {why}' if why else '')}"
         f" (reference {escaped(sample['answer'])})<br>{line}"
         f"<pre>{escaped(shortened(sample['prompt']))}</pre>"
         f"<pre>{escaped(shortened(sample['completion']))}</pre></div>"

@@ -9,7 +9,14 @@ import time
 import pytest
 
 from capo_ds.config import ConfigError, parse_config
-from capo_ds.run_folder import LOCK_FILE, FolderLock, check_folder, claim_run, going_on
+from capo_ds.run_folder import (
+    LOCK_FILE,
+    FolderLock,
+    check_folder,
+    check_unchanged,
+    claim_run,
+    going_on,
+)
 from tests.conftest import clean_environment
 
 HOLDER = """
@@ -136,3 +143,14 @@ def test_handlers_are_put_back():
             time.sleep(0.01)
         assert interruption.asked == 1
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_a_checkpoint_of_an_older_version_is_read_in_todays_words():
+    config = parse_config({})
+    old = config.model_dump(mode="json")
+    del old["objective"]["baseline"], old["objective"]["name"], old["aggregator_options"]
+    old["objective"]["scale_advantages"] = True
+    check_unchanged(config, {"config": old})
+    old["objective"]["scale_advantages"] = False
+    with pytest.raises(ConfigError, match=r"scale_advantages: 'none' in the checkpoint, 'group'"):
+        check_unchanged(config, {"config": old})

@@ -141,7 +141,10 @@ def _equation(sides: list[Value]) -> Value:
         return _labelled(first, last)
     if is_label(last) and isinstance(last, Expression) and last.node.head in ("sym", "call"):
         return _labelled(last, first)
-    return Relation(plain(first), "=", plain(last))
+    left, right = plain(first), plain(last)
+    if not variables(left) and not variables(right):
+        return Chain((left, right))
+    return Relation(left, "=", right)
 
 
 def _chain(sides: tuple[Node, ...]) -> Value:
