@@ -48,6 +48,7 @@ EXTRAS = {
         "openmpi",
     ],
     "mpi": MPI,
+    "4bit": ["bitsandbytes>=0.50,<0.51"],
     "wandb": ["wandb>=0.22,<1"],
     "comet": ["comet-ml>=3.50,<4"],
     "torchjd": TORCHJD,

@@ -48,7 +48,7 @@ def check_options(
     filled = columns and not isinstance(part, type)
     if missing := [option for option in needed if option not in options and not filled]:
         raise ConfigError(f"{key}.{missing[0]}: {name} needs it, and it is not set")
-    fields = {
+    fields: dict[str, Any] = {
         option: (_type(parameter), ...) for option, parameter in known.items() if option in options
     }
     section = create_model("Options", __base__=Section, **fields)

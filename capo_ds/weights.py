@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +13,26 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    BitsAndBytesConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from capo_ds.config import BUILTIN_MODELS, ConfigError, ModelConfig
+from capo_ds.quantization import (
+    RUNS,
+    STORED_AS,
+    check_read,
+    four_bits,
+    keep_one_arithmetic,
+    prepare_quantised,
+)
 
 ADAPTER_CONFIG = "adapter_config.json"
 LFS_POINTER = b"version https://git-lfs"
 WEIGHTS = (".safetensors", ".bin", ".model")
 JSON_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 NAMED = 3  # of the weights that are missing, how many are named
-RUNS = "what runs: float32, bfloat16 and float16 checkpoints, those in fp8 that transformers "
-RUNS += "dequantises, and 4-bit NF4 through bitsandbytes (model.load_in_4bit)"
-QUANTIZATION_REMEDY = f"choose the unquantised model; {RUNS}"
 
 
 def load_tokenizer(model: ModelConfig | str) -> PreTrainedTokenizerBase:
@@ -65,15 +68,11 @@ def load_base_model(config: ModelConfig) -> PreTrainedModel:
     if config.attn_implementation:
         arguments["attn_implementation"] = config.attn_implementation
     if config.load_in_4bit:
-        arguments["quantization_config"] = _four_bits(config)
+        arguments["quantization_config"] = four_bits(config)
     try:
         architecture = AutoConfig.from_pretrained(location, **_source(config))
         _without_dropout(architecture)
-        if config.load_in_4bit and getattr(architecture, "quantization_config", None):
-            raise ConfigError(
-                f"model.load_in_4bit: the weights of {config.path!r} are quantised already "
-                f"({_method(architecture)}); leave it false"
-            )
+        stored = prepare_quantised(architecture, config)
         # A pair, with output_loading_info.
         model, loaded = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
             location,
@@ -92,6 +91,9 @@ def load_base_model(config: ModelConfig) -> PreTrainedModel:
             f"{type(model).__name__} ({', '.join(missing[:NAMED])}, ...): files are missing, or "
             "config.json is of another model; get the folder whole"
         )
+    check_read(config, loaded["unexpected_keys"])
+    keep_one_arithmetic(model, config)
+    setattr(model, STORED_AS, stored)
     return model.eval()
 
 
@@ -125,28 +127,6 @@ def check_folder(path: str, location: Path | str) -> None:
         _check_shards(index)
 
 
-def base_precision(model: torch.nn.Module) -> str:
-    """In what precision the frozen weights are kept, for people; and what they were, if changed."""
-    counts: Counter[str] = Counter()
-    for parameter in model.parameters():
-        if not parameter.requires_grad:
-            kind = type(parameter).__name__.removesuffix("Params")
-            four = getattr(parameter, "quant_state", None)
-            name = four.quant_type if four else str(parameter.dtype).removeprefix("torch.")
-            if kind == "Int8":
-                name = "int8"
-            counts[name] += getattr(parameter, "ds_numel", parameter.numel()) * (1 + bool(four))
-    total = sum(counts.values())
-    shares = [
-        name if count == total else f"{name} {count / total:.0%}"
-        for name, count in counts.most_common()
-    ]
-    text, method = " + ".join(shares), _method(model.config)
-    if method and counts.keys() <= {"float32", "bfloat16", "float16"}:
-        text += f", dequantised from {method}"
-    return text
-
-
 def _without_dropout(architecture: PretrainedConfig) -> None:
     """Nor in a warm-up, whose model is in training mode; nested configs included."""
     for name, value in list(vars(architecture).items()):
@@ -159,31 +139,6 @@ def _without_dropout(architecture: PretrainedConfig) -> None:
 def _source(config: ModelConfig) -> dict[str, Any]:
     """Never None for `trust_remote_code`: transformers would ask on stdin."""
     return {"trust_remote_code": config.trust_remote_code, "revision": config.revision or "main"}
-
-
-def _four_bits(config: ModelConfig) -> BitsAndBytesConfig:
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(
-            f"model.load_in_4bit: needs bitsandbytes (pip install bitsandbytes): {error}"
-        ) from error
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=getattr(torch, config.dtype),
-    )
-
-
-def _method(architecture: Any) -> str | None:
-    """How a checkpoint's weights are quantised, or None."""
-    settings = getattr(architecture, "quantization_config", None)
-    if settings is None:
-        return None
-    settings = settings if isinstance(settings, dict) else settings.to_dict()
-    method = settings.get("quant_method", "an unknown way")
-    return str(getattr(method, "value", method))
 
 
 def _unreadable(
@@ -209,7 +164,8 @@ def _unreadable(
             method = settings.get("quant_method", "an unknown way")
             return ConfigError(
                 f"{start}: its weights are quantised ({method}, quantization_config in "
-                f"config.json), which cannot be read here: {text}; {QUANTIZATION_REMEDY}"
+                f"config.json), which cannot be read here: {text}; choose the unquantised model; "
+                f"{RUNS}"
             )
     return ConfigError(f"{start}: {type(error).__name__}: {text}")
 

@@ -133,6 +133,8 @@ def _exchanged(program: ConeProgram, sides: Sides, spent: int) -> Solution | Non
     if found.face and (found.face.apex or program.direction_vanishes(found.face.xi)):
         return _apex(program, sides, spent)
     xi, gap = found.xi, found.gap
+    if xi is None:
+        return None
     if POLISHED < gap <= (CLOSE if found.face else NEAR):
         xi, gap = polish(program, xi, _between_bounds(program, xi, margin=0.0))
     # Where dg may be zero not any optimal point counts, but the nearest to c.
@@ -148,9 +150,10 @@ def _short(program: ConeProgram, xi: np.ndarray) -> bool:
 
 def _apex(program: ConeProgram, sides: Sides, spent: int) -> Solution | None:
     """dg = 0 with the optimal point nearest to c, if that is what the free samples tell."""
-    xi, step = ridge.apex(program, sides) or (None, None)
-    if xi is None:
+    found = ridge.apex(program, sides)
+    if found is None:
         return None
+    xi, step = found
     xi = reference.feasible(program, xi)
     if not (program.direction_vanishes(xi) and optimum_is_zero(program, xi)):
         return None
@@ -181,6 +184,7 @@ def _interior_point(program: ConeProgram) -> Solution:
         attempts.pop(0)
         if not attempts:
             break
+    assert best  # `iterates` gives one pair at least
     return _recover(program, best.xi, best.step, best.iteration, fallback=False)
 
 

@@ -131,7 +131,7 @@ class Solver:
         """
         blocks = samples.problems()
         groups, whole = samples.groups, total(blocks)
-        options = {**self.options, **({"seed": seed} if self._draws else {})}
+        options: dict[str, object] = {**self.options, **({"seed": seed} if self._draws else {})}
         first = halves(groups, random)
         held = bool(first.any())
         metrics: dict[str, float] = {}

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from capo_ds.adapters import continued_adapter, read_adapter
 from capo_ds.config import BUILTIN_MODELS, ConfigError, ModelConfig
+from capo_ds.quantization import dequantised, is_four_bit
 from capo_ds.rollout.base import Draw, end_tokens, pad_token
 from capo_ds.rollout.hf import HuggingFaceSampler
 from capo_ds.weights import load_base_model, load_tokenizer
@@ -27,10 +28,21 @@ def main() -> None:
     parser.add_argument("--model", metavar="PATH", help="base model; default: the adapter's own")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--trust-remote-code", action="store_true")
+    parser.add_argument(
+        "--load-in-4bit",
+        action="store_true",
+        help="merge into the 4-bit weights that the adapter was trained on (model.load_in_4bit), "
+        "read into --dtype again",
+    )
     args = parser.parse_args()
     try:
         base = args.model or _base_of(args.adapter)
-        config = ModelConfig(path=base, dtype=args.dtype, trust_remote_code=args.trust_remote_code)
+        config = ModelConfig(
+            path=base,
+            dtype=args.dtype,
+            trust_remote_code=args.trust_remote_code,
+            load_in_4bit=args.load_in_4bit,
+        )
         merge(config, args.adapter, Path(args.output).expanduser())
     except ConfigError as error:
         sys.exit(f"error: {error}")
@@ -49,10 +61,14 @@ def merge(config: ModelConfig, adapter: str, output: Path) -> None:
     tokenizer = load_tokenizer(config)
     policy = continued_adapter(load_base_model(config), adapter).eval()
     expected = _greedy(policy, tokenizer)
+    if is_four_bit(policy):  # PEFT would merge into 4 bits, and so round the factors away
+        base = dequantised(load_base_model(config), config)
+        policy = continued_adapter(base, adapter).eval()
     merged = policy.merge_and_unload()
     merged.save_pretrained(output)
     tokenizer.save_pretrained(output)
-    again = load_base_model(config.model_copy(update={"path": str(output.resolve())}))
+    changed = {"path": str(output.resolve()), "load_in_4bit": False}
+    again = load_base_model(config.model_copy(update=changed))
     texts = _greedy(again, tokenizer)
     if not _same(expected, texts, config.dtype):
         raise ConfigError(

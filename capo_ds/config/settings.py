@@ -91,6 +91,15 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _sampler_has_the_same_base(self) -> Config:
+        if self.model.load_in_4bit and self.rollout.sampler in ("vllm", "server"):
+            raise ValueError(
+                "model.load_in_4bit: vLLM would sample from the weights as they were before, not "
+                "from the policy; set rollout.sampler to hf"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _program_is_used(self) -> Config:
         program = self.program
         if self.capo.radius == "auto" and self.capo.region == "norm":

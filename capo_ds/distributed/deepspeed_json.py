@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def deepspeed_settings(config: Config, monitor_dir: Path, trained: int) -> dict[
     }
 
 
-def monitors(names: list[str], folder: Path) -> dict[str, Any]:
+def monitors(names: Sequence[str], folder: Path) -> dict[str, Any]:
     """DeepSpeed's settings of the writers that `train.report_to` names."""
     files = {"enabled": True, "output_path": str(folder)}
     known = {

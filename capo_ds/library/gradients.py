@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import cast
 
 import numpy as np
 import torch
@@ -67,7 +68,7 @@ class Gradients:
     @property
     def parameters(self) -> list[nn.Parameter]:
         """The LoRA factors, in the order of `rows`."""
-        return list(self._hooks.parameters)
+        return [cast(nn.Parameter, parameter) for parameter in self._hooks.parameters]
 
     def clear(self) -> None:
         """Forget all samples."""

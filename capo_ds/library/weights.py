@@ -135,7 +135,8 @@ def _problem(
         raise ValueError("advantages must be numbers, got NaN")
     if gram.ndim == 2 and signs.shape != gram.shape[:1]:
         raise ValueError(f"advantages must be {len(gram)} numbers, got shape {signs.shape}")
-    return GramProblem(gram, signs > 0, signs < 0, None if average is None else _array(average))
+    weights = np.full(signs.shape, 1 / max(len(signs), 1)) if average is None else _array(average)
+    return GramProblem(gram, signs > 0, signs < 0, weights)
 
 
 def _choices(program: Mapping[str, Any] | None, groups: ArrayLike | None) -> Choices:

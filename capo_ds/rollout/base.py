@@ -95,9 +95,14 @@ class SamplerRun:
     dry: bool = False
 
     @property
-    def ends(self) -> list[int]:
+    def ends(self) -> tuple[int, ...]:
         """The tokens that end a response."""
         return end_tokens(self.policy, self.tokenizer)
+
+    @property
+    def pad(self) -> int:
+        """The token that fills the rows of a batch."""
+        return pad_token(self.tokenizer)
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def vllm(run: SamplerRun) -> ColocatedSampler | None:
         require_vllm(run.config)
         return None
     context = context_length(run.config, run.policy.config)
-    return ColocatedSampler(run.policy, run.ends, run.tokenizer.pad_token_id, context, run.config)
+    return ColocatedSampler(run.policy, run.ends, run.pad, context, run.config)
 
 
 def memory(shapes: SamplingShapes) -> SamplerBytes:

@@ -49,7 +49,7 @@ def hf(run: SamplerRun) -> HuggingFaceSampler:
     rollout, tokenizer = run.config.rollout, run.tokenizer
     limits = rollout.max_new_tokens, rollout.batch_size
     stop = stop_at(tokenizer, run.config.prompt.stop)
-    return HuggingFaceSampler(run.policy, run.ends, tokenizer.pad_token_id, *limits, stop)
+    return HuggingFaceSampler(run.policy, run.ends, run.pad, *limits, stop)
 
 
 def memory(shapes: SamplingShapes) -> SamplerBytes:

@@ -35,7 +35,7 @@ CONNECTIONS = 64  # at a time, of one rank
 def server(run: SamplerRun) -> ServerSampler:
     """The sampler of a run. (In a dry run too: the server is asked what it is, and no more.)"""
     context = context_length(run.config, run.policy.config)
-    arguments = run.policy, run.ends, run.tokenizer.pad_token_id, context, run.config
+    arguments = run.policy, run.ends, run.pad, context, run.config
     return ServerSampler(*arguments, run=run.name, loads=run.loads)
 
 

@@ -9,12 +9,11 @@ from typing import Any, cast
 from peft import LoraConfig, PeftModel
 
 from capo_ds.config import Config
-from capo_ds.distributed.zero import parameter_count
 from capo_ds.memory import MemoryPlan, readable
+from capo_ds.quantization import base_precision, entries
 from capo_ds.telemetry.metrics import METRICS_FILE, read_metrics
 from capo_ds.telemetry.plots import reward_curve
 from capo_ds.terminal import columns, wrapped
-from capo_ds.weights import base_precision
 
 OFF_POLICY = (
     "; top_p, top_k or min_p: off-policy, responses are not drawn from the policy that the "
@@ -26,8 +25,8 @@ def startup_summary(
     config: Config, policy: PeftModel, plan: MemoryPlan, store: str, facts: dict[str, Any]
 ) -> str:
     """Model, ranks, data, every choice of the objective, and the estimated memory."""
-    trainable = sum(parameter_count(p) for p in policy.parameters() if p.requires_grad)
-    total = sum(map(parameter_count, policy.parameters()))
+    trainable = sum(entries(p) for p in policy.parameters() if p.requires_grad)
+    total = sum(map(entries, policy.parameters()))
     rollout, objective = config.rollout, config.objective
     samples = rollout.prompts_per_step * rollout.group_size
     rows = {

@@ -23,7 +23,6 @@ from capo_ds.rehearsal import rehearse
 from capo_ds.rollout.base import Draw
 from capo_ds.rollout.caches import cache_bytes, select_rows
 from capo_ds.rollout.hf import HuggingFaceSampler
-from capo_ds.weights import base_precision
 
 STATES = ["qwen3_5_text", "qwen3_next", "lfm2", "mamba2", "bamba", "falcon_h1"]
 EXPERTS = ["mixtral", "phimoe", "gpt_oss", "granitemoe", "deepseek_v3"]
@@ -279,16 +278,6 @@ def test_broken_weights_name_the_file_and_the_remedy(harm, word, tmp_path):
         load_policy(ModelConfig(path=str(tmp_path), lora_rank=2), seed=0)
 
 
-@pytest.mark.parametrize("method", ["awq", "gptq", "compressed-tensors"])
-def test_quantised_weights_that_cannot_be_read_say_what_runs(method, tmp_path):
-    llama(tmp_path)
-    file = tmp_path / "config.json"
-    settings = {"quant_method": method, "bits": 4, "group_size": 32, "config_groups": {}}
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"quantization_config": settings}))
-    with pytest.raises(ConfigError, match=r"model\.path"):
-        load_policy(ModelConfig(path=str(tmp_path), lora_rank=2), seed=0)
-
-
 def test_weights_of_another_architecture_are_refused(tmp_path):
     llama(tmp_path)
     file = tmp_path / "config.json"
@@ -311,21 +300,3 @@ def test_code_of_a_models_own_is_not_run_unasked(tmp_path):
     file.write_text(json.dumps(json.loads(file.read_text()) | own))
     with pytest.raises(ConfigError, match=r"set model\.trust_remote_code to true"):
         load_policy(ModelConfig(path=str(tmp_path), lora_rank=2), seed=0)
-
-
-def test_the_precision_of_the_base_is_told(random_model):
-    policy = load_policy(ModelConfig(path=random_model, lora_rank=2, dtype="bfloat16"), seed=0)
-    assert base_precision(policy) == "bfloat16"
-
-
-def test_four_bits(random_model):
-    config = settings(random_model, load_in_4bit=True)
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError:
-        with pytest.raises(ConfigError, match=r"model\.load_in_4bit.*pip install bitsandbytes"):
-            load_policy(config.model, seed=0)
-        return
-    policy = load_policy(config.model, seed=0)
-    assert "nf4" in base_precision(policy)
-    assert rehearse(config, policy, PROMPTS).gradient < 1e-3
