@@ -10,29 +10,46 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from capo_ds.aggregation.problem import GramProblem
     from capo_ds.aggregation.solver import SolverError
+    from capo_ds.callbacks import Callback, Event
+    from capo_ds.config import Config, ConfigError, load_config
     from capo_ds.library.gradients import Gradients, per_sample_gradients
+    from capo_ds.library.training import RunResult, Trainer
     from capo_ds.library.weights import Combination, aggregate, capo
 
 __version__ = "0.2.0"
 
 _PLACES = {
+    "Callback": "capo_ds.callbacks",
     "Combination": "capo_ds.library.weights",
+    "Config": "capo_ds.config",
+    "ConfigError": "capo_ds.config",
+    "Event": "capo_ds.callbacks",
     "Gradients": "capo_ds.library.gradients",
     "GramProblem": "capo_ds.aggregation.problem",
+    "RunResult": "capo_ds.library.training",
     "SolverError": "capo_ds.aggregation.solver",
+    "Trainer": "capo_ds.library.training",
     "aggregate": "capo_ds.library.weights",
     "capo": "capo_ds.library.weights",
+    "load_config": "capo_ds.config",
     "per_sample_gradients": "capo_ds.library.gradients",
 }
 
 __all__ = [
+    "Callback",
     "Combination",
+    "Config",
+    "ConfigError",
+    "Event",
     "Gradients",
     "GramProblem",
+    "RunResult",
     "SolverError",
+    "Trainer",
     "__version__",
     "aggregate",
     "capo",
+    "load_config",
     "per_sample_gradients",
 ]
 

@@ -46,11 +46,7 @@ def _run(
 
     try:
         config = load_config(args.config, args.set)
-        check_files(config)
-        check_hub(config)
-        _hush_libraries()
-        # Ranks may wait in a collective for one that waits for its sampler.
-        comm.init(PEERS_WAIT + timedelta(seconds=config.rollout.timeout))
+        start(config)
     except ConfigError as error:
         _exit(BAD_CONFIG, f"config error\n{error}")
     try:
@@ -66,6 +62,26 @@ def _run(
         raise
     finally:
         comm.finish()
+
+
+def start(config: Config) -> None:
+    """Check what can be checked before anything starts, and join the process group.
+
+    Raises:
+        ConfigError: a setting cannot be used, or the ranks cannot meet.
+    """
+    from capo_ds.distributed import comm
+
+    check(config)
+    # Ranks may wait in a collective for one that waits for its sampler.
+    comm.init(PEERS_WAIT + timedelta(seconds=config.rollout.timeout))
+
+
+def check(config: Config) -> None:
+    """`start`, in a process group that is there already."""
+    check_files(config)
+    check_hub(config)
+    _hush_libraries()
 
 
 def _hush_libraries() -> None:

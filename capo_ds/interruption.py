@@ -26,19 +26,29 @@ class Interruption:
 
     last_word: what is true when the process ends, such as where it can be gone on with.
     finish: what it says when it is first asked to end, instead of ending.
+    embedded: the process is another's, a notebook's: a second SIGINT is a KeyboardInterrupt,
+        SIGTERM is not ours, and in a thread that gets no signals there is nothing to do.
     """
 
-    def __init__(self, last_word: Callable[[], str], finish: str | None = None):
+    def __init__(
+        self, last_word: Callable[[], str], finish: str | None = None, embedded: bool = False
+    ):
         self.asked = 0
-        self._last_word, self._finish = last_word, finish
+        self._last_word, self._finish, self._embedded = last_word, finish, embedded
         self._interrupted: float | None = None
-        self._signals = (signal.SIGINT, signal.SIGTERM) if finish else (signal.SIGINT,)
+        self._pressed: float | None = None
+        self._signals = (signal.SIGINT,)
+        if finish and not embedded:
+            self._signals += (signal.SIGTERM,)
+        self._deaf = embedded and threading.current_thread() is not threading.main_thread()
 
     def __enter__(self) -> Interruption:
+        if self._deaf:
+            return self
         self._reads, writes = os.pipe()
         os.set_blocking(writes, False)
         self._writes = writes
-        self._handlers = [signal.signal(number, _nothing) for number in self._signals]
+        self._handlers = [signal.signal(number, self._handle) for number in self._signals]
         self._wakeup = signal.set_wakeup_fd(writes, warn_on_full_buffer=False)
         self._thread = threading.Thread(target=self._listen, name="interruption", daemon=True)
         self._thread.start()
@@ -50,6 +60,8 @@ class Interruption:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if self._deaf:
+            return
         signal.set_wakeup_fd(self._wakeup)
         for number, handler in zip(self._signals, self._handlers, strict=True):
             signal.signal(number, handler)
@@ -70,15 +82,22 @@ class Interruption:
             if self._finish is None:
                 self._end()
             tell(f"\n{self._finish}; Ctrl-C again ends at once")
+        elif self._embedded:
+            return  # the second is the main thread's: `_handle`
         elif number == signal.SIGINT and now - (self._interrupted or now) > SAME_KEY:
             self._end()
         self.asked = 1
+
+    def _handle(self, number: int, _: object) -> None:
+        """In the main thread, where Python comes to it: that the signal reaches the pipe, and not
+        the default action, is all that is needed of it, but in another's process."""
+        if self._embedded:
+            now = time.monotonic()
+            if self._pressed is not None and now - self._pressed > SAME_KEY:
+                raise KeyboardInterrupt
+            self._pressed = self._pressed or now
 
     def _end(self) -> None:
         """Without the interpreter's own end, in which waiting collectives would abort."""
         tell(f"\ninterrupted: {self._last_word()}")
         os._exit(INTERRUPTED)
-
-
-def _nothing(*_: object) -> None:
-    """A handler, so that the signal reaches the pipe and not the default action."""

@@ -21,7 +21,7 @@ from capo_ds.distributed.engine import CapoEngine
 from capo_ds.distributed.gram import gram_matrices
 from capo_ds.gradients.per_sample import PerSampleGradients
 from capo_ds.gradients.store import Store
-from capo_ds.learning.batch import Batch, WeightedBatch
+from capo_ds.learning.batch import Batch, Heard, WeightedBatch
 from capo_ds.learning.blocks import blocks_of
 from capo_ds.learning.collect import collect, make_store
 from capo_ds.learning.passes import PolicyPasses
@@ -32,8 +32,6 @@ from capo_ds.objective import token_weights
 from capo_ds.rollout.base import Rollout
 from capo_ds.seeding import update_seed
 from capo_ds.telemetry.metrics import Measured, PhaseTimer
-
-Heard = dict[int, dict[str, float | None]]  # what became of a response, by its number
 
 
 @dataclass(frozen=True)

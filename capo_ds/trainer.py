@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
+from capo_ds.callbacks import Callback, Callbacks
 from capo_ds.config import Config
 from capo_ds.deal import Deal
 from capo_ds.distributed import comm
@@ -17,8 +18,8 @@ from capo_ds.distributed.engine import CapoEngine
 from capo_ds.evaluation import as_metrics, write_completions
 from capo_ds.facts import run_facts
 from capo_ds.interruption import Interruption
-from capo_ds.learner import Heard, Learner
-from capo_ds.learning.batch import Batch
+from capo_ds.learner import Learner
+from capo_ds.learning.batch import Batch, Heard
 from capo_ds.learning.passes import with_sample_size
 from capo_ds.memory import plan_on_all_ranks, used_memory
 from capo_ds.preparation import prepare
@@ -54,12 +55,15 @@ FINISHING = "ending after this step, with a checkpoint"
 class Trainer:
     """One rank of a run. Every method is called on all ranks together.
 
+    embedded: in a process of another's, which is not to be ended by Ctrl-C.
+
     Raises:
         PeerError: on all ranks, if the run cannot start or a phase fails on any rank.
     """
 
-    def __init__(self, config: Config):
-        self.config = config
+    def __init__(self, config: Config, callbacks: Sequence[Callback] = (), embedded: bool = False):
+        self.config, self.embedded = config, embedded
+        self.callbacks = Callbacks(callbacks)
         self.folder = Path(config.train.output_dir)
         ready = prepare(config)
         self.lock, self.tokenizer, self.scorer = ready.lock, ready.tokenizer, ready.scorer
@@ -101,8 +105,9 @@ class Trainer:
 
     # ---------------------------------------------------------------- the loop
 
-    def run(self) -> None:
-        """Train from the first step (or the checkpoint's) to the last, writing all outputs."""
+    def run(self) -> bool:
+        """Train from the first step (or the checkpoint's) to the last, writing all outputs; False
+        if the run was interrupted before its end."""
         train = self.config.train
         if self.state.step >= train.steps:
             whole = self.folder / "adapter" / "tokenizer_config.json"  # what is written last
@@ -113,13 +118,16 @@ class Trainer:
                     f"{self.folder} is finished: it has made {self.state.step} of train.steps = "
                     f"{train.steps}; raise train.steps or choose another train.output_dir"
                 )
-            return
+            return True
         recorder = self._start_logs()
         if self.state.accuracy["before"] is None and train.eval_every:
             self._record(recorder, 0, self._evaluate(0))
-        with Interruption(partial(going_on, self.folder), FINISHING) as interruption:
-            if self._train(recorder, interruption):
-                self._end()
+        last_word = partial(going_on, self.folder)
+        with Interruption(last_word, FINISHING, self.embedded) as interruption:
+            if not self._train(recorder, interruption):
+                return False
+            self._end()
+        return True
 
     def _train(self, recorder: Recorder | None, interruption: Interruption) -> bool:
         """The steps; False if the run was asked to end before its last."""
@@ -132,13 +140,15 @@ class Trainer:
             dynamic_ncols=True,
             bar_format="{n_fmt}/{total_fmt} |{bar}| {remaining} left{postfix}",
         )
-        for step in range(self.state.step, train.steps):
+        steps = 0 if self.callbacks.stopping else train.steps
+        for step in range(self.state.step, steps):
             done, last = step + 1, step + 1 == train.steps
             metrics = self._step(step, recorder)
             self.state.step = done
             if train.eval_every and (last or done % train.eval_every == 0):
                 metrics |= self._evaluate(done)
-            self._record(recorder, done, metrics)
+            self.callbacks.step_end(done, self._record(recorder, done, metrics))
+            last = last or self.callbacks.stopping
             bar.set_postfix_str(progress_line(metrics, self.state.accuracy["latest"]))
             bar.update()
             stopping = bool(comm.max_over_ranks(interruption.asked))
@@ -151,6 +161,8 @@ class Trainer:
                     print(f"terminated after step {done}; train.resume=auto goes on from there")
                     tell_hint(read_metrics(self.folder))
                 return False
+            if last:
+                break
         bar.close()
         return True
 
@@ -245,7 +257,9 @@ class Trainer:
         path = self.folder / EVALUATIONS / f"step{done:06d}.jsonl"
         comm.on_main("writing completions", lambda: write_completions(evaluations, path))
         self.state.evaluated(done, evaluations[0].accuracy)
-        return as_metrics(evaluations)
+        metrics = as_metrics(evaluations)
+        self.callbacks.evaluation_end(done, metrics)
+        return metrics
 
     def _start_logs(self) -> Recorder | None:
         """Print what is about to happen and open the logs; a recorder on rank 0, None elsewhere."""
@@ -266,13 +280,17 @@ class Trainer:
         recorder.settings(self.config.model_dump(mode="json"))
         return recorder
 
-    def _record(self, recorder: Recorder | None, step: int, metrics: dict[str, float]) -> None:
+    def _record(
+        self, recorder: Recorder | None, step: int, metrics: dict[str, float]
+    ) -> dict[str, float]:
+        """The line of the log."""
         seconds = self.timer.take()
         name, count = used_memory(comm.device())
         memory = {name: comm.max_over_ranks(count)}
         with comm.together("logging"):
             if recorder:
                 recorder.scalars(step, metrics | seconds | memory)
+        return metrics | seconds | memory
 
     def _save(self) -> None:
         with self.timer("checkpoint"):

@@ -7,6 +7,7 @@ One process with no launcher is a group of one, so that the same code runs under
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -86,12 +87,18 @@ def _end_with_peer(error: str) -> None:
 def finish() -> None:
     """Leave the process group."""
     if dist.is_initialized():
+        global _watchdog
         if _watchdog:
             _watchdog.stop()
+            _watchdog = None
         # gloo's threads let go of the last collective's tensors under Python's lock; if they come
         # to it only when the interpreter ends, the process aborts (pytorch/pytorch#179291).
         time.sleep(GLOO_SETTLES)
-        dist.destroy_process_group()
+        deepspeed = sys.modules.get("deepspeed.comm")
+        if deepspeed and deepspeed.is_initialized():
+            deepspeed.destroy_process_group()  # and what it remembers of the group
+        else:
+            dist.destroy_process_group()
 
 
 def rank() -> int:

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from capo_ds.rollout.base import TOKEN, Rollout, Rows
 
+Heard = dict[int, dict[str, float | None]]  # what became of a response, by its number
+
 
 @dataclass
 class Batch(Rollout):
