@@ -49,19 +49,20 @@ class Family:
     heavy: float = 0.0
     rank: float = 2.0  # dimension over N; above 4 the dimension itself
     scale: float = 1.0
-    copies: int = 1  # of each gradient, but for noise of 1e-4
+    copies: int = 1  # of each gradient, but for noise
+    noise: float = 1e-4
 
     def problem(self, count: int, seed: int) -> GramProblem:
         rng = np.random.default_rng(seed)
         d = int(self.rank) if self.rank > 4 else max(2, int(self.rank * count))
         rows = rng.normal(size=(count, d)) / np.sqrt(d)
         if self.copies > 1:
-            noise = 1e-4 * rows
+            noise = self.noise * rows
             rows = rows[rng.integers(0, count // self.copies, size=count)] + noise
         loads = self.mode + self.mode_spread * rng.normal(size=(count, 1))
         rows += loads * rng.normal(size=d) / np.sqrt(d)
         rows *= self.scale * np.exp(self.heavy * rng.normal(size=(count, 1)))
-        positive = np.arange(count) < max(1, round(self.share * count))
+        positive = np.arange(count) < round(self.share * count)
         return GramProblem(rows @ rows.T, positive, ~positive)
 
 
@@ -81,7 +82,15 @@ MORE = {
     "heavier tail": Family(heavy=3.0),
     "unlike loads": Family(mode_spread=3.0),
     "rank 64": Family(rank=64.0),
+    "rank N/4": Family(rank=0.25),
+    "rank N/2": Family(rank=0.5),
+    "rank N/2, heavy": Family(rank=0.5, heavy=1.5),
+    "rank 3N/4": Family(rank=0.75),
     "near duplicates": Family(copies=4),
+    "within 1e-6": Family(copies=4, noise=1e-6),
+    "exact duplicates": Family(copies=2, noise=0.0),
+    "positives only": Family(share=1.0),
+    "negatives only": Family(share=0.0),
 }
 PLACES = (("difference", 0.1), ("difference", 0.5), ("difference", 1.0), ("difference", 2.0))
 PLACES += (("norm", 0.5),)
@@ -205,17 +214,24 @@ def solve_with_cvxpy(task, solver: str, settings: dict[str, float]) -> float | N
 
 
 def measure_large(count: int) -> list[dict]:
-    """Seconds, gap and status of every family, radius and region at one N."""
+    """CPU and wall seconds, gap and status of every family, radius and region at one N."""
     rows = []
     for name, family in (FAMILIES | MORE).items():
         problem = family.problem(count, seed=count)
         for region, radius in PLACES:
+            wall = time.perf_counter()
             seconds, answer = fastest(
                 lambda p=problem, r=region, c=radius: aggregate("capo", p, radius=c, region=r),
                 repeats=1,
             )
+            wall = time.perf_counter() - wall
             row = {"family": name, "count": count, "region": region, "radius": radius}
-            row |= {"seconds": seconds, "gap": answer.report["gap"], "status": answer.status}
+            row |= {
+                "seconds": seconds,
+                "wall": wall,
+                "gap": answer.report["gap"],
+                "status": answer.status,
+            }
             rows.append(row)
         took = "  ".join(f"{row['seconds']:7.3f}s" for row in rows[-len(PLACES) :])
         worst = max(abs(row["gap"]) for row in rows[-len(PLACES) :])

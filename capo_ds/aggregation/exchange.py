@@ -25,9 +25,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg.lapack import dpotrf, dpotrs  # pyright: ignore[reportAttributeAccessIssue]
 
-from capo_ds.aggregation.program import NORM_RANGE, ConeProgram
+from capo_ds.aggregation.free_system import FreeSystems
+from capo_ds.aggregation.program import ConeProgram
 
 SOLVED = 1e-10  # relative gap at which to stop
 MAX_ROUNDS = 40
@@ -81,21 +81,30 @@ def exchange(program: ConeProgram, sides: Sides) -> Exchanged:
         program: finite price.
         sides: where to start; changed.
     """
-    best, best_gap, settled, count = None, np.inf, None, 0
+    best, gap, settled, count = None, np.inf, None, 0
     for face, moved in faces(program, sides, LEAST_RIDGE):
         count += 1
-        if face.bounded and not face.apex:
-            xi = _clipped(program, face.xi)
-            products = program.gram @ xi
-            if not program.direction_vanishes(xi, products):
-                gap, _ = program.boundary_gap(xi, products)
-                if gap < best_gap:
-                    best, best_gap = xi, gap
+        best, gap = min((best, gap), _recovered(program, face), key=lambda pair: pair[1])
         if moved == 0:
             settled = face
-        if best_gap <= SOLVED:
+        if gap <= SOLVED:
             break
-    return Exchanged(best, best_gap, settled, count)
+    if settled and gap > SOLVED:
+        face = Face.solve(program, sides, FreeSystems(program, LEAST_RIDGE), refined=True)
+        count += 1
+        best, gap = min((best, gap), _recovered(program, face), key=lambda pair: pair[1])
+    return Exchanged(best, gap, settled, count)
+
+
+def _recovered(program: ConeProgram, face: Face | None) -> tuple[np.ndarray | None, float]:
+    """xi of the face between its bounds, if dg != 0 there, and its gap with the recovery."""
+    if face is None or not face.bounded or face.apex:
+        return None, np.inf
+    xi = _clipped(program, face.xi)
+    products = program.gram @ xi
+    if program.direction_vanishes(xi, products):
+        return None, np.inf
+    return xi, program.boundary_gap(xi, products)[0]
 
 
 def faces(program: ConeProgram, sides: Sides, ridge: float) -> Iterator[tuple[Face, int]]:
@@ -104,10 +113,11 @@ def faces(program: ConeProgram, sides: Sides, ridge: float) -> Iterator[tuple[Fa
     They are exchanged before the face is yielded. The last is that without any, if one comes
     before patience, or definiteness in float64, is lost.
     """
+    systems = FreeSystems(program, ridge)
     fewest, since = len(program.linear) + 1, 0
     for _ in range(MAX_ROUNDS):
         _keep_a_positive(program, sides)
-        face = Face.solve(program, sides, ridge)
+        face = Face.solve(program, sides, systems)
         if face is None:
             return
         moved = face.move(program, sides)
@@ -140,17 +150,27 @@ class Face:
     apex: bool = False
 
     @classmethod
-    def solve(cls, program: ConeProgram, sides: Sides, ridge: float) -> Face | None:
-        """None if Q_FF + ridge is not positive definite in float64."""
-        system = FreeSystem.factor(program, np.flatnonzero(sides.free), ridge)
-        if system is None:
-            return None
+    def solve(
+        cls, program: ConeProgram, sides: Sides, systems: FreeSystems, refined: bool = False
+    ) -> Face | None:
+        """None if Q_FF + ridge is not positive definite in float64.
+
+        Args:
+            refined: take the ridge out by a proximal step. Where Q_FF is singular in float64 that
+                leads away from the smallest solution, and out of the bounds.
+        """
         fixed = np.where(sides.upper, program.price, 0.0)
         pull = program.gram @ fixed if sides.upper.any() else np.zeros_like(fixed)
-        u, v = system.solve(np.stack([-program.linear, -pull]), np.array([0.0, 1.0]))
-        v += fixed
-        own = ridge * diagonal(program)
-        u_products, v_products = np.stack([u, v]) @ program.gram + own * np.stack([u, v])
+        rights, totals = np.stack([-program.linear, -pull]), np.array([0.0, 1.0])
+        solved = systems.solve(sides.free, rights, totals)
+        if solved is None:
+            return None
+        own = systems.own
+        if refined:
+            solved, own = systems.solve(sides.free, rights + own * solved, totals), 0.0
+        solved[1] += fixed
+        u, v = solved
+        u_products, v_products = solved @ program.gram + own * solved
         room = program.radius**2 - u @ u_products
         squared = float(v @ v_products)
         noise = SLACK * (program.radius * program.norms + np.abs(program.linear))
@@ -181,47 +201,6 @@ class Face:
         sides.free = (sides.free & ~below & ~above) | rising | falling
         sides.upper = (sides.upper & ~falling) | above
         return int(np.count_nonzero(below | above | rising | falling))
-
-
-@dataclass(frozen=True)
-class FreeSystem:
-    """(Q_FF + ridge) d = r + t 1_P, 1' d_P = total, factored."""
-
-    free: np.ndarray
-    factor_: np.ndarray
-    ones: np.ndarray
-    solved: np.ndarray
-
-    @classmethod
-    def factor(cls, program: ConeProgram, free: np.ndarray, ridge: float) -> FreeSystem | None:
-        """None if the matrix is not positive definite in float64."""
-        matrix = program.gram[np.ix_(free, free)]
-        matrix.flat[:: len(free) + 1] += ridge * diagonal(program)[free]
-        ones = (free < program.positives).astype(float)
-        if len(free) == 0:
-            return cls(free, matrix, ones, ones)
-        factor, info = dpotrf(matrix.T, lower=True, clean=False, overwrite_a=True)
-        if info != 0:
-            return None
-        solved, _ = dpotrs(factor, ones, lower=True)
-        return cls(free, factor, ones, solved)
-
-    def solve(self, rights: np.ndarray, totals: np.ndarray) -> np.ndarray:
-        """(k, K) the d for each of k rows r (k, K) and totals (k,); zero outside F."""
-        solutions = np.zeros_like(rights)
-        if len(self.free) == 0:
-            return solutions
-        plain = dpotrs(self.factor_, rights[:, self.free].T, lower=True)[0].T
-        unit = self.ones @ self.solved
-        if unit > 0.0:
-            plain = plain + np.outer((totals - plain @ self.ones) / unit, self.solved)
-        solutions[:, self.free] = plain
-        return solutions
-
-
-def diagonal(program: ConeProgram) -> np.ndarray:
-    """(K,) what the ridge is a share of: squared norms, those near zero raised."""
-    return np.maximum(program.norms, NORM_RANGE * program.norms.max()) ** 2
 
 
 def _keep_a_positive(program: ConeProgram, sides: Sides) -> None:

@@ -17,16 +17,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from capo_ds.aggregation.exchange import FreeSystem, Sides, diagonal, faces
+from capo_ds.aggregation.exchange import Sides, faces
+from capo_ds.aggregation.free_system import FreeSystems
 from capo_ds.aggregation.program import ConeProgram
 
 START = 0.1
 MOST = 1e4  # no ridge above this is tried
 LEAST = 1e-12
 FIRST_STEP = 2.0  # of log10 delta
-LEAST_STEP, MOST_STEP = 0.05, 4.0
+LEAST_STEP, MOST_STEP = 0.005, 4.0
 EASY, HARD = 3, 6  # rounds below, above which the step grows, shrinks
-SETTLED = 0.01  # share of the free samples that may still move when the ridge shrinks on
+SETTLED = 0.003  # share of the free samples that may still move when the ridge shrinks on
 REFINEMENTS = 2
 
 
@@ -74,12 +75,13 @@ def apex(program: ConeProgram, sides: Sides) -> tuple[np.ndarray, np.ndarray] | 
     instead of zero. In v it is no error: with the ridge v is the smallest of all such v, and only
     that one is sure to lie within the bounds.
     """
-    system = FreeSystem.factor(program, np.flatnonzero(sides.free), LEAST)
-    if system is None:
-        return None
+    systems = FreeSystems(program, LEAST)
     fixed = np.where(sides.upper, program.price, 0.0)
     rights = np.stack([-program.linear, -(program.gram @ fixed)])
-    u, v = system.solve(rights, np.array([0.0, 1.0]))
+    solved = systems.solve(sides.free, rights, np.array([0.0, 1.0]))
+    if solved is None:
+        return None
+    u, v = solved
     for _ in range(REFINEMENTS):
-        u = system.solve(rights[:1] + LEAST * diagonal(program) * u, np.zeros(1))[0]
+        u = systems.solve(sides.free, rights[:1] + systems.own * u, np.zeros(1))[0]
     return v + fixed, u

@@ -19,6 +19,7 @@ CERTIFIED = 1e-7  # relative gap of an optimal answer
 POLISH_FROM = (1e-2, 1e-5, 1e-8)  # gaps at which the active set of an iterate is tried
 POLISHED = 1e-9  # gap that a polished answer must have to end the iteration
 CLOSE = 1e-2  # gap from which an exchanged answer is worth polishing
+NEAR = 1e-5  # the same, of exchanges that came to no end
 CLEAR = 1e-3  # share of sum xi_i ||g_i|| above which a certified dg is not zero
 ACTIVE = 1e-6  # Clarabel's weights below this share of the largest are at their bound
 USABLE = 1e-3  # with more than this there is no answer
@@ -134,7 +135,7 @@ def _exchanged(program: ConeProgram, sides: Sides, spent: int) -> Solution | Non
     xi, gap = found.xi, found.gap
     if xi is None:
         return None
-    if POLISHED < gap <= CLOSE:
+    if POLISHED < gap <= (CLOSE if found.face else NEAR):
         xi, gap = polish(program, xi, _between_bounds(program, xi, margin=0.0))
     # Where dg may be zero not any optimal point counts, but the nearest to c.
     if not gap <= POLISHED or (optimum_is_zero(program, xi) and _short(program, xi)):
@@ -221,11 +222,13 @@ def _projected(
     program: ConeProgram, xi: np.ndarray, step: np.ndarray, iterations: int, fallback: bool
 ) -> Solution:
     """xi of value 0 with the optimal point nearest to c; with `step` if that cannot be had."""
-    followed, spent = ridge.follow(program, Sides.worst_aligned(program))
-    solution = _apex(program, followed, iterations + spent) if followed else None
-    if solution:
-        return replace(solution, fallback=fallback)
-    return Solution(xi, step, False, program.gap(xi, step), iterations + spent, fallback)
+    if len(program.linear) <= DIRECT:  # larger programs have been through this
+        followed, spent = ridge.follow(program, Sides.worst_aligned(program))
+        iterations += spent
+        solution = _apex(program, followed, iterations) if followed else None
+        if solution:
+            return replace(solution, fallback=fallback)
+    return Solution(xi, step, False, program.gap(xi, step), iterations, fallback)
 
 
 def _indefinite(gram: np.ndarray) -> bool:
