@@ -35,6 +35,7 @@ SHOWN = (
     "mean, clipped",
     "mean, fixed_length",
     "capo 0.5, groups",
+    "capo auto",
 )
 # Pairs of methods, whose differences stand in a table of their own: (setting, method, minus this).
 COMPARED = (
