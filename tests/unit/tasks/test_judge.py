@@ -62,9 +62,9 @@ def test_a_killed_child_uses_no_more_time_and_another_is_forked():
     worker.time_limit = 0.5
     assert worker.ask(*ENDLESS).comparison is Comparison.TIMED_OUT
     assert not child.is_running()
-    start = time.process_time()
     assert worker.ask("3x", "x+2x").comparison is EQUAL
-    assert time.process_time() - start < 0.5
+    (child,) = psutil.Process(worker._process.pid).children()
+    assert sum(child.cpu_times()[:2]) < 0.3  # forked: importing SymPy anew would take longer
 
 
 def test_time_that_the_machine_takes_is_not_the_answers():
