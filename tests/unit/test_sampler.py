@@ -285,13 +285,15 @@ class TestColocated:
         """vLLM's own way with a known LoRA id: new files, and the old weights without a word."""
         from vllm.lora.request import LoRARequest
 
+        from capo_ds.rollout.vllm_internals import ADAPTER_ID
+
         check = probe(vllm, policy, config)
         check.check()
         move(policy, 0.05, seed=2)
 
         def from_disk(tensors, settings):
             policy.save_pretrained(tmp_path)
-            request = LoRARequest("policy", adapter.ADAPTER_ID, str(tmp_path))
+            request = LoRARequest("policy", ADAPTER_ID, str(tmp_path))
             vllm._llm.llm_engine.add_lora(request)
             assert vllm._llm.reset_prefix_cache()
 
