@@ -13,7 +13,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from capo_ds.config import ConfigError, parse_config
 from capo_ds.models import load_policy, load_tokenizer, token_log_probs
-from capo_ds.rollout import adapter, colocated
+from capo_ds.rollout import colocated
 from capo_ds.rollout.adapter import adapter_settings, adapter_tensors
 from capo_ds.rollout.base import Draw, Rollout, Truncation, end_tokens, request_seed
 from capo_ds.rollout.colocated import ColocatedSampler
