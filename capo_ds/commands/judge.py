@@ -1,7 +1,7 @@
 r"""Grade one answer against one reference, and explain.
 
     python launchers/judge.py '1 4/5' '\frac{9}{5}'
-    capo judge -- '-2\le x\le 7' '[-2,7]'
+    capo judge '-2\le x\le 7' '[-2,7]'
 
 Tells right, wrong, unparsed or timed out, the types that the two were read as, and why. Of an
 ANSWER with a \boxed{...} in it the format is judged as well. The exit status is 0 if it is right,
@@ -31,7 +31,10 @@ def main() -> None:
         default=defaults.time_limit,
         help="seconds",
     )
-    args = parser.parse_args()
+    given = sys.argv[1:]
+    if "--" not in given and len(given) > 1 and given[-2] != "--time-limit":
+        given.insert(-2, "--")  # so that an answer may begin with a minus
+    args = parser.parse_args(given)
     verdict = judged(args.answer, args.reference, args.time_limit)
     print(told(verdict))
     sys.exit(0 if verdict.correct else 1)

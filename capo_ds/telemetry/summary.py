@@ -39,8 +39,7 @@ def startup_summary(
         f"{samples} samples a step, up to {rollout.max_new_tokens} tokens, "
         f"temperature {rollout.temperature:g}, sampler {rollout.sampler}, importance correction "
         f"{rollout.importance_correction}" + (OFF_POLICY if rollout.truncates else ""),
-        "aggregator": config.aggregator
-        + (f" {_values(config.capo)}" if config.aggregator == "capo" else ""),
+        "aggregator": _aggregator_row(config),
         "gradients": _gradients_row(config, store),
         "objective": _values(objective),
         "optimizer": _values(config.optimizer),
@@ -51,6 +50,20 @@ def startup_summary(
     lines = (f"{name:>{width}}  {value}" for name, value in rows.items())
     told = "\n".join(line.replace("\n", "\n" + " " * width) for line in lines)
     return wrapped(told, columns(sys.stdout), indent=width + 2)
+
+
+def _aggregator_row(config: Config) -> str:
+    """Its name and options, and what it is given where that is not the plain gradients."""
+    told = config.aggregator
+    if config.aggregator in Config.aggregators_with_sections():
+        told += f" {_values(getattr(config, config.aggregator))}"
+    if config.aggregator_options:
+        told += (
+            f" {', '.join(f'{key} {value}' for key, value in config.aggregator_options.items())}"
+        )
+    plain = type(config.program)().model_dump()
+    chosen = {k: v for k, v in config.program.model_dump().items() if v != plain[k]}
+    return told + "".join(f"; program.{key} {value}" for key, value in chosen.items())
 
 
 def signal_hint(metrics: list[dict[str, float]]) -> str | None:
