@@ -25,7 +25,8 @@ def check(config: Config) -> None:
     """Raises `ConfigError` for a part that is not there, or options that it does not take."""
     make_aggregator(config)
     make_objective(config.objective)
-    sketches(config.gradients, [])
+    if config.gradients.sketch != "none":
+        _sketch(config.gradients)
     sampler_maker(config)
     for section, entries in (
         ("task", config.task.entries),
@@ -67,8 +68,7 @@ def sketches(
     """
     if settings.sketch == "none":
         return None
-    key, given = "gradients.sketch", ("shapes", "dim", SEED)
-    make = find_part("sketch", key, settings.sketch, settings.sketch_options, given=given)
+    key, make = "gradients.sketch", _sketch(settings)
 
     def sketch(seed: int) -> Sketch:
         return make(shapes, settings.sketch_dim, seed)
@@ -83,3 +83,14 @@ def sketches(
             f"{type(made).__name__}"
         )
     return sketch
+
+
+def _sketch(settings: GradientsConfig) -> Callable[..., Sketch]:
+    """The sketch's class with its options in it. Raises `ConfigError`."""
+    return find_part(
+        "sketch",
+        "gradients.sketch",
+        settings.sketch,
+        settings.sketch_options,
+        given=("shapes", "dim", SEED),
+    )

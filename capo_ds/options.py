@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, get_type_hints
 
-from pydantic import StrictBool, StrictInt, ValidationError, create_model
+from pydantic import PydanticUserError, StrictBool, StrictInt, ValidationError, create_model
 
 from capo_ds.config.errors import ConfigError
 from capo_ds.config.section import Number, Section
@@ -51,7 +51,13 @@ def check_options(
     fields: dict[str, Any] = {
         option: (_type(parameter), ...) for option, parameter in known.items() if option in options
     }
-    section = create_model("Options", __base__=Section, **fields)
+    try:
+        section = create_model("Options", __base__=Section, **fields)
+    except (PydanticUserError, TypeError) as error:
+        raise ConfigError(
+            f"{key}: the annotations of {name}'s options cannot be checked: {error}; use "
+            "plain types, or leave them out"
+        ) from error
     try:
         values = section.model_validate({option: options[option] for option in fields})
     except ValidationError as error:

@@ -110,8 +110,7 @@ class Trainer:
         if the run was interrupted before its end."""
         train = self.config.train
         if self.state.step >= train.steps:
-            whole = self.folder / "adapter" / "tokenizer_config.json"  # what is written last
-            if not comm.on_main("resume", whole.exists):
+            if not comm.on_main("resume", self._ended):
                 self._end()
             elif comm.is_main():
                 print(
@@ -174,7 +173,17 @@ class Trainer:
     def _finish(self) -> None:
         """Complete the adapter's folder, and print and draw the run's summary."""
         self.tokenizer.save_pretrained(self.folder / "adapter")
+        self._end_mark.write_text(str(self.state.step))  # what is written last
         closing_words(self.folder, self.state.accuracy)
+
+    @property
+    def _end_mark(self) -> Path:
+        return self.folder / "adapter" / ".step"
+
+    def _ended(self) -> bool:
+        """Whether the adapter's folder is whole, and of the step that the run is at."""
+        mark = self._end_mark
+        return mark.exists() and mark.read_text() == str(self.state.step)
 
     def _step(self, step: int, recorder: Recorder | None) -> dict[str, float]:
         """Sample and judge responses to one step's prompts, and learn from them; the metrics."""

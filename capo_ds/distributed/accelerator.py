@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from capo_ds.config import ConfigError
+from capo_ds.distributed.launch import ranks_here
 
 CHOICE = "DS_ACCELERATOR"  # DeepSpeed's own variable
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -39,14 +40,15 @@ def settle(devices: Path = Path("/dev")) -> None:
             )
         os.environ[CHOICE] = "cpu"  # DeepSpeed would look for others first, with a warning per rank
         return
-    count, rank = torch.cuda.device_count(), int(os.environ["LOCAL_RANK"])
-    if count == 1:
-        os.environ["LOCAL_RANK"] = "0"
-    elif rank >= count:
+    count, ranks = torch.cuda.device_count(), ranks_here()
+    own = count == 1 and os.environ.get(VISIBLE)  # each task may see another one
+    if ranks > count and not own:  # told by every rank, since only the first is heard
         raise ConfigError(
-            f"local rank {rank} has no GPU: {count} are visible; start one rank a GPU "
+            f"{ranks} ranks on this machine, and {count} visible GPUs: start one rank a GPU "
             f"(deepspeed --num_gpus {count}), or make more visible with {VISIBLE}"
         )
+    if count == 1:
+        os.environ["LOCAL_RANK"] = "0"
 
 
 def _gpus(devices: Path) -> str:

@@ -80,6 +80,12 @@ def read_deepspeed_json(path: str) -> dict[str, Any]:
     for key in DECIDED_ELSEWHERE:
         if key in settings:
             raise ConfigError(f"deepspeed: {path} sets {key!r}; remove it, the YAML decides that")
+    for key in ("bf16", "fp16", "zero_optimization"):
+        if not isinstance(settings.get(key, {}), dict):
+            raise ConfigError(
+                f"deepspeed: {path}: {key!r} is {settings[key]!r}, not an object; write "
+                "{...}, or leave it out"
+            )
     for key in ("bf16", "fp16"):
         if settings.get(key, {}).get("enabled"):
             raise ConfigError(

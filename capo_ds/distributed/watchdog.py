@@ -88,8 +88,11 @@ class Watchdog:
 
     def tell(self, error: str) -> None:
         """Make an error of this rank known, unless a peer was first; lasts until all have read."""
-        if not self._store.check([FAILURE]):
-            self._store.set(FAILURE, error)
+        try:
+            if not self._store.check([FAILURE]):
+                self._store.set(FAILURE, error)
+        except dist.DistError:
+            pass  # rank 0 is gone, and no store is left to tell: this rank's own error stands
         self._stopping.set()
         time.sleep(3 * POLL)  # rank 0 must outlive it: the store lives in its process
 
@@ -135,13 +138,15 @@ class Watchdog:
                 )
                 return
             for rank, (silence, sign) in enumerate(zip(signs, self._signs, strict=True)):
-                if self._rank == 0 and silence.after(sign) > SILENCE and sign != ENDED:
+                # A rank without any sign has not come yet: that is the group's time-out to judge.
+                known = self._rank == 0 and sign not in ("", ENDED)
+                if silence.after(sign) > SILENCE and known:
                     self._bury(rank, sign)
                     return
 
     def _bury(self, rank: int, sign: str) -> None:
         """Tell all that a rank is dead, and end."""
-        _, machine, doing = sign.split(" ", 2) if sign else ("", "an unknown machine", "start-up")
+        _, machine, doing = sign.split(" ", 2)
         text = (
             f"rank {rank} on {machine} has not been heard of for {SILENCE:.0f} s; it was at "
             f"{doing!r}: the process, its machine or the link to it is gone"

@@ -179,7 +179,10 @@ class Writers:
             return
         check("deepspeed", monitor, RELIED_ON["csv_monitor"])
         for path in Path(monitor.log_dir).glob("*.csv"):
-            header, *rows = path.read_text().splitlines(keepends=True)
+            if not (lines := path.read_text().splitlines(keepends=True)):
+                path.unlink()  # opened and never written: a full disk, or a kill
+                continue
+            header, *rows = lines
             whole = [row for row in rows if row.endswith("\n") and int(row.split(",")[0]) < step]
             path.write_text("".join([header, *whole]))
             monitor.filenames.append(path.stem)

@@ -130,6 +130,8 @@ class PerSampleGradients:
             )
 
     def _begin_pass(self, _: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        if not torch.is_grad_enabled():
+            return  # a reference's pass between a pass and its backward, which may run it anew
         given = (kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args)
         batch = next(value for value in given if value is not None)
         self._pass = Pass(self._pass.number + 1, *batch.shape[:2])

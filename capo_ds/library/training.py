@@ -18,6 +18,7 @@ from capo_ds.distributed import comm
 from capo_ds.telemetry.metrics import read_metrics
 
 GROUP = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_ranks = 1  # of the first group that was made in this process
 
 
 @dataclass(frozen=True)
@@ -101,9 +102,16 @@ def _process_group(config: Config) -> Iterator[None]:
         cli.check(config)
         yield
         return
+    global _ranks
+    if _ranks > 1:  # the launcher's store still has the addresses of the group before
+        raise ConfigError(
+            f"a second Trainer in the processes of {_ranks} ranks: ranks meet once in a process; "
+            "launch the script once for each run"
+        )
     before = {name: os.environ.get(name) for name in GROUP}
     try:
         cli.start(config)
+        _ranks = comm.world_size()
         yield
     finally:
         comm.finish()

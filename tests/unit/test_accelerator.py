@@ -69,18 +69,30 @@ def test_an_old_driver_is_named_with_the_one_needed(machine, monkeypatch):
         accelerator.settle(machine / "dev")
 
 
-@pytest.mark.parametrize(("visible", "rank", "taken"), [(1, 3, "0"), (4, 3, "3")])
-def test_one_visible_gpu_is_this_ranks(machine, monkeypatch, visible, rank, taken):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
-    monkeypatch.setenv("LOCAL_RANK", str(rank))
+@pytest.fixture
+def gpus(machine, monkeypatch):
+    """Called with the number of visible GPUs, of ranks here, and this one's number."""
+
+    def make(count: int, ranks: int, rank: int) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+        monkeypatch.setenv("LOCAL_RANK", str(rank))
+
+    return make
+
+
+@pytest.mark.parametrize(("count", "taken"), [(1, "0"), (4, "3")])
+def test_one_visible_gpu_is_this_ranks(machine, gpus, monkeypatch, count, taken):
+    gpus(count, 4, 3)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")  # as SLURM does, for each task its own
     accelerator.settle(machine / "dev")
     assert os.environ["LOCAL_RANK"] == taken
 
 
-def test_more_ranks_than_gpus_are_refused(machine, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setenv("LOCAL_RANK", "2")
-    with pytest.raises(ConfigError, match="local rank 2 has no GPU: 2 are visible"):
-        accelerator.settle(machine / "dev")
+@pytest.mark.parametrize("count", [1, 2])
+def test_more_ranks_than_gpus_are_refused_on_all_ranks(machine, gpus, count):
+    for rank in range(4):
+        gpus(count, 4, rank)
+        with pytest.raises(ConfigError, match=f"4 ranks on this machine, and {count} visible"):
+            accelerator.settle(machine / "dev")

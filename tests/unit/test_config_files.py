@@ -5,6 +5,7 @@ import pytest
 from capo_ds.config import ConfigError, config_reference, load_config, parse_config
 from capo_ds.config.foreign import KEYS, NOTES
 from capo_ds.config.text import parse_yaml
+from capo_ds.distributed.deepspeed_json import read_deepspeed_json
 
 PATHS = {
     "model.path": "~/m",
@@ -128,3 +129,11 @@ def test_what_is_proposed_exists():
     words = [word for told in (*KEYS.values(), *NOTES) for word in told.split()]
     assert len(words) == len(set(words))
     assert not set(words) & {key for key in known}
+
+
+@pytest.mark.parametrize("text", ['{"bf16": true}', '{"fp16": null}', '{"zero_optimization": 2}'])
+def test_a_section_of_deepspeeds_json_that_is_none_is_refused(text, tmp_path):
+    file = tmp_path / "slip.json"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match="not an object"):
+        read_deepspeed_json(str(file))
