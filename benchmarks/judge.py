@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from judged.forms import Pair  # noqa: E402
 from judged.pairs import make_pairs  # noqa: E402
 
-from capo_ds.plugins import load_function  # noqa: E402
+from capo_ds.plugins import named  # noqa: E402
 from capo_ds.tasks.judge import Judge  # noqa: E402
 from capo_ds.tasks.worker import Comparison  # noqa: E402
 
@@ -183,7 +183,7 @@ def main() -> None:
         graders["math-verify"] = by_math_verify
         for entry in args.grader:
             name, _, function = entry.partition("=")
-            graders[name] = by_function(load_function("--grader", function))
+            graders[name] = by_function(named("--grader", function))
     results = measure(graders, pairs)
     print(table(results), family_table(results), sep="\n\n")
     if args.ours or args.family:

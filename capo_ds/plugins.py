@@ -84,20 +84,6 @@ def options_key(key: str) -> str:
     return f"{section}.{beside}" if section else beside
 
 
-@cache
-def load_function(key: str, name: str) -> Callable[..., Any]:
-    """What `file.py:function` names: a function, or any other object that can be called.
-
-    A class is called without arguments, once, and its object is what is called from then on.
-    key: of the config, for messages.
-
-    Raises:
-        ConfigError: no such file or function, or the file does not run.
-    """
-    function = named(key, name)
-    return _made(key, name, function) if isinstance(function, type) else function
-
-
 def named(key: str, name: str) -> Callable[..., Any]:
     """What `file.py:NAME` names: a function, a class, or another object that can be called.
 
@@ -118,17 +104,6 @@ def named(key: str, name: str) -> Callable[..., Any]:
     if not callable(part):
         raise ConfigError(f"{key}: {file} has no function {attribute!r}")
     return part
-
-
-@cache
-def _made(key: str, name: str, kind: type) -> Any:
-    try:
-        return kind()
-    except Exception as error:
-        raise ConfigError(
-            f"{key}: the class of {name} is made without arguments, but: {what(error)}; make an "
-            "object of it in the file, and name that"
-        ) from error
 
 
 @cache

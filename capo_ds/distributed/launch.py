@@ -117,9 +117,8 @@ class Launcher:
         process = psutil.Process()
         self._chain.append((process, process.ppid()))
         parent = process.parent()
-        if (
-            parent and DEEPSPEED_NODE in parent.cmdline()
-        ):  # deepspeed starts a launcher on each node
+        # deepspeed starts a launcher on each node, which outlives the first one.
+        if parent and DEEPSPEED_NODE in parent.cmdline():
             self._chain.append((parent, parent.ppid()))
 
     def gone(self) -> bool:

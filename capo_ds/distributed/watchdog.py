@@ -74,7 +74,7 @@ class Watchdog:
         if self._rank == 0:  # or reading them would wait for those that have not started
             for rank in range(self._ranks):
                 self._store.compare_set(SIGN.format(rank), "", "")
-        self._signs = [""] * self._ranks  # as rank 0 has last read them
+        self._signs = [""] * self._ranks  # as rank 0 has last read them; elsewhere they stay so
         self._answers = 0  # of the store
         self._lost = False  # the connection, at once: rank 0's process is gone
         self._stopping = threading.Event()
@@ -123,34 +123,37 @@ class Watchdog:
 
     def _watch(self) -> None:
         launcher, answers, gone = Launcher(), Silence(), Silence()
-        signs = [Silence() for _ in range(self._ranks)]
-        while not self._stopping.wait(POLL):
+        signs = [Silence() for _ in self._signs]
+
+        def trouble() -> str | None:
+            """What ends this rank; None while all is well."""
             if launcher.gone():
-                self._on_failure("the launcher of this rank is gone")
-                return
-            if self._lost and gone.after(True) > LEAVING:
-                self._on_failure(f"rank 0 is gone, and its store at {self._address} with it")
-                return
-            if not self._lost and answers.after(self._answers) > SILENCE:
-                self._on_failure(
+                return "the launcher of this rank is gone"
+            if self._lost:
+                if gone.after(True) > LEAVING:
+                    return f"rank 0 is gone, and its store at {self._address} with it"
+            elif answers.after(self._answers) > SILENCE:
+                return (
                     f"no answer from rank 0's store at {self._address} for {SILENCE:.0f} s, while "
                     f"this rank was at {self._doing()!r}: that machine or the link to it is gone"
                 )
-                return
             for rank, (silence, sign) in enumerate(zip(signs, self._signs, strict=True)):
                 # A rank without any sign has not come yet: that is the group's time-out to judge.
-                known = self._rank == 0 and sign not in ("", ENDED)
-                if silence.after(sign) > SILENCE and known:
-                    self._bury(rank, sign)
-                    return
+                if silence.after(sign) > SILENCE and sign not in ("", ENDED):
+                    self.tell(dead := _obituary(rank, sign))
+                    return dead
+            return None
 
-    def _bury(self, rank: int, sign: str) -> None:
-        """Tell all that a rank is dead, and end."""
-        _, machine, doing = sign.split(" ", 2)
-        text = (
-            f"rank {rank} on {machine} has not been heard of for {SILENCE:.0f} s; it was at "
-            f"{doing!r}: the process, its machine or the link to it is gone"
-        )
-        self._store.set(FAILURE, text)
-        time.sleep(3 * POLL)
-        self._on_failure(text)
+        while not self._stopping.wait(POLL):
+            if told := trouble():
+                self._on_failure(told)
+                return
+
+
+def _obituary(rank: int, sign: str) -> str:
+    """Of a rank, by the last sign that it gave."""
+    _, machine, doing = sign.split(" ", 2)
+    return (
+        f"rank {rank} on {machine} has not been heard of for {SILENCE:.0f} s; it was at "
+        f"{doing!r}: the process, its machine or the link to it is gone"
+    )

@@ -5,7 +5,7 @@ import pytest
 
 from capo_ds.aggregation import GramProblem, aggregate, own_aggregator
 from capo_ds.config import ConfigError
-from capo_ds.plugins import load_function
+from capo_ds.plugins import named
 
 SOURCE = """
 def positives(problem):
@@ -36,7 +36,7 @@ def file(tmp_path):
 
 
 def own(name):
-    return own_aggregator(name, load_function("aggregator", name))
+    return own_aggregator(name, named("aggregator", name))
 
 
 def test_its_coefficients_are_applied(file, problem):

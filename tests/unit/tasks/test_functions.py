@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from capo_ds.config import ConfigError, RewardConfig
-from capo_ds.plugins import load_function
+from capo_ds.plugins import named
 from capo_ds.tasks import Problem, Scorer
 
 PROBLEM = Problem(prompt="?", answer="16", columns={"level": 3})
@@ -126,16 +126,16 @@ def test_a_file_runs_once_under_every_name(judge, file):
     rewards(judge, file, "plain", "array")
     rewards(judge, link, "plain")
     assert file.with_name(file.name + ".runs").read_text() == "x"
-    module = sys.modules[load_function("reward.functions", f"{file}:plain").__module__]
+    module = sys.modules[named("reward.functions", f"{file}:plain").__module__]
     assert pickle.loads(pickle.dumps(module.Case(3))) == module.Case(3)
 
 
 def test_a_file_that_leaves_and_one_with_the_name_of_a_library(tmp_path):
     (tmp_path / "leaves.py").write_text("import sys\nsys.exit(0)\n")
     with pytest.raises(ConfigError, match="does not run: SystemExit: 0"):
-        load_function("reward.functions", f"{tmp_path}/leaves.py:f")
+        named("reward.functions", f"{tmp_path}/leaves.py:f")
     (tmp_path / "json.py").write_text("def f(completions): return []\n")
-    load_function("reward.functions", f"{tmp_path}/json.py:f")
+    named("reward.functions", f"{tmp_path}/json.py:f")
     import json
 
     assert json.loads("1") == 1
@@ -144,4 +144,4 @@ def test_a_file_that_leaves_and_one_with_the_name_of_a_library(tmp_path):
     (package / "__init__.py").write_text("")
     (package / "part.py").write_text("X = 1\n")
     (package / "own.py").write_text("from .part import X\ndef f(completions): return X\n")
-    assert load_function("reward.functions", f"{package}/own.py:f")([]) == 1
+    assert named("reward.functions", f"{package}/own.py:f")([]) == 1
