@@ -135,6 +135,7 @@ CELLS: list[tuple[str, tuple[str, ...]]] = [
     ("apart", ("norm ball", "PCGrad", "CAGrad", "capo 0.1", "ConFIG", "MGDA")),
     ("apart", ("capo 0.5, groups", "capo 0.5, half positive")),
     ("embedded", ("capo auto, groups", "capo 0.5, groups, half positive")),
+    ("noise", ("mean, geometric median",)),
     ("noise", ("capo 0.5, groups", "capo 0.5, half positive", "capo auto")),
     ("apart", ("UPGrad",)),
     ("embedded", ("capo 0.5, layers",)),
