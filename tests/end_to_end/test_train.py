@@ -33,6 +33,7 @@ SMALL = {
     "train.eval_every": 2,
     "train.save_every": 2,
     "objective.minibatches": 2,
+    "capo.radius": "auto",  # what it remembers is part of a checkpoint
 }
 
 
