@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
@@ -101,7 +101,9 @@ class CapoEngine:
                 self._engine.backward(surrogate)
             norm = None
             if self._zero.stage == 0:  # the engine tells no norm; the reduced gradient is at hand
-                norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters])
+                norm = torch.nn.utils.get_total_norm(
+                    [p.grad for p in self.parameters if p.grad is not None]
+                )
             self._engine.step()
         return float(self._engine.get_global_grad_norm() if norm is None else norm)
 
@@ -170,8 +172,8 @@ class CapoEngine:
                     "another train.output_dir"
                 )
 
-    def _from_main(self, value: Tensor | None, shape: tuple[int, int]) -> Tensor:
-        if not comm.is_main():
+    def _from_main(self, value: Tensor | None, shape: Sequence[int]) -> Tensor:
+        if value is None or not comm.is_main():
             value = torch.empty(shape)
         value = value.to(comm.device())
         comm.broadcast_tensor(value)

@@ -35,6 +35,7 @@ class Store(Protocol):
         coefficients: (n,), or (factors, n) with a row for each factor.
         alike: the coefficient of all samples of all ranks, where they have but one.
         """
+        ...
 
     def discard(self, samples: Tensor) -> None:
         """Keep a NaN of some samples out of later sums. samples: (n,) of bool."""
@@ -169,7 +170,7 @@ class SketchStore:
     def combine(self, coefficients: Tensor, alike: float | None = None) -> list[Tensor]:
         """Takes one coefficient a sample: rows of factors must be the same."""
         if alike is not None:
-            return torch._foreach_mul(self.total, alike)
+            return [alike * total for total in self.total]
         return self.weighted_sum(coefficients.expand(len(self.total), -1)[0])
 
     def discard(self, samples: Tensor) -> None:

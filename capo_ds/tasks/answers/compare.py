@@ -198,9 +198,9 @@ class Comparer:
 
     def _quantities(self, expected: Value, answer: Value) -> None:
         """A unit may be left out on either side."""
-        if isinstance(expected, Quantity) and isinstance(answer, Quantity):
-            if expected.unit != answer.unit:
-                raise Mismatch(f"the unit is {_told(answer.unit)}, not {_told(expected.unit)}")
+        units = [v.unit for v in (expected, answer) if isinstance(v, Quantity)]
+        if units[0] != units[-1]:
+            raise Mismatch(f"the unit is {_told(units[-1])}, not {_told(units[0])}")
         inner = [v.value if isinstance(v, Quantity) else v for v in (expected, answer)]
         return self.check(*inner)
 

@@ -160,9 +160,9 @@ def _labelled(label: Value, value: Value) -> Value:
     node = _label(label)
     if isinstance(value, Collection) and not value.braced:  # x = plus-minus 3
         return Collection(tuple(Labelled(node, item) for item in value.items))
-    if isinstance(value, Expression) and node.head != "call":
-        if variables(node) & variables(value.node):
-            return Relation(plain(label), "=", value.node)
+    named = set() if node.head == "call" else variables(node)
+    if isinstance(value, Expression) and named & variables(value.node):
+        return Relation(plain(label), "=", value.node)
     return Labelled(node, value)
 
 
