@@ -31,6 +31,7 @@ from capo_ds.distributed import comm
 from capo_ds.distributed.engine import CapoEngine
 from capo_ds.gradients.per_sample import PerSampleGradients
 from capo_ds.gradients.store import GradientStore
+from capo_ds.learning.micro_batches import micro_batches
 from capo_ds.log_probs import largest_logit, log_prob_bound, token_log_probs
 from capo_ds.rollout.base import Draw, Rollout, assemble, model_context
 from capo_ds.rollout.hf import HuggingFaceSampler
@@ -45,10 +46,6 @@ SEED = 20  # of the noise and of the sampling
 REPEATED = 0.1
 GRADIENTS = {"float32": 1e-3, "bfloat16": 0.2}
 SAVING = "train.output_dir: what the run will save cannot be saved in a rehearsal:"
-MICRO_BATCH_REMEDY = (
-    "set train.micro_batch_size to 1 and rollout.batch_size to rollout.group_size, so that rows of "
-    "unequal length never share a pass; or choose another model"
-)
 
 
 @dataclass
@@ -166,14 +163,15 @@ def _measure(
         )
 
     factors = [p for p in policy.parameters() if p.requires_grad]
-    micro_batch = config.train.micro_batch_size
     with _random_numbers_kept(), _moved(factors, passes.whole), torch.no_grad():
         where.append("sampling with the model's cache")
         sampled = config.rollout.sampler == "hf"
         with passes.gathered():
             rows = _sample(config, policy, prompts) if sampled else _cut_in_two(policy, prompts)
-        rows = rows.take(rows.lengths.argsort(stable=True))
-        parts = [rows.take(part) for part in torch.arange(len(rows)).split(micro_batch)]
+        rows = rows.take(rows.widths.argsort(stable=True))
+        parts = [
+            rows.take(list(part)) for part in micro_batches(rows.widths.tolist(), config.train)
+        ]
         where.append("a pass over a batch of rows")
         together = [log_probs(part) for part in parts]
         again = [log_probs(part) for part in parts]
@@ -193,7 +191,7 @@ def _measure(
             )
         if config.uses_per_sample_gradients:
             where.append("a backward pass that keeps samples apart")
-            some = rows.take([0, len(rows) - 1][: max(1, min(2, micro_batch))])
+            some = rows.take([0, len(rows) - 1][: max(map(len, parts))])
             with torch.enable_grad():
                 findings.gradient = _gradient_error(policy, lambda: log_probs(some).sum(1), passes)
     return findings
@@ -211,14 +209,17 @@ def _judge(config: Config, policy: PeftModel, found: Findings) -> None:
         )
     if not found.alone <= bound:
         raise ConfigError(
-            f"{start}a row's log-probabilities depend on the rows beside it: alone and in a padded "
-            f"batch they differ by {found.alone:.3g} nats a token; {MICRO_BATCH_REMEDY}"
+            f"{start}a row's log-probabilities depend on the rows beside it: alone and in a batch "
+            f"they differ by {found.alone:.3g} nats a token; set train.micro_batch_size to 1, or "
+            "choose another model"
         )
     if found.sampler is not None and not found.sampler <= bound:
         raise ConfigError(
             f"{start}decoding with its cache and the training pass differ by {found.sampler:.3g} "
-            "nats a token, so what is sampled is not what is trained; set rollout.sampler to vllm "
-            "(or model.attn_implementation to eager), or choose another model"
+            "nats a token, so what is sampled is not what is trained; set rollout.batch_size to "
+            "rollout.group_size (prompts of unequal length then never share a pass, where their "
+            "padding may be felt), rollout.sampler to vllm, or model.attn_implementation to eager; "
+            "or choose another model"
         )
     if found.gradient is not None and not found.gradient <= GRADIENTS[config.model.dtype]:
         raise ConfigError(

@@ -76,11 +76,10 @@ def test_a_model_whose_padding_reaches_its_states_is_refused_unless_alone(tmp_pa
     build_listed("rwkv", tmp_path)
     config = settings(str(tmp_path), lora_targets="all-linear")
     policy = load_policy(config.model, seed=0)
-    with pytest.raises(ConfigError, match=r"rwkv.*rows beside it.*train\.micro_batch_size to 1"):
+    with pytest.raises(ConfigError, match=r"rwkv.*decoding with its cache.*rollout\.batch_size to"):
         rehearse(config, policy, PROMPTS)
     alone = config.model_copy(
         update={
-            "train": config.train.model_copy(update={"micro_batch_size": 1}),
             "rollout": config.rollout.model_copy(update={"batch_size": 2}),
         }
     )
