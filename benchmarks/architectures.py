@@ -238,7 +238,7 @@ MODELS: dict[str, Tiny] = {
     "xlstm": Tiny(
         "hybrid",
         TEXT
-        | {"embedding_dim": 32, "num_heads": 4, "num_blocks": 2, "chunk_size": 16}
+        | {"hidden_size": 64, "num_heads": 4, "num_blocks": 2, "chunk_size": 16}
         | {"qk_dim_factor": 1.0, "mode": "inference"},
     ),
     "rwkv": Tiny("hybrid", TEXT | {"attention_hidden_size": 32, "context_length": 256}),

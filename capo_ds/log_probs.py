@@ -30,26 +30,52 @@ def token_log_probs(
 ) -> Tensor:  # (B, T)
     """Log-probability of each completion token at the sampling temperature; 0 at padding.
 
+    Rows begin with their first real token, so that padding stands behind them only: no model that
+    is causal can see it, not even through a state that it carries from token to token.
+
     The output layer makes log-probabilities where it would make logits, for completion tokens
     only. The pass goes through the whole model all the same, so that hooks on any module (ZeRO
     3's, which gather its weights) run as in an ordinary one. Of a model that changes the logits
     after its output layer (soft caps, scales), the logits of all completion tokens are held.
     """
-    length = completion_mask.shape[1]
-    targets = input_ids[:, -length:][completion_mask]  # (tokens,)
+    rows = _without_left_padding(input_ids, attention_mask, completion_mask)
+    input_ids, attention_mask, counted = rows
+    targets = input_ids[counted]  # (tokens,)
+    predicting = counted.roll(-1, 1)  # the places before those
+    kept = predicting.shape[1] - int(predicting.any(0).int().argmax())
+    predicting = predicting[:, -kept:]
     if getattr(policy, WHOLE_LOGITS, False):
-        logits = _logits(policy, input_ids, attention_mask, length + 1)[:, -length - 1 : -1]
-        values = _of_logits(logits[completion_mask], targets, temperature)
+        logits = _logits(policy, input_ids, attention_mask, kept)[:, -kept:]
+        values = _of_logits(logits[predicting], targets, temperature)
         return values.new_zeros(completion_mask.shape).masked_scatter(completion_mask, values)
     head = policy.get_output_embeddings()
 
     def log_probs(hidden: Tensor) -> Tensor:
-        hidden = hidden[:, -length - 1 : -1][completion_mask]  # (tokens, H), predicting the next
+        hidden = hidden[:, -kept:][predicting]  # (tokens, H)
         return linear_log_probs(hidden, head.weight, head.bias, targets, temperature)
 
     with _forward_replaced(head, log_probs):
-        values = _logits(policy, input_ids, attention_mask, length + 1)
+        values = _logits(policy, input_ids, attention_mask, kept)
     return values.new_zeros(completion_mask.shape).masked_scatter(completion_mask, values)
+
+
+def _without_left_padding(
+    input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Token ids, attention mask and mask of the completion tokens, (B, W) each, of rows moved to
+    the left until their first real token stands in column 0. W: of the longest."""
+    counted = torch.zeros_like(attention_mask, dtype=torch.bool)
+    counted[:, -completion_mask.shape[1] :] = completion_mask
+    real = attention_mask.bool()
+    first = real.int().argmax(1, keepdim=True)
+    last = real.shape[1] - 1 - real.flip(1).int().argmax(1, keepdim=True)
+    width = int((last - first).max()) + 1
+    places = first + torch.arange(width, device=first.device)
+    inside = places <= last
+    places = places.clamp(max=real.shape[1] - 1)
+    moved = (part.gather(1, places) for part in (input_ids, attention_mask, counted))
+    ids, mask, counted = moved
+    return ids, mask * inside, counted & inside
 
 
 def find_output_layer(policy: PeftModel, device: torch.device) -> None:
