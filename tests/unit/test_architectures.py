@@ -26,11 +26,6 @@ from capo_ds.rollout.hf import HuggingFaceSampler
 
 STATES = ["qwen3_5_text", "qwen3_next", "lfm2", "mamba", "mamba2", "bamba", "falcon_h1"]
 LET_PADDING_IN = ["rwkv", "recurrent_gemma", "xlstm", "minimax"]  # where it stands on the left
-    "rwkv",
-    "recurrent_gemma",
-    "xlstm",
-    "minimax",
-]  # where rows are padded on the left
 SHARED_LAYERS = ["zamba2"]
 EXPERTS = ["mixtral", "phimoe", "gpt_oss", "granitemoe", "deepseek_v3"]
 OTHERS = ["granite", "gemma3"]
