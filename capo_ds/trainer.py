@@ -33,6 +33,7 @@ from capo_ds.tasks import Problem
 from capo_ds.tasks.groups import Groups
 from capo_ds.tasks.prompts import encode
 from capo_ds.telemetry.card import model_card
+from capo_ds.telemetry.divergence import Watch
 from capo_ds.telemetry.metrics import (
     Largest,
     Measures,
@@ -63,8 +64,9 @@ class Trainer:
 
     def __init__(self, config: Config, callbacks: Sequence[Callback] = (), embedded: bool = False):
         self.config, self.embedded = config, embedded
-        self.callbacks = Callbacks(callbacks)
         self.folder = Path(config.train.output_dir)
+        watch = Watch(self.folder, config.train.stop_on_divergence)
+        self.callbacks = Callbacks([watch, *callbacks])
         ready = prepare(config)
         self.lock, self.tokenizer, self.scorer = ready.lock, ready.tokenizer, ready.scorer
         self.train_problems, self.left_out = ready.train_problems, ready.left_out
