@@ -14,8 +14,8 @@ from transformers import (
     Phi3Config,
 )
 
-from benchmarks.architectures import PROMPTS, TEXT, VISION, settings
-from benchmarks.architectures import build as build_listed
+from benchmarks.tiny_models import PROMPTS, TEXT, VISION, settings
+from benchmarks.tiny_models import build as build_listed
 from capo_ds.architecture import check_positions, context_of, switch_length
 from capo_ds.config import ConfigError, ModelConfig
 from capo_ds.models import load_policy, load_tokenizer, reference_policy, token_log_probs
