@@ -72,6 +72,12 @@ class TrainConfig(Section):
         description="where metrics go beside metrics.jsonl; Weights & Biases and Comet also get "
         "settings and samples",
     )
+    stop_on_divergence: bool = Field(
+        default=False,
+        description="end the run, with a checkpoint, where it is seen to come apart: reward "
+        "fallen, entropy gone or spread, KL far off (docs/training.md); false: a warning, once for "
+        "each",
+    )
     output_dir: PathText = Field(
         default="runs/default", description="folder of everything the run writes"
     )

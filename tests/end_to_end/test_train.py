@@ -275,7 +275,7 @@ def test_bfloat16_checkpointing_and_a_rank_without_prompts(tmp_path):
 
 def test_a_bad_config_is_told_once_before_anything_starts(tmp_path):
     bad = arguments(tmp_path / "bad", **{"capo.raduis": 1})
-    result = launch(2, TRAIN, *bad, launcher="deepspeed", status=2)
+    result = launch(2, TRAIN, *bad, status=2)
     told = result.stdout + result.stderr
     assert told.count("did you mean capo.radius?") == 1
     assert "Traceback" not in told

@@ -15,7 +15,7 @@ WIDTHS = [3, 3, 4, 5, 9, 9, 20]
         ({"micro_batch_size": 100}, [7]),
         ({"micro_batch_size": 1}, [1] * 7),
         ({"micro_batch_size": 1, "micro_batch_tokens": 16}, [3, 1, 1, 1, 1]),
-        ({"micro_batch_tokens": 18}, [3, 1, 2, 1]),
+        ({"micro_batch_tokens": 18}, [3, 2, 1, 1]),
         ({"micro_batch_tokens": 1}, [1] * 7),
         ({"micro_batch_tokens": 140}, [7]),
     ],

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
-from benchmarks.architectures import TEXT, build, settings
+from benchmarks.tiny_models import TEXT, build, settings
 from capo_ds.models import load_policy, token_log_probs
 from capo_ds.shared_prompts import (
     find_whether_prompts_are_read_once,
@@ -28,7 +28,7 @@ def policy_of(name, random_model, folder):
         Gemma2ForCausalLM(config).save_pretrained(folder)
     else:
         build(name, folder)
-    return load_policy(settings(str(folder)).model, seed=0)
+    return load_policy(settings(str(folder), lora_targets="all-linear").model, seed=0)
 
 
 def rows():
