@@ -104,14 +104,14 @@ class Learner:
         return Update([before, *told.measures, after], told.heard)
 
     def _weighted(self, batch: Batch) -> tuple[WeightedBatch, int]:
-        """This rank's samples with a gradient, in order of length for micro-batches of little
+        """This rank's samples with a gradient, in order of width for micro-batches of little
         padding; and N, over all ranks, of g_0's mean."""
         mask = self.passes.counted_tokens(batch)
         samples, tokens = comm.sum_over_ranks(len(batch), float(mask.sum()))
         # Without KL, a sample of zero advantage has no gradient: it counts in N and costs nothing.
         active = mask.any(1) & ((batch.advantages != 0) | (self.config.objective.kl_weight > 0))
         rows = active.nonzero().squeeze(1)
-        batch = batch.take(rows[batch.lengths[rows].argsort(stable=True)])
+        batch = batch.take(rows[batch.widths[rows].argsort(stable=True)])
         weights = token_weights(
             self.passes.counted_tokens(batch).sum(1).float(),
             self.config.objective.loss_aggregation,

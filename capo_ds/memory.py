@@ -105,10 +105,14 @@ def plan_memory(config: Config, policy: PeftModel, ranks: int, capacity: Capacit
     layers, number = architecture.num_hidden_layers, getattr(torch, config.model.dtype).itemsize
     sampled = min(samples, rollout.batch_size)
     cache = sampled * tokens * layers * 2 * heads * head_size * number
-    trained = min(samples, config.train.micro_batch_size) * tokens * architecture.hidden_size
+    train = config.train
+    passed = min(samples, train.micro_batch_size) * tokens  # positions of a training pass
+    if train.micro_batch_tokens is not None:
+        passed = min(samples * tokens, max(train.micro_batch_tokens, tokens))
+    trained = passed * architecture.hidden_size
     logit_rows = LOGIT_CHUNK_TOKENS
     if getattr(policy, WHOLE_LOGITS, False):
-        logit_rows += min(samples, config.train.micro_batch_size) * (rollout.max_new_tokens + 1)
+        logit_rows += passed
     kept = trained * number // 2 * ACTIVATION_BYTES  # of one layer
     if config.model.gradient_checkpointing:
         activations = kept + trained * number * layers

@@ -17,6 +17,7 @@ from capo_ds.log_probs import (
     token_log_probs,
 )
 from capo_ds.peft_internals import keep_input_dtype
+from capo_ds.shared_prompts import find_whether_prompts_are_read_once
 from capo_ds.weights import load_base_model, load_tokenizer
 
 __all__ = [
@@ -60,6 +61,7 @@ def load_policy(config: ModelConfig, seed: int, device: torch.device = CPU) -> P
         raise ConfigError("model.lora_targets: the output layer cannot have LoRA factors")
     with first_pass(policy):
         find_output_layer(policy, device)
+        find_whether_prompts_are_read_once(policy.eval(), device)
     return policy.eval()
 
 

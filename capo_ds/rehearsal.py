@@ -24,6 +24,7 @@ from capo_ds.config import Config, ConfigError
 from capo_ds.distributed import comm
 from capo_ds.gradients.per_sample import PerSampleGradients
 from capo_ds.gradients.store import GradientStore
+from capo_ds.learning.micro_batches import micro_batches
 from capo_ds.log_probs import largest_logit, log_prob_bound, token_log_probs
 from capo_ds.rollout.base import Draw, Rollout, assemble, model_context
 from capo_ds.rollout.hf import HuggingFaceSampler
@@ -37,10 +38,6 @@ SEED = 20  # of the noise and of the sampling
 # over all factors, by dtype.
 REPEATED = 0.1
 GRADIENTS = {"float32": 1e-3, "bfloat16": 0.2}
-MICRO_BATCH_REMEDY = (
-    "set train.micro_batch_size to 1 and rollout.batch_size to rollout.group_size, so that rows of "
-    "unequal length never share a pass; or choose another model"
-)
 
 
 @dataclass
@@ -117,14 +114,15 @@ def _measure(
         )
 
     factors = [p for p in policy.parameters() if p.requires_grad]
-    micro_batch = config.train.micro_batch_size
     with _random_numbers_kept(), _moved(factors, passes.whole), torch.no_grad():
         where.append("sampling with the model's cache")
         sampled = config.rollout.sampler == "hf"
         with passes.gathered():
             rows = _sample(config, policy, prompts) if sampled else _cut_in_two(policy, prompts)
-        rows = rows.take(rows.lengths.argsort(stable=True))
-        parts = [rows.take(part) for part in torch.arange(len(rows)).split(micro_batch)]
+        rows = rows.take(rows.widths.argsort(stable=True))
+        parts = [
+            rows.take(list(part)) for part in micro_batches(rows.widths.tolist(), config.train)
+        ]
         where.append("a pass over a batch of rows")
         together = [log_probs(part) for part in parts]
         again = [log_probs(part) for part in parts]
@@ -144,7 +142,7 @@ def _measure(
             )
         if config.uses_per_sample_gradients:
             where.append("a backward pass that keeps samples apart")
-            some = rows.take([0, len(rows) - 1][: max(1, min(2, micro_batch))])
+            some = rows.take([0, len(rows) - 1][: max(map(len, parts))])
             with torch.enable_grad():
                 findings.gradient = _gradient_error(policy, lambda: log_probs(some).sum(1), passes)
     return findings
@@ -162,8 +160,9 @@ def _judge(config: Config, policy: PeftModel, found: Findings) -> None:
         )
     if not found.alone <= bound:
         raise ConfigError(
-            f"{start}a row's log-probabilities depend on the rows beside it: alone and in a padded "
-            f"batch they differ by {found.alone:.3g} nats a token; {MICRO_BATCH_REMEDY}"
+            f"{start}a row's log-probabilities depend on the rows beside it: alone and in a batch "
+            f"they differ by {found.alone:.3g} nats a token; set train.micro_batch_size to 1, or "
+            "choose another model"
         )
     if found.sampler is not None and not found.sampler <= bound:
         raise ConfigError(
