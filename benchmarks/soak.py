@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -150,7 +151,7 @@ def reached(life: Life, kill: Kill, first: int) -> bool:
     return saving or kill.moment == "step"
 
 
-def live(life: Life, kill: Kill | None, log: Path) -> dict[str, object] | None:
+def live(life: Life, kill: Kill | None, log: Path) -> dict[str, Any] | None:
     """Watch a life to its end, or to the kill; what the kill met."""
     first, looked = life.step, 0.0
     while life.running:
