@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from capo_ds.gradients.per_sample import PerSampleGradients
 from capo_ds.gradients.store import Store
 from capo_ds.learning.batch import Batch, Heard, WeightedBatch
 from capo_ds.learning.blocks import blocks_of
-from capo_ds.learning.collect import collect, make_store
+from capo_ds.learning.collect import Stores, collect
 from capo_ds.learning.passes import PolicyPasses
 from capo_ds.learning.rebuild import rebuild
 from capo_ds.learning.solve import Roster, solve
@@ -150,6 +150,12 @@ class Learner:
         measures = [*collected.measures, solved.metrics, rebuilt.measures]
         return rebuilt.gradient, Update(measures, solved.heard(roster.numbers, samples))
 
+    @cached_property
+    def _stores(self) -> Stores:
+        """Made at the first update: a resumed run may have changed `store_kind`."""
+        dtype = getattr(torch, self.config.gradients.dtype)
+        return Stores(self.store_kind, dtype, self.engine.shapes)
+
     def _new_store(self, batch: WeightedBatch, number: int) -> Store:
         # New signs for every update: the error of one sketch is shared by all its samples.
         sketch = self.sketch_of and self.sketch_of(update_seed(self.config.train.seed, number))
@@ -157,5 +163,4 @@ class Learner:
         def weighted_sum(coefficients: Tensor) -> list[Tensor]:
             return self.passes.weighted_gradient(batch, coefficients)[0]
 
-        dtype, shapes = getattr(torch, self.config.gradients.dtype), self.engine.shapes
-        return make_store(self.store_kind, dtype, shapes, len(batch), sketch, weighted_sum)
+        return self._stores.new(len(batch), sketch, weighted_sum)
