@@ -120,7 +120,9 @@ class Life:
             psutil.wait_procs(self._ranks, PEERS_END)
         finally:
             left = [process for process in self._ranks if process.is_running()]
-            if left or self.running:
+            for process in left:
+                process.kill()
+            if self.running:
                 os.killpg(self.process.pid, signal.SIGKILL)
         if left:
             raise SystemExit(f"ranks {left} outlived a killed one by {PEERS_END:g} s")
