@@ -20,6 +20,7 @@ from tests.ranks import run as run_ranks
 REPOSITORY = Path(__file__).resolve().parents[1]
 TIMEOUT = 540  # seconds for a launch
 torch.set_num_threads(1)  # tests run beside the ranks that they launch
+os.environ.pop("COLUMNS", None)  # xdist tells its workers, and tables would be cut to fit
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
