@@ -1,6 +1,7 @@
 """Training on two ranks with vLLM, inside them and as a server."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -138,5 +139,7 @@ def test_a_server_samples_the_same(undisturbed, server_url, tmp_path):
             assert line[name] == pytest.approx(other[name], rel=1e-3), name
     adapters = list((tmp_path / "run" / "server_adapters").iterdir())
     assert len(adapters) == 1  # older ones are gone
-    with urllib.request.urlopen(f"{server_url}/v1/models") as answer:
+    key = {"Authorization": f"Bearer {os.environ[VARIABLE]}"}
+    asked = urllib.request.Request(f"{server_url}/v1/models", headers=key)
+    with urllib.request.urlopen(asked) as answer:
         assert answer.read().decode().count("capo-") == 2  # its id and its root
