@@ -1,15 +1,18 @@
 """Training on two ranks with vLLM, inside them and as a server."""
 
 import json
+import os
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from capo_ds.rollout.server_key import VARIABLE
 from tests.conftest import REPOSITORY, free_port, launch
 from tests.end_to_end.test_train import TRAIN, arguments, metrics
 
@@ -96,6 +99,8 @@ def server_url(tmp_path_factory) -> Iterator[str]:
     log = tmp_path_factory.mktemp("server") / "log"
     script = REPOSITORY / "launchers" / "vllm_server.py"
     settings = arguments(Path("unused"), **VLLM | {"rollout.server_url": url})
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setenv(VARIABLE, "of these tests")  # and no file in the home of who runs them
     with open(log, "w") as file:
         process = subprocess.Popen(
             [sys.executable, script, *settings], cwd=REPOSITORY, stdout=file, stderr=file
@@ -103,14 +108,25 @@ def server_url(tmp_path_factory) -> Iterator[str]:
     deadline = time.monotonic() + 180
     while True:
         try:
-            urllib.request.urlopen(f"{url}/v1/models", timeout=5)
+            urllib.request.urlopen(f"{url}/health", timeout=5)  # which needs no key
             break
         except OSError:
             assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
             time.sleep(0.2)
     yield url
+    monkeypatch.undo()
     process.terminate()
     process.wait(timeout=60)
+
+
+@pytest.mark.parametrize("path", ["models", "load_lora_adapter", "completions"])
+@pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer wrong"}])
+def test_a_server_refuses_whoever_lacks_the_key(server_url, path, headers):
+    data = None if path == "models" else b"{}"
+    request = urllib.request.Request(f"{server_url}/v1/{path}", data, headers)
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request, timeout=5)
+    assert refused.value.code == 401
 
 
 def test_a_server_samples_the_same(undisturbed, server_url, tmp_path):
@@ -123,5 +139,7 @@ def test_a_server_samples_the_same(undisturbed, server_url, tmp_path):
             assert line[name] == pytest.approx(other[name], rel=1e-3), name
     adapters = list((tmp_path / "run" / "server_adapters").iterdir())
     assert len(adapters) == 1  # older ones are gone
-    with urllib.request.urlopen(f"{server_url}/v1/models") as answer:
+    key = {"Authorization": f"Bearer {os.environ[VARIABLE]}"}
+    asked = urllib.request.Request(f"{server_url}/v1/models", headers=key)
+    with urllib.request.urlopen(asked) as answer:
         assert answer.read().decode().count("capo-") == 2  # its id and its root
