@@ -134,14 +134,17 @@ class CapoEngine:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, int]]:
         """Factors and moments by name, whole and on the CPU, and the optimizer's place in the run
-        (JSON); the same at any ZeRO stage, on every rank (all ranks)."""
+        (JSON); the same at any ZeRO stage, on every rank (all ranks). Before the first step, when
+        optimizers have no state yet, the moments are zeros."""
         factors = {}
         with self.whole(self.parameters):
             for name, parameter in self._named():
                 factors[name] = parameter.detach().cpu().clone()
-        for name, parameter in self._named():
+        begun = self._zero.begun
+        for (name, parameter), shape in zip(self._named(), self.shapes, strict=True):
             for moment in MOMENTS:
-                factors[f"{name}.{moment}"] = self._zero.moment(parameter, moment).cpu().clone()
+                value = self._zero.moment(parameter, moment) if begun else torch.zeros(shape)
+                factors[f"{name}.{moment}"] = value.cpu().clone()
         return factors, self._zero.place
 
     def restore(self, factors: dict[str, Tensor], place: dict[str, int]) -> None:

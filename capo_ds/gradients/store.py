@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from capo_ds.gradients.sketch import Sketch
+from capo_ds.gradients.space import Space
 
 Shapes = list[tuple[int, int]]  # (o, i) of each factor
 
@@ -42,7 +43,10 @@ class Store(Protocol):
 
 
 class GradientStore:
-    """Every gradient, as one (n, o, i) tensor per factor; with a sketch, compared through that."""
+    """Every gradient, as one (n, o, i) tensor per factor; with a sketch, compared through that.
+
+    space: that stores use one after another; see `new_space`.
+    """
 
     def __init__(
         self,
@@ -51,9 +55,15 @@ class GradientStore:
         device: torch.device,
         dtype: torch.dtype = torch.float32,
         sketch: Sketch | None = None,
+        space: Space | None = None,
     ):
-        self.rows = [torch.empty(samples, *shape, device=device, dtype=dtype) for shape in shapes]
+        self.rows = (space or self.new_space(device, dtype)).rows(samples, shapes)
         self.sketch = sketch
+
+    @staticmethod
+    def new_space(device: torch.device, dtype: torch.dtype) -> Space:
+        """Where such a store keeps its rows."""
+        return Space(device, dtype)
 
     def write(self, index: int, first: int, output_gradients: Tensor, inputs: Tensor) -> None:
         rows = self.rows[index][first : first + len(inputs)]
@@ -96,13 +106,15 @@ class HostStore(GradientStore):
         device: torch.device,
         dtype: torch.dtype = torch.float32,
         sketch: Sketch | None = None,
+        space: Space | None = None,
     ):
-        pinned = device.type == "cuda"
-        self.rows = [
-            torch.empty(samples, *shape, dtype=dtype, pin_memory=pinned) for shape in shapes
-        ]
-        self.sketch, self.device = sketch, device
-        self._stream = torch.cuda.Stream(device) if pinned else None
+        super().__init__(shapes, samples, device, dtype, sketch, space)
+        self.device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    @staticmethod
+    def new_space(device: torch.device, dtype: torch.dtype) -> Space:
+        return Space(torch.device("cpu"), dtype, pinned=device.type == "cuda")
 
     def write(self, index: int, first: int, output_gradients: Tensor, inputs: Tensor) -> None:
         if self._stream is None:
