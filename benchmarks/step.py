@@ -293,7 +293,9 @@ def updates(size: Size, model: Path, repeats: int) -> tuple[dict, dict, dict]:
         policy = load_policy(config.model, seed=0).to(comm.device())
         engine = CapoEngine(policy, config, optimizer_steps=100, monitor_dir=model)
         timers[name] = PhaseTimer()
-        learner = Learner(config, engine, config.gradients.store, timers[name])
+        store = config.gradients.store
+        kind = "device" if store == "auto" else store
+        learner = Learner(config, engine, kind, timers[name])
         batch = learner.prepare(rollout, advantages.to(comm.device()), numbers)
         if name == PLAIN:
             runs[name] = lambda learner=learner, batch=batch: plain_update(learner, batch)

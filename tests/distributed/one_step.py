@@ -21,7 +21,7 @@ from capo_ds.rollout.base import Rollout
 from capo_ds.telemetry.metrics import Measures, PhaseTimer
 
 VOCABULARY = 200
-SECOND_MOVE = {"seed": 4, "scale": 0.02}
+SECOND_MOVE = {"seed": 5, "scale": 0.02}
 
 
 def responses(config: Config) -> tuple[Rollout, torch.Tensor]:
@@ -91,7 +91,8 @@ def take_step(path: Path) -> None:
 
     engine.apply = recorded
     measures = Measures()
-    learner = Learner(config, engine, config.gradients.store, PhaseTimer())
+    store = config.gradients.store
+    learner = Learner(config, engine, "device" if store == "auto" else store, PhaseTimer())
     rollout, advantages = responses(config)
     rows = torch.arange(len(rollout)).view(-1, config.rollout.group_size)
     mine = rows[comm.rank() :: comm.world_size()].flatten()
