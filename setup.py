@@ -37,6 +37,7 @@ TORCHJD = ["torchjd[cagrad,fairgrad,quadprog-projector]>=0.18,<0.19"]
 EXTRAS = {
     "dev": [
         "pytest>=9.0,<10",
+        "pytest-xdist>=3.8,<4",
         "hypothesis>=6.150,<7",
         "ruff==0.17.6",
         "pyright==1.1.414",

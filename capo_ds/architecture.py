@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any, cast
 
+import torch
 from torch import Tensor, is_grad_enabled, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
@@ -22,6 +25,7 @@ SWITCHING_POSITIONS = ("longrope", "dynamic")
 PLAIN_LINEAR = ("Linear", "Conv1D", "Linear4bit", "Linear8bitLt", "FalconLinear")
 NOT_CALLED = ("dt_proj",)
 EXPERT_NAMES = ("gate_proj", "up_proj", "down_proj", "w1", "w2", "w3", "gate")
+FEW_TOKENS = 4
 CACHE_NAMES = ("past_key_values", "cache_params", "state")
 
 
@@ -109,7 +113,11 @@ def plain_linear_layers(model: PreTrainedModel) -> list[str]:
     """Whole names of the language model's layers that are linear and nothing more.
 
     Not the output layer; not routers; not what PEFT takes for routed experts (their names are
-    those of dense and shared MLPs too); not those that state-space layers use without calling.
+    those of dense and shared MLPs too); not those that state-space layers use without calling; nor
+    those that a pass calls twice or never (layers that share keys with others: Gemma-3n, Zamba2).
+
+    Raises:
+        ConfigError: if a pass through the model fails.
     """
     inside, head = decoder_name(model), model.get_output_embeddings()
     left_out: set[str] = set(NOT_CALLED)
@@ -117,15 +125,47 @@ def plain_linear_layers(model: PreTrainedModel) -> list[str]:
         left_out |= set(EXPERT_NAMES)
     if any("A_log" in name for name, _ in model.named_parameters()):
         left_out.add("out_proj")
-    return [
-        name
+    plain = {
+        name: module
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | Conv1D)
         and type(module).__name__ in PLAIN_LINEAR
         and name.startswith(inside)
         and name.rpartition(".")[2] not in left_out
         and module is not head
-    ]
+    }
+    calls = _calls(model, plain.values())
+    return [name for name, module in plain.items() if calls[module] == 1]
+
+
+def _calls(model: PreTrainedModel, modules: Iterable[nn.Module]) -> Counter[nn.Module]:
+    """How often a pass over a few tokens calls each of the modules."""
+    calls: Counter[nn.Module] = Counter()
+    hooks = [m.register_forward_pre_hook(lambda m, _: calls.update([m])) for m in modules]
+    try:
+        with first_pass(model), torch.no_grad():
+            ids = torch.arange(FEW_TOKENS, device=model.device)[None]
+            model(
+                input_ids=ids, **({"use_cache": False} if forward_takes(model)("use_cache") else {})
+            )
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return calls
+
+
+@contextmanager
+def first_pass(model: nn.Module) -> Iterator[None]:
+    """Whatever a pass made inside raises, but for a lack of memory, is a `ConfigError`."""
+    try:
+        yield
+    except (ConfigError, torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"model.path: a first pass through this {_type(model)} model fails: "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 def forward_takes(model: nn.Module) -> Callable[[str], bool]:
@@ -152,8 +192,15 @@ def cache_name(model: nn.Module) -> str:
 
 
 def state_is_in_the_layers(model: nn.Module) -> bool:
-    """Whether decoding keeps its state in the modules (RecurrentGemma), not in a cache."""
+    """Whether decoding keeps part of its state in the modules (RecurrentGemma), not in a cache."""
     return any(hasattr(module, "_setup_cache") for module in model.modules())
+
+
+def begin_state(model: Any, rows: int, device: torch.device, dtype: torch.dtype) -> DynamicCache:
+    """Of a model whose state is in its layers: clear it, and return the cache of its attention
+    layers, which its forward pass takes but does not return."""
+    model._setup_cache(model.config, rows, device, dtype)
+    return DynamicCache(config=model.config)
 
 
 def checkpoint_layers(model: nn.Module) -> None:

@@ -31,6 +31,7 @@ def main(
     A config that cannot be used ends every rank with exit status 2 and one message, from rank 0;
     an error that all ranks know of ends them with status 1, likewise.
     """
+    launch.launcher()  # while it is there
     parser = _parser(description)
     if dry_run:
         parser.add_argument("--dry-run", action="store_true", help=dry_run.__doc__)

@@ -39,7 +39,7 @@ def run(config: Config) -> None:
         judge = Judge(config.reward.time_limit, config.reward.workers)
         evaluator = Evaluator(config, tokenizer, judge)
         model: nn.Module = load_model(config)
-        model = model.to(comm.device()).eval()
+        model.to(comm.device()).eval()
         evaluator.check_lengths(model_context(model))
     if comm.is_main():
         print(_introduction(config, evaluator), flush=True)

@@ -35,12 +35,17 @@ def run_facts(
             f"{entry.weight:g} * {entry.function}" for entry in config.reward.functions
         ),
         "steps": f"{first_step + 1} to {train.steps}, seed {train.seed}, "
-        f"{train.micro_batch_size} sequences a micro-batch",
+        f"{_micro_batch(config)} a micro-batch",
     }
     if first_step:
         place = Path(train.output_dir) / checkpoint.CHECKPOINTS / checkpoint_name(first_step)
         facts["goes on"] = f"after step {first_step}, from {place}"
     return facts
+
+
+def _micro_batch(config: Config) -> str:
+    tokens = config.train.micro_batch_tokens
+    return f"{tokens} tokens" if tokens else f"{config.train.micro_batch_size} sequences"
 
 
 def _task_row(config: Config, problems: list[Problem], left_out: int) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from capo_ds.gradients.per_sample import PerSampleGradients
 from capo_ds.gradients.store import Store
 from capo_ds.learning.batch import Batch, Heard, WeightedBatch
 from capo_ds.learning.blocks import blocks_of
-from capo_ds.learning.collect import collect, make_store
+from capo_ds.learning.collect import Stores, collect
 from capo_ds.learning.passes import PolicyPasses
 from capo_ds.learning.rebuild import rebuild
 from capo_ds.learning.solve import Roster, solve
@@ -104,14 +104,14 @@ class Learner:
         return Update([before, *told.measures, after], told.heard)
 
     def _weighted(self, batch: Batch) -> tuple[WeightedBatch, int]:
-        """This rank's samples with a gradient, in order of length for micro-batches of little
+        """This rank's samples with a gradient, in order of width for micro-batches of little
         padding; and N, over all ranks, of g_0's mean."""
         mask = self.passes.counted_tokens(batch)
         samples, tokens = comm.sum_over_ranks(len(batch), float(mask.sum()))
         # Without KL, a sample of zero advantage has no gradient: it counts in N and costs nothing.
         active = mask.any(1) & ((batch.advantages != 0) | (self.config.objective.kl_weight > 0))
         rows = active.nonzero().squeeze(1)
-        batch = batch.take(rows[batch.lengths[rows].argsort(stable=True)])
+        batch = batch.take(rows[batch.widths[rows].argsort(stable=True)])
         weights = token_weights(
             self.passes.counted_tokens(batch).sum(1).float(),
             self.config.objective.loss_aggregation,
@@ -150,6 +150,12 @@ class Learner:
         measures = [*collected.measures, solved.metrics, rebuilt.measures]
         return rebuilt.gradient, Update(measures, solved.heard(roster.numbers, samples))
 
+    @cached_property
+    def _stores(self) -> Stores:
+        """Made at the first update: a resumed run may have changed `store_kind`."""
+        dtype = getattr(torch, self.config.gradients.dtype)
+        return Stores(self.store_kind, dtype, self.engine.shapes)
+
     def _new_store(self, batch: WeightedBatch, number: int) -> Store:
         # New signs for every update: the error of one sketch is shared by all its samples.
         sketch = self.sketch_of and self.sketch_of(update_seed(self.config.train.seed, number))
@@ -157,5 +163,4 @@ class Learner:
         def weighted_sum(coefficients: Tensor) -> list[Tensor]:
             return self.passes.weighted_gradient(batch, coefficients)[0]
 
-        dtype, shapes = getattr(torch, self.config.gradients.dtype), self.engine.shapes
-        return make_store(self.store_kind, dtype, shapes, len(batch), sketch, weighted_sum)
+        return self._stores.new(len(batch), sketch, weighted_sum)

@@ -30,26 +30,46 @@ def token_log_probs(
 ) -> Tensor:  # (B, T)
     """Log-probability of each completion token at the sampling temperature; 0 at padding.
 
+    The rows are moved to the left, so that all padding is behind them, where a causal model's
+    tokens do not see it: the pass needs no mask, with which attention's fast kernels would do
+    nothing, and is as wide as the longest row.
+
     The output layer makes log-probabilities where it would make logits, for completion tokens
     only. The pass goes through the whole model all the same, so that hooks on any module (ZeRO
     3's, which gather its weights) run as in an ordinary one. Of a model that changes the logits
     after its output layer (soft caps, scales), the logits of all completion tokens are held.
     """
-    length = completion_mask.shape[1]
-    targets = input_ids[:, -length:][completion_mask]  # (tokens,)
+    targets = input_ids[:, -completion_mask.shape[1] :][completion_mask]  # (tokens,)
+    ids, predicting = _moved_left(input_ids, attention_mask.bool(), completion_mask)
+    kept = predicting.shape[1]
     if getattr(policy, WHOLE_LOGITS, False):
-        logits = _logits(policy, input_ids, attention_mask, length + 1)[:, -length - 1 : -1]
-        values = _of_logits(logits[completion_mask], targets, temperature)
+        logits = _logits(policy, ids, None, kept)[:, -kept:]
+        values = of_logits(logits[predicting], targets, temperature)
         return values.new_zeros(completion_mask.shape).masked_scatter(completion_mask, values)
     head = policy.get_output_embeddings()
 
     def log_probs(hidden: Tensor) -> Tensor:
-        hidden = hidden[:, -length - 1 : -1][completion_mask]  # (tokens, H), predicting the next
+        hidden = hidden[:, -kept:][predicting]  # (tokens, H), predicting the next
         return linear_log_probs(hidden, head.weight, head.bias, targets, temperature)
 
-    with _forward_replaced(head, log_probs):
-        values = _logits(policy, input_ids, attention_mask, length + 1)
+    with forward_replaced(head, log_probs):
+        values = _logits(policy, ids, None, kept)
     return values.new_zeros(completion_mask.shape).masked_scatter(completion_mask, values)
+
+
+def _moved_left(input_ids: Tensor, mask: Tensor, completion_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows with their padding behind them (B, W), W the longest; and of its last columns,
+    from the first that predicts a completion token on, those which do, (B, K) of bool."""
+    lengths, responses = mask.sum(1), completion_mask.sum(1)
+    prompts = lengths - responses
+    width, shortest = torch.stack([lengths.max(), prompts.min()]).tolist()
+    width, shortest = max(width, 1), max(shortest, 1)
+    column = torch.arange(width, device=mask.device)
+    first = mask.long().argmax(1, keepdim=True)  # the first real token's place
+    places = first + torch.minimum(column, (lengths[:, None] - 1).clamp(min=0))
+    start = prompts[:, None] - 1  # predicts the first completion token
+    predicting = (column >= start) & (column < start + responses[:, None])
+    return input_ids.gather(1, places), predicting[:, shortest - 1 :]
 
 
 def find_output_layer(policy: PeftModel, device: torch.device) -> None:
@@ -69,25 +89,26 @@ def find_output_layer(policy: PeftModel, device: torch.device) -> None:
         ramp = (torch.arange(size, device=device) % (2 * RAMP + 1) - RAMP).to(weight.dtype)
         if not ramp.is_floating_point():
             ramp = ramp.float()
-        with torch.no_grad(), _forward_replaced(head, lambda _: ramp.expand(1, 4, size).clone()):
+        with torch.no_grad(), forward_replaced(head, lambda _: ramp.expand(1, 4, size).clone()):
             logits = _logits(policy, ids, torch.ones_like(ids), 4)
         whole = logits.shape != (1, 4, size) or not torch.equal(logits[0, 0], ramp.to(logits))
     setattr(policy, WHOLE_LOGITS, whole)
 
 
-def _logits(policy: PeftModel, input_ids: Tensor, attention_mask: Tensor, kept: int) -> Tensor:
+def _logits(
+    policy: PeftModel, input_ids: Tensor, attention_mask: Tensor | None, kept: int
+) -> Tensor:
+    """attention_mask: None for rows without padding before them."""
     takes = forward_takes(policy.get_base_model())
-    arguments = {
-        "attention_mask": attention_mask,
-        "position_ids": position_ids(attention_mask),
-        "logits_to_keep": kept,
-        "use_cache": False,
-    }
+    arguments: dict[str, Any] = {"logits_to_keep": kept, "use_cache": False}
+    if attention_mask is not None:
+        arguments["attention_mask"] = attention_mask
+        arguments["position_ids"] = position_ids(attention_mask)
     arguments = {name: value for name, value in arguments.items() if takes(name)}
     return policy(input_ids=input_ids, **arguments).logits
 
 
-def _of_logits(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
+def of_logits(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
     """log softmax(logits / temperature)[target], (tokens,), at least in float32."""
     parts = [
         (part.to(torch.promote_types(part.dtype, torch.float)) / temperature)
@@ -152,7 +173,7 @@ class _LinearLogProbs(torch.autograd.Function):
 
 
 @contextmanager
-def _forward_replaced(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
+def forward_replaced(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Inside, calling the module runs its hooks and, in place of its own computation, `forward`."""
     module.forward = forward
     try:

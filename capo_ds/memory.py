@@ -20,9 +20,10 @@ from capo_ds.rollout.choose import sampler_bytes
 GIB = 2**30
 USABLE = 0.9  # of the memory: the rest goes to fragments, and to what is not estimated
 TRAINED_BYTES = 5 * 4  # a LoRA factor, its gradient, ZeRO's bucket, AdamW's two moments: float32
-# Bytes of activations per token, layer and unit of width, at two bytes a number and without
-# attention scores, which fused attention does not keep (Korthikanti et al. 2022, section 4.1).
-ACTIVATION_BYTES = 34
+# Numbers that a layer keeps of a token for its backward pass, by unit of the model's width and of
+# its MLP's; without attention scores, which fused attention does not keep. Counted in Qwen2 with
+# factors on all linear layers, the norms' float32 copies included; on attention alone, 8 and 3.
+KEPT_OF_WIDTH, KEPT_OF_MLP = 9, 4
 
 
 @dataclass(frozen=True)
@@ -105,13 +106,17 @@ def plan_memory(config: Config, policy: PeftModel, ranks: int, capacity: Capacit
     layers, number = architecture.num_hidden_layers, getattr(torch, config.model.dtype).itemsize
     sampled = min(samples, rollout.batch_size)
     cache = sampled * tokens * layers * 2 * heads * head_size * number
-    trained = min(samples, config.train.micro_batch_size) * tokens * architecture.hidden_size
+    train = config.train
+    passed = min(samples, train.micro_batch_size) * tokens  # positions of a training pass
+    if train.micro_batch_tokens is not None:
+        passed = min(samples * tokens, max(train.micro_batch_tokens, tokens))
     logit_rows = LOGIT_CHUNK_TOKENS
     if getattr(policy, WHOLE_LOGITS, False):
-        logit_rows += min(samples, config.train.micro_batch_size) * (rollout.max_new_tokens + 1)
-    kept = trained * number // 2 * ACTIVATION_BYTES  # of one layer
-    if config.model.gradient_checkpointing:
-        activations = kept + trained * number * layers
+        logit_rows += passed
+    width = architecture.hidden_size
+    kept = passed * number * (KEPT_OF_WIDTH * width + KEPT_OF_MLP * mlp_width(architecture))
+    if config.model.gradient_checkpointing:  # one layer's, and what goes into each
+        activations = kept + passed * number * width * layers
     else:
         activations = kept * layers
     weights = sum(parameter_count(p) * p.element_size() for p in policy.parameters())
@@ -139,10 +144,31 @@ def plan_memory(config: Config, policy: PeftModel, ranks: int, capacity: Capacit
         sketched = config.gradients.sketch != "none"
         sketches = per_update * config.gradients.sketch_dim * 4 if sketched else 0
         stores["device"] = Capacity(gradients + sketches, 0)
-        stores["host"] = Capacity(sketches, gradients)
+        stores["host"] = Capacity(sketches, gradients if capacity.shared else pinned(gradients))
         if sketched:
             stores["recompute"] = Capacity(sketches + 4 * trainable, 0)
     return MemoryPlan(needs, stores, capacity)
+
+
+def pinned(count: int) -> int:
+    """Bytes of host memory that torch takes to pin so many: a power of two."""
+    return 1 << (count - 1).bit_length() if count else 0
+
+
+def mlp_width(architecture: PretrainedConfig) -> int:
+    """Units of a layer's MLP that a token passes through; of experts, those it is routed to and
+    those it shares. Where layers differ the largest, where it is not told four times the width."""
+
+    def named(*names: str) -> int:
+        values = [getattr(architecture, name, None) for name in names]
+        flat = [v for v in values if isinstance(v, int)]
+        return max(flat + [max(v) for v in values if isinstance(v, list | tuple) and v], default=0)
+
+    dense = named("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size")
+    routed = named("num_experts_per_tok", "top_k_experts", "moe_k")
+    expert = named("moe_intermediate_size", "expert_ffn_hidden_size") or dense
+    shared = named("shared_expert_intermediate_size") or named("n_shared_experts") * expert
+    return max(dense, routed * expert + shared) or 4 * architecture.hidden_size
 
 
 def cache_heads(architecture: PretrainedConfig) -> tuple[int, int]:

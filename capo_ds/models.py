@@ -8,7 +8,7 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 
 from capo_ds.adapters import add_reference, continued_adapter, fresh_adapter, reference_policy
-from capo_ds.architecture import checkpoint_layers, position_ids
+from capo_ds.architecture import checkpoint_layers, first_pass, position_ids
 from capo_ds.config import ConfigError, ModelConfig
 from capo_ds.log_probs import (
     LOGIT_CHUNK_TOKENS,
@@ -17,6 +17,7 @@ from capo_ds.log_probs import (
     token_log_probs,
 )
 from capo_ds.peft_internals import keep_input_dtype
+from capo_ds.shared_prompts import find_whether_prompts_are_read_once
 from capo_ds.weights import load_base_model, load_tokenizer
 
 __all__ = [
@@ -58,15 +59,9 @@ def load_policy(config: ModelConfig, seed: int, device: torch.device = CPU) -> P
         checkpoint_layers(policy.get_base_model())
     if isinstance(policy.get_output_embeddings(), LoraLayer):
         raise ConfigError("model.lora_targets: the output layer cannot have LoRA factors")
-    try:
+    with first_pass(policy):
         find_output_layer(policy, device)
-    except (torch.OutOfMemoryError, MemoryError):
-        raise
-    except Exception as error:
-        raise ConfigError(
-            f"model.path: a first pass through this {policy.config.model_type} model fails: "
-            f"{type(error).__name__}: {error}"
-        ) from error
+        find_whether_prompts_are_read_once(policy.eval(), device)
     return policy.eval()
 
 

@@ -21,7 +21,9 @@ RELIED_ON = {
 
 
 def _layers(policy: PeftModel) -> list[LoraLayer]:
-    layers = [module for module in policy.modules() if isinstance(module, LoraLayer)]
+    layers: list[LoraLayer] = [
+        module for module in policy.modules() if isinstance(module, LoraLayer)
+    ]
     for layer in layers[:1]:
         check("peft", layer, RELIED_ON["LoraLayer"])
     return layers

@@ -1,8 +1,8 @@
 """A rehearsal at start-up: in a second or two, everything that a run will do with its model.
 
-Two prompts are sampled, the rows are passed alone and together, twice, one backward pass is made
-per sample and compared with autograd's, and what the run will save is saved once. What does not
-hold would otherwise show after hours, or never: as a gradient that is not the policy's.
+Two prompts are sampled, the rows are passed alone and together, twice, and one backward pass is
+made per sample and compared with autograd's; `trial_save` saves once what the run will save. What
+does not hold would otherwise show after hours, or never: as a gradient that is not the policy's.
 
 It leaves no trace: random numbers come from generators of its own, the LoRA factors, which it
 moves away from zero so that they are felt, get their bits back.
@@ -10,27 +10,21 @@ moves away from zero so that they are felt, get their bits back.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
-from peft.utils.save_and_load import load_peft_weights
-from safetensors.torch import save_file
+from peft import PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
 from capo_ds.architecture import text_config
 from capo_ds.config import Config, ConfigError
 from capo_ds.distributed import comm
-from capo_ds.distributed.engine import CapoEngine
 from capo_ds.gradients.per_sample import PerSampleGradients
 from capo_ds.gradients.store import GradientStore
+from capo_ds.learning.micro_batches import micro_batches
 from capo_ds.log_probs import largest_logit, log_prob_bound, token_log_probs
 from capo_ds.rollout.base import Draw, Rollout, assemble, model_context
 from capo_ds.rollout.hf import HuggingFaceSampler
@@ -44,11 +38,6 @@ SEED = 20  # of the noise and of the sampling
 # over all factors, by dtype.
 REPEATED = 0.1
 GRADIENTS = {"float32": 1e-3, "bfloat16": 0.2}
-SAVING = "train.output_dir: what the run will save cannot be saved in a rehearsal:"
-MICRO_BATCH_REMEDY = (
-    "set train.micro_batch_size to 1 and rollout.batch_size to rollout.group_size, so that rows of "
-    "unequal length never share a pass; or choose another model"
-)
 
 
 @dataclass
@@ -108,47 +97,6 @@ def rehearse(
     return findings
 
 
-def rehearse_saving(folder: Path, engine: CapoEngine, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Save what the run will save, read the adapter again, and remove it (all ranks).
-
-    Raises:
-        ConfigError: on all ranks, if something cannot be written, or reads otherwise.
-    """
-    made = comm.on_main("rehearsal", lambda: tempfile.mkdtemp(prefix="rehearsal-", dir=folder))
-    place = Path(made)
-    try:
-        try:
-            engine.save_adapter(place)
-        except comm.PeerError as error:
-            raise ConfigError(f"{SAVING} {error}") from error
-        with engine.whole(engine.parameters), comm.together("rehearsal"):
-            if comm.is_main():
-                _save_and_compare(place, engine.module, tokenizer)
-    finally:
-        if comm.is_main():
-            shutil.rmtree(place)
-
-
-def _save_and_compare(place: Path, policy: PeftModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    kept = get_peft_model_state_dict(policy, save_embedding_layers=False)
-    try:
-        tokenizer.save_pretrained(place)
-        save_file({n: t.detach().cpu().contiguous() for n, t in kept.items()}, place / "factors")
-        read = load_peft_weights(str(place), device="cpu")
-    except Exception as error:  # of as many kinds as there are tokenizers and file systems
-        raise ConfigError(f"{SAVING} {type(error).__name__}: {error}") from error
-    wrong = [
-        name
-        for name in kept.keys() | read.keys()
-        if name not in read or name not in kept or not torch.equal(kept[name].cpu(), read[name])
-    ]
-    if wrong:
-        raise ConfigError(
-            f"{SAVING} the adapter that is read again differs in {len(wrong)} of {len(kept)} "
-            f"tensors ({min(wrong)}); name other layers in model.lora_targets"
-        )
-
-
 def _measure(
     config: Config,
     policy: PeftModel,
@@ -166,14 +114,15 @@ def _measure(
         )
 
     factors = [p for p in policy.parameters() if p.requires_grad]
-    micro_batch = config.train.micro_batch_size
     with _random_numbers_kept(), _moved(factors, passes.whole), torch.no_grad():
         where.append("sampling with the model's cache")
         sampled = config.rollout.sampler == "hf"
         with passes.gathered():
             rows = _sample(config, policy, prompts) if sampled else _cut_in_two(policy, prompts)
-        rows = rows.take(rows.lengths.argsort(stable=True))
-        parts = [rows.take(part) for part in torch.arange(len(rows)).split(micro_batch)]
+        rows = rows.take(rows.widths.argsort(stable=True))
+        parts = [
+            rows.take(list(part)) for part in micro_batches(rows.widths.tolist(), config.train)
+        ]
         where.append("a pass over a batch of rows")
         together = [log_probs(part) for part in parts]
         again = [log_probs(part) for part in parts]
@@ -193,7 +142,7 @@ def _measure(
             )
         if config.uses_per_sample_gradients:
             where.append("a backward pass that keeps samples apart")
-            some = rows.take([0, len(rows) - 1][: max(1, min(2, micro_batch))])
+            some = rows.take([0, len(rows) - 1][: max(map(len, parts))])
             with torch.enable_grad():
                 findings.gradient = _gradient_error(policy, lambda: log_probs(some).sum(1), passes)
     return findings
@@ -211,8 +160,9 @@ def _judge(config: Config, policy: PeftModel, found: Findings) -> None:
         )
     if not found.alone <= bound:
         raise ConfigError(
-            f"{start}a row's log-probabilities depend on the rows beside it: alone and in a padded "
-            f"batch they differ by {found.alone:.3g} nats a token; {MICRO_BATCH_REMEDY}"
+            f"{start}a row's log-probabilities depend on the rows beside it: alone and in a batch "
+            f"they differ by {found.alone:.3g} nats a token; set train.micro_batch_size to 1, or "
+            "choose another model"
         )
     if found.sampler is not None and not found.sampler <= bound:
         raise ConfigError(

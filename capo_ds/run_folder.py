@@ -28,8 +28,9 @@ FREE_ON_RESUME = {
         "keep_checkpoints",
         "log_samples_every",
         "report_to",
+        "stop_on_divergence",
     }
-    | {"micro_batch_size", "output_dir", "resume"},
+    | {"micro_batch_size", "micro_batch_tokens", "output_dir", "resume"},
     "rollout": {"batch_size", "vllm_cache_gib", "server_url", "timeout", "probe_bound"},
     "reward": {"workers"},
     "evaluation": set(EvaluationConfig.model_fields),

@@ -31,7 +31,9 @@ JUDGED = {
     "reward/unjudged": Comparison.UNJUDGED,
 }
 # Of a response that no update made anything of: it had no gradient.
-NOT_HEARD = dict.fromkeys(("norm", "cosine_before", "cosine_after", "xi", "weight"))
+NOT_HEARD: dict[str, float | None] = dict.fromkeys(
+    ("norm", "cosine_before", "cosine_after", "xi", "weight")
+)
 
 
 @dataclass

@@ -23,7 +23,7 @@ from capo_ds.learning.batch import Batch, Heard
 from capo_ds.learning.passes import with_sample_size
 from capo_ds.memory import plan_on_all_ranks, used_memory
 from capo_ds.preparation import prepare
-from capo_ds.rehearsal import Passes, rehearse, rehearse_saving
+from capo_ds.rehearsal import Passes, rehearse
 from capo_ds.rollout.base import Rollout, SamplerRun, Truncation
 from capo_ds.rollout.choose import make_sampler
 from capo_ds.run_folder import going_on
@@ -33,6 +33,7 @@ from capo_ds.tasks import Problem
 from capo_ds.tasks.groups import Groups
 from capo_ds.tasks.prompts import encode
 from capo_ds.telemetry.card import model_card
+from capo_ds.telemetry.divergence import Watch
 from capo_ds.telemetry.metrics import (
     Largest,
     Measures,
@@ -46,6 +47,7 @@ from capo_ds.telemetry.summary import (
     startup_summary,
     tell_hint,
 )
+from capo_ds.trial_save import rehearse_saving
 
 EVALUATIONS = "evaluations"  # folder of the completions of each evaluation
 PROBE_PROBLEMS = 8
@@ -63,8 +65,9 @@ class Trainer:
 
     def __init__(self, config: Config, callbacks: Sequence[Callback] = (), embedded: bool = False):
         self.config, self.embedded = config, embedded
-        self.callbacks = Callbacks(callbacks)
         self.folder = Path(config.train.output_dir)
+        watch = Watch(self.folder, config.train.stop_on_divergence)
+        self.callbacks = Callbacks([watch, *callbacks])
         ready = prepare(config)
         self.lock, self.tokenizer, self.scorer = ready.lock, ready.tokenizer, ready.scorer
         self.train_problems, self.left_out = ready.train_problems, ready.left_out
@@ -89,7 +92,7 @@ class Trainer:
                 self.engine.lockstep,
             ),
         )
-        rehearse_saving(self.folder, self.engine, self.tokenizer)
+        rehearse_saving(self.folder, self.engine, self.tokenizer, config)
         self.timer, self.measures = PhaseTimer(), Measures()
         self.memory = plan_on_all_ranks(config, policy)
         store = self.memory.choose(config.gradients.store)

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from capo_ds.config import Config, ConfigError
@@ -59,7 +60,7 @@ def saved_state(config: Config) -> dict[str, Any] | None:
             f"warmup.resume: the checkpoint in {folder} is of {state['ranks']} ranks, and there "
             f"are {comm.world_size()} now"
         )
-    refuse_changes("warmup", state["settings"], deciding_settings(config))
+    refuse_changes("warmup", _as_now(state["settings"]), deciding_settings(config))
     return state
 
 
@@ -87,6 +88,19 @@ def deciding_settings(config: Config) -> dict[str, Any]:
     told["warmup"] = {name: v for name, v in told["warmup"].items() if name not in FREE}
     sections = ("model", "task", "prompt", "warmup")
     return {f"{s}.{name}": value for s in sections for name, value in told[s].items()}
+
+
+def _as_now(settings: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint's `deciding_settings` as this version has them, keys that it did not have at
+    their defaults; as they are, where this version does not take them."""
+    nested: dict[str, dict[str, Any]] = {}
+    for name, value in settings.items():
+        section, _, key = name.partition(".")
+        nested.setdefault(section, {})[key] = value
+    try:
+        return deciding_settings(Config.model_validate(nested))
+    except ValidationError:
+        return settings
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -1,10 +1,12 @@
 """Helpers shared by the tests: launching real ranks, and a small random model."""
 
 import os
+import random
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from tests.ranks import run as run_ranks
 REPOSITORY = Path(__file__).resolve().parents[1]
 TIMEOUT = 540  # seconds for a launch
 torch.set_num_threads(1)  # tests run beside the ranks that they launch
+os.environ.pop("COLUMNS", None)  # xdist tells its workers, and tables would be cut to fit
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -43,9 +46,14 @@ def clean_environment() -> dict[str, str]:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """On which nothing listens, and which no connection is given before the ranks meet there: the
+    system gives those from 32768 on. Tests run side by side, so each draws for itself."""
+    draw = random.SystemRandom()  # a test may have seeded the others
+    while True:
+        with socket.socket() as probe, suppress(OSError):
+            port = draw.randrange(10_000, 32_768)
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def launch(

@@ -14,4 +14,5 @@ for package in numpy scipy pydantic pyyaml datasets safetensors matplotlib tenso
   echo "$package $(python -c "import sys; from importlib.metadata import version; print(version(sys.argv[1]))" "$package")"
 done
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" DS_ACCELERATOR="${DS_ACCELERATOR:-cpu}"
-exec python -m pytest -c tests/pytest.ini --rootdir . tests/unit -m "not slow" "$@"
+exec python -m pytest -c tests/pytest.ini --rootdir . \
+  -n "${WORKERS:-2}" --dist loadfile tests/unit -m "not slow" "$@"

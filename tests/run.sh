@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Sets everything up in .venv, checks style and runs the tests. Arguments go to pytest; without
-# any, the fast tests run (-m slow runs the others).
+# Sets everything up in .venv, checks style and runs the tests, two files at a time (WORKERS says
+# how many: tests start up to four ranks). Arguments go to pytest; without any, the fast tests run
+# (-m slow runs the others).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launchers/environment.sh
@@ -8,4 +9,6 @@ ruff check
 ruff format --check
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # the ranks that tests launch share the cores
 if [ $# -eq 0 ]; then set -- -m "not slow"; fi
-exec python -m pytest -c tests/pytest.ini --rootdir . tests "$@"
+# By file, whose tests share what their fixtures have run, and in their order: the longest are first.
+exec python -m pytest -c tests/pytest.ini --rootdir . \
+  -n "${WORKERS:-2}" --dist loadfile --no-loadscope-reorder tests "$@"

@@ -38,6 +38,18 @@ METHODS: dict[str, dict[str, Any]] = {
     },
     "capo 0.5, groups": {"aggregator": "capo", "capo.radius": 0.5, "program.tasks": "group"},
     "capo 0.5, modules": {"aggregator": "capo", "capo.radius": 0.5, "program.blocks": "module"},
+    "capo 0.5, layers": {"aggregator": "capo", "capo.radius": 0.5, "program.blocks": "layer"},
+    "capo auto, groups": {
+        "aggregator": "capo",
+        "capo.radius": "auto",
+        "program.tasks": "group",
+    },
+    "capo 0.5, groups, half positive": {
+        "aggregator": "capo",
+        "capo.radius": 0.5,
+        "program.tasks": "group",
+        "capo.positive_share": 0.5,
+    },
     "mean, geometric median": {"aggregator": "mean", "program.average": "geometric_median"},
     "mean, fixed_length": {"aggregator": "mean", "objective.loss_aggregation": "fixed_length"},
     "MGDA": {"aggregator": "mgda"},
@@ -92,6 +104,9 @@ TUNED_ON_ONE = {  # methods, too
     "mean, geometric median",
     "capo 0.5, groups",
     "capo 0.5, modules",
+    "capo 0.5, layers",
+    "capo auto, groups",
+    "capo 0.5, groups, half positive",
     "capo 1, rescaled",
     "norm ball, rescaled",
     "capo 1, unit",
@@ -117,7 +132,13 @@ CELLS: list[tuple[str, tuple[str, ...]]] = [
     ("embedded", ("capo 0.5, half positive", "mean, fixed_length")),
     ("embedded", ("mean, geometric median", "capo 0.5, groups", "capo 0.5, modules")),
     ("embedded", ("capo 1, unit", "MGDA", "ConFIG")),
-    ("apart", ("norm ball", "PCGrad", "CAGrad", "UPGrad", "capo 0.1", "ConFIG", "MGDA")),
+    ("apart", ("norm ball", "PCGrad", "CAGrad", "capo 0.1", "ConFIG", "MGDA")),
+    ("apart", ("capo 0.5, groups", "capo 0.5, half positive")),
+    ("embedded", ("capo auto, groups", "capo 0.5, groups, half positive")),
+    ("noise", ("mean, geometric median",)),
+    ("noise", ("capo 0.5, groups", "capo 0.5, half positive", "capo auto")),
+    ("apart", ("UPGrad",)),
+    ("embedded", ("capo 0.5, layers",)),
 ]
 
 

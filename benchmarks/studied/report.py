@@ -42,6 +42,10 @@ COMPARED = (
     ("embedded", "capo 0.5, groups", "capo 0.5"),
     ("embedded", "capo 0.5, half positive", "capo 0.5"),
     ("embedded", "capo 0.5, modules", "capo 0.5"),
+    ("embedded", "capo 0.5, layers", "capo 0.5"),
+    ("embedded", "capo 0.5, groups, half positive", "capo 0.5, groups"),
+    ("embedded", "capo auto, groups", "capo auto"),
+    ("embedded", "capo auto, groups", "capo 0.5, groups"),
     ("embedded", "capo 0.5, groups", "mean, clipped"),
     ("embedded", "capo 0.5, half positive", "mean, clipped"),
     ("embedded", "capo 0.5, groups", "mean, unit"),
@@ -55,6 +59,14 @@ COMPARED = (
     ("apart", "capo 0.5, unit", "mean, unit"),
     ("apart", "mean, clipped", "capo 1"),
     ("apart", "capo auto", "capo 1"),
+    ("apart", "capo auto", "mean, unit, at 3e-4"),
+    ("apart", "capo 0.5, groups", "capo 0.5"),
+    ("apart", "capo 0.5, groups", "mean, clipped"),
+    ("apart", "capo 0.5, half positive", "capo 0.5"),
+    ("noise", "capo 0.5, groups", "capo 0.5"),
+    ("noise", "capo 0.5, groups", "mean, clipped"),
+    ("noise", "capo 0.5, half positive", "capo 0.5"),
+    ("noise", "mean, geometric median", "mean, clipped"),
 )
 START, END = "<!-- tables -->", "<!-- end of tables -->"
 ONE_TASK = {"worst data set"}  # means nothing where there is one data set

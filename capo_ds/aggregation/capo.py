@@ -61,7 +61,7 @@ def capo(
     The report holds, for the program that was solved in the end: `primal` at g~, `dual`, their
     relative `gap`; `slack_total`, `slack_max`, `slack_price`; `hard_feasible`, whether some point
     of the ball violates no constraint; `trust_region_active`; `iterations`, `fallback` (1 if
-    Clarabel answered), `dropped`, `seconds`; `gram_shift`, by how much a cosine was changed to make
+    Clarabel answered), `seconds`; `gram_shift`, by how much a cosine was changed to make
     the Gram matrix positive semidefinite (rounding of float32; see `semidefinite`). All of it is
     about that matrix.
 
@@ -84,6 +84,8 @@ def capo(
         SolverError: if no solver found an optimal pair.
     """
     if positive_share is not None:
+        if slack_price != DEFAULT_SLACK_PRICE:
+            raise ValueError("give slack_price or positive_share, which is a price too; not both")
         slack_price = price_of_share(positive_share, int(problem.negative.sum()))
     _validate(radius, slack_price, region, on_infeasible)
     started = time.perf_counter()
@@ -94,7 +96,6 @@ def capo(
         answer = _without_direction(setting, program)
     else:
         answer = _with_direction(setting, program, on_infeasible)
-    answer.report["dropped"] = float(problem.dropped.sum())
     answer.report["gram_shift"] = gram_shift
     answer.report["seconds"] = time.perf_counter() - started
     return answer

@@ -18,7 +18,7 @@ from capo_ds.aggregation.program import ConeProgram
 
 def mean(problem: GramProblem) -> Aggregation:
     """g_0 itself, which is what GRPO applies."""
-    return Aggregation(problem.vanilla.copy(), report=_dropped(problem))
+    return Aggregation(problem.vanilla.copy())
 
 
 def mgda(problem: GramProblem) -> Aggregation:
@@ -33,15 +33,15 @@ def mgda(problem: GramProblem) -> Aggregation:
     tasks = np.flatnonzero(_tasks(problem))
     xi = np.zeros(problem.count)
     if len(tasks) == 0:
-        return Aggregation(xi, xi, "degenerate", _dropped(problem))
+        return Aggregation(xi, xi, "degenerate")
     still = tasks[problem.norms[tasks] == 0.0]
     if len(still):  # a zero gradient is the point of least norm
         xi[still[0]] = 1.0
-        return Aggregation(xi, xi, "degenerate", _dropped(problem))
+        return Aggregation(xi, xi, "degenerate")
     gram = problem.gram[np.ix_(tasks, tasks)]
     solution = solver.solve(ConeProgram(gram, np.zeros(len(tasks)), 1.0, len(tasks), price=1.0))
     xi[tasks] = solution.xi
-    report = _dropped(problem) | {"gap": solution.gap, "fallback": float(solution.fallback)}
+    report = {"gap": solution.gap, "fallback": float(solution.fallback)}
     return Aggregation(xi.copy(), xi, "optimal" if solution.on_boundary else "degenerate", report)
 
 
@@ -82,7 +82,7 @@ def pcgrad(problem: GramProblem, seed: int = 0) -> Aggregation:
         products -= shift[:, None] * gram[other]
     coefficients = problem.vanilla.copy()
     coefficients[tasks] = problem.vanilla[tasks] @ weights
-    return Aggregation(coefficients, report=_dropped(problem))
+    return Aggregation(coefficients)
 
 
 def conflict_free(problem: GramProblem) -> Aggregation:
@@ -99,14 +99,10 @@ def conflict_free(problem: GramProblem) -> Aggregation:
     coefficients[tasks] = np.linalg.pinv(cosines, rcond=1e-12, hermitian=True).sum(axis=1) / norms
     squared = coefficients @ problem.gram @ coefficients
     if squared <= 0.0:
-        return Aggregation(np.zeros(problem.count), status="degenerate", report=_dropped(problem))
+        return Aggregation(np.zeros(problem.count), status="degenerate")
     scale = (coefficients @ problem.q0) / squared
-    return Aggregation(scale * coefficients, report=_dropped(problem))
+    return Aggregation(scale * coefficients)
 
 
 def _tasks(problem: GramProblem) -> np.ndarray:
     return problem.positive | problem.negative
-
-
-def _dropped(problem: GramProblem) -> dict[str, float]:
-    return {"dropped": float(problem.dropped.sum())}

@@ -60,25 +60,19 @@ def diagnose(
         and g_0; `norm_ratio`: ||g~|| / ||g_0||; `effective_samples`: (sum xi)^2 / sum xi^2.
     """
     after, after_norm = applied.products, applied.norm
-    groups = {
-        "positive": problem.positive,
-        "negative": problem.negative,
-        "all": problem.positive | problem.negative,
-    }
+    voices = problem.positive | problem.negative
     measures: dict[str, float] = {}
     for when, products, norm in (
         ("before", problem.q0, problem.vanilla_norm),
         ("after", after, after_norm),
     ):
         cosine = ratio(products, problem.norms * norm)
-        for name, group in groups.items():
-            if group.any():
-                share = np.mean(cosine[group] < -CONFLICT_COSINE)
-                measures[f"conflict/{name}_{when}"] = float(share)
-        if groups["all"].any():
+        for name, share in conflicting(cosine, problem.positive, problem.negative).items():
+            measures[f"conflict/{name}_{when}"] = share
+        if voices.any():
             for level in QUANTILES:
                 key = f"conflict/cosine_{when}_q{round(100 * level):02d}"
-                measures[key] = float(np.quantile(cosine[groups["all"]], level))
+                measures[key] = float(np.quantile(cosine[voices], level))
     if problem.positive.any():
         measures["conflict/min_alignment"] = float(after[problem.positive].min())
     if problem.negative.any():
@@ -91,6 +85,22 @@ def diagnose(
     if xi is not None and np.any(xi):
         measures["conflict/effective_samples"] = float(np.sum(xi) ** 2 / np.sum(xi**2))
     return measures
+
+
+def conflicting(
+    cosines: np.ndarray, positive: np.ndarray, negative: np.ndarray
+) -> dict[str, float]:
+    """Share of the samples with a cosine below -1e-6: of the `positive`, the `negative`, and of
+    `all` of both; a kind without samples has none.
+
+    cosines: (n,) with an aggregate. positive, negative: (n,) of bool.
+    """
+    kinds = {"positive": positive, "negative": negative, "all": positive | negative}
+    return {
+        name: float(np.mean(cosines[kind] < -CONFLICT_COSINE))
+        for name, kind in kinds.items()
+        if kind.any()
+    }
 
 
 def between(problem: GramProblem, sources: np.ndarray) -> dict[str, float]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.linalg.lapack import (  # pyright: ignore[reportAttributeAccessIssue]
-    dpotrf,
-    dpotrs,
-    dtrtrs,
+from scipy.linalg.lapack import (
+    dpotrf,  # pyright: ignore[reportAttributeAccessIssue]  made at import
+    dpotrs,  # pyright: ignore[reportAttributeAccessIssue]
+    dtrtrs,  # pyright: ignore[reportAttributeAccessIssue]
 )
 
 from capo_ds.aggregation.program import ConeProgram

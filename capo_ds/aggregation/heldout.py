@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from capo_ds.aggregation.diagnostics import CONFLICT_COSINE, ratio
+from capo_ds.aggregation.diagnostics import conflicting, ratio
 from capo_ds.aggregation.problem import GramProblem
 
 # From the blocks of a problem and the samples' prompts to coefficients (blocks, N).
@@ -78,14 +78,8 @@ def _one_way(
     for when, coefficients in (("before", vanilla), ("after", after)):
         cosines, with_mean = _cosines(blocks, fitted, coefficients)
         positive, negative = blocks[0].positive[other], blocks[0].negative[other]
-        for name, kind in (
-            ("positive", positive),
-            ("negative", negative),
-            ("all", positive | negative),
-        ):
-            if kind.any():
-                share = float(np.mean(cosines[kind] < -CONFLICT_COSINE))
-                measures[f"heldout_{name}_{when}"] = share
+        for name, share in conflicting(cosines, positive, negative).items():
+            measures[f"heldout_{name}_{when}"] = share
         suffix = "" if when == "after" else "_before"
         measures[f"heldout_cosine{suffix}"] = with_mean
         if (positive | negative).any():

@@ -123,6 +123,7 @@ class Aggregation:
     def recovered(self, vanilla_norm: float, direction_norm: float) -> np.ndarray:
         """(N,) coefficients of g~ = centre + C ||g_0|| dg / ||dg|| on the boundary, by norms that
         are known better than the Gram matrix has them."""
+        assert self.base is not None and self.xi is not None  # set with `on_boundary`
         return self.base + self.direction_scale(vanilla_norm, direction_norm) * self.xi
 
 

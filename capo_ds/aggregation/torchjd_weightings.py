@@ -61,7 +61,7 @@ def _weigh(weighting: type, problem: GramProblem, **options: object) -> Aggregat
     if len(tasks):
         gram = torch.from_numpy(problem.gram[np.ix_(tasks, tasks)].copy())
         coefficients[tasks] = weighting(**options)(gram).numpy()
-    return Aggregation(coefficients, report={"dropped": float(problem.dropped.sum())})
+    return Aggregation(coefficients)
 
 
 def _weighs_a_gramian(weighting: type) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +63,7 @@ class Solved:
         norms: (N,) of the samples' gradients.
         cosines_before, cosines_after: (N,) with the plain g_0 and with g~.
         sketched_norms: ||g_0|| and ||dg|| by the Gram matrix, where g~ is on the boundary.
+        dropped: (N,) of bool, samples whose gradient holds NaN or Inf.
         metrics: for the log.
     """
 
@@ -72,8 +73,8 @@ class Solved:
     cosines_before: np.ndarray
     cosines_after: np.ndarray
     sketched_norms: tuple[float, float] | None
+    dropped: np.ndarray
     metrics: dict[str, float]
-    dropped: int = 0
 
     @property
     def coefficients(self) -> np.ndarray:
@@ -87,14 +88,15 @@ class Solved:
         return np.mean(given, axis=0) if len(given) == len(self.results) else None
 
     def heard(self, numbers: np.ndarray, total: int) -> dict[int, dict[str, float | None]]:
-        """What became of each sample, by its number: the `norm` of its gradient, its cosines with
-        the plain g_0 and with g~ (None without a gradient), its weight `xi` in the direction (None
-        where there is none), and its coefficient in g~ in units of the plain mean's."""
+        """What became of each sample, by its number: the `norm` of its gradient (None where that
+        holds NaN or Inf), its cosines with the plain g_0 and with g~ (None where it is zero), its
+        weight `xi` in the direction (None where there is none), and its coefficient in g~ in units
+        of the plain mean's."""
         xi = self.xi
         weights = self.coefficients.mean(0) * total
         return {
             int(number): {
-                "norm": float(self.norms[row]),
+                "norm": None if self.dropped[row] else float(self.norms[row]),
                 "cosine_before": float(self.cosines_before[row]) if self.norms[row] else None,
                 "cosine_after": float(self.cosines_after[row]) if self.norms[row] else None,
                 "xi": None if xi is None else float(xi[row]),
@@ -133,18 +135,25 @@ class Solver:
         groups, whole = samples.groups, total(blocks)
         options: dict[str, object] = {**self.options, **({"seed": seed} if self._draws else {})}
         first = halves(groups, random)
-        held = bool(first.any())
-        metrics: dict[str, float] = {}
+
+        @cache
+        def unseen(radius: float | None = None) -> dict[str, float]:
+            """Held-out measures with the options as they are, or with this radius."""
+            given = options if radius is None else options | {"radius": radius}
+            return heldout(blocks, groups, first, self._coefficients(given)) if first.any() else {}
+
+        radius, metrics = None, {}
         if options.get("radius") == AUTO:
-            options["radius"], metrics = self.radius.choose(
-                lambda radius: self._alignment(blocks, groups, first, options | {"radius": radius})
+            radius, metrics = self.radius.choose(
+                lambda candidate: unseen(candidate).get("conflict/heldout_alignment")
             )
+            options["radius"] = radius
         results = self._fit(blocks, groups, options)
         coefficients = np.stack([result.coefficients for result in results])
         applied = Applied.of(blocks, coefficients)
-        metrics |= self._report(results, int(blocks[0].dropped.sum()))
-        if self.measure_heldout and held:
-            metrics |= heldout(blocks, groups, first, self._coefficients(options))
+        metrics |= self._report(results, blocks[0].dropped)
+        if self.measure_heldout:
+            metrics |= unseen(radius)
         solved = Solved(
             results,
             whole.vanilla,
@@ -152,8 +161,8 @@ class Solver:
             ratio(whole.q0, whole.norms * whole.vanilla_norm),
             ratio(applied.products, whole.norms * applied.norm),
             _sketched_norms(blocks, results),
+            blocks[0].dropped,  # the sum over blocks no longer knows
             metrics,
-            int(blocks[0].dropped.sum()),
         )
         metrics |= diagnose(whole, applied, solved.xi)
         if samples.sources is not None:
@@ -183,28 +192,15 @@ class Solver:
             [result.coefficients for result in self._fit(blocks, groups, options)]
         )
 
-    def _alignment(
-        self,
-        blocks: Sequence[GramProblem],
-        groups: np.ndarray,
-        first: np.ndarray,
-        options: dict[str, object],
-    ) -> float | None:
-        """The held-out alignment with these options; None where nothing is held out."""
-        if not first.any():
-            return None
-        measures = heldout(blocks, groups, first, self._coefficients(options))
-        return measures.get("conflict/heldout_alignment")
-
-    def _report(self, results: list[Aggregation], dropped: int) -> dict[str, float]:
-        """The aggregator's own, as means over blocks."""
+    def _report(self, results: list[Aggregation], dropped: np.ndarray) -> dict[str, float]:
+        """The aggregator's own, as means over blocks, and how many samples were dropped."""
         group = Path(self.name).name.replace(":", "_")
         means = {
             key: float(np.mean([result.report[key] for result in results]))
             for key in results[0].report
         }
-        # An aggregator that is given scaled or added gradients sees no sample that was dropped.
-        return {f"{group}/{key}": value for key, value in (means | {"dropped": dropped}).items()}
+        means["dropped"] = float(dropped.sum())
+        return {f"{group}/{key}": value for key, value in means.items()}
 
 
 def _sketched_norms(

@@ -2,9 +2,10 @@
 
 python launchers/vllm_server.py --config FILE.yaml [--set KEY=VALUE ...]
 
-It listens at rollout.server_url, and reads the model and its limits from the run's own config. It
-needs vLLM, PyYAML and pydantic alone, so that it can have an environment of its own: there, put
-the repository on PYTHONPATH.
+It listens at rollout.server_url, answers /v1 to whoever has the key alone (CAPO_SERVER_KEY, or a
+file in your home that is made here), and reads the model and its limits from the run's own
+config. It needs vLLM, PyYAML and pydantic alone, so that it can have an environment of its own:
+there, put the repository on PYTHONPATH.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from transformers import AutoConfig
 
 from capo_ds.config import Config, load_config
 from capo_ds.rollout.engine import context_length, engine_settings, model_location
+from capo_ds.rollout.server_key import VARIABLE, key_file, made_key
 
 
 def command(config: Config) -> list[str]:
@@ -50,6 +52,9 @@ def main() -> None:
     arguments = parser.parse_args()
     words = command(load_config(arguments.config, arguments.set))
     os.environ["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
+    given = bool(os.environ.get(VARIABLE))
+    os.environ["VLLM_API_KEY"] = made_key()  # not a flag: those are in the list of processes
+    print(f"requests need the key in {VARIABLE if given else key_file()}", flush=True)
     print(" ".join(words), flush=True)
     os.execv(words[0], words)
 

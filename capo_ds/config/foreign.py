@@ -31,6 +31,8 @@ KEYS = {
     "objective.mask_truncated": "mask_truncated_completions overlong_filter",
     "train.micro_batch_size": "per_device_train_batch_size ppo_micro_batch_size "
     "ppo_micro_batch_size_per_gpu micro_train_batch_size gradient_accumulation_steps",
+    "train.micro_batch_tokens": "ppo_max_token_len_per_gpu log_prob_max_token_len_per_gpu "
+    "use_dynamic_bsz max_tokens_per_gpu",
     "train.steps": "max_steps total_training_steps num_train_epochs total_epochs num_episodes",
     "train.save_every": "save_steps save_freq save_interval save_strategy",
     "train.eval_every": "eval_steps test_freq eval_freq eval_strategy",

@@ -219,6 +219,15 @@ class CapoConfig(Section):
         description="with slack_price .inf and no feasible point: what to apply instead",
     )
 
+    @model_validator(mode="after")
+    def _one_price(self) -> CapoConfig:
+        usual = type(self).model_fields["slack_price"].default
+        if self.positive_share is not None and self.slack_price != usual:
+            raise ValueError(
+                "capo.slack_price and capo.positive_share both set a price; leave one out"
+            )
+        return self
+
 
 class CagradConfig(Section):
     """CAGrad, where it is the aggregator."""

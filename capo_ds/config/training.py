@@ -42,6 +42,12 @@ class TrainConfig(Section):
     micro_batch_size: StrictInt = Field(
         default=16, ge=1, description="sequences per forward/backward on a rank"
     )
+    micro_batch_tokens: StrictInt | None = Field(
+        default=None,
+        ge=1,
+        description="in place of micro_batch_size (not in the warm-up): tokens per "
+        "forward/backward on a rank, padding counted; as many sequences as fit, one at least",
+    )
     seed: StrictInt = Field(
         default=0, ge=0, description="seed of sampling and of the LoRA initialisation"
     )
@@ -65,6 +71,12 @@ class TrainConfig(Section):
         default=["tensorboard"],
         description="where metrics go beside metrics.jsonl; Weights & Biases and Comet also get "
         "settings and samples",
+    )
+    stop_on_divergence: bool = Field(
+        default=False,
+        description="end the run, with a checkpoint, where it is seen to come apart: reward "
+        "fallen, entropy gone or spread, KL far off (docs/training.md); false: a warning, once for "
+        "each",
     )
     output_dir: PathText = Field(
         default="runs/default", description="folder of everything the run writes"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,8 +22,8 @@ from torch import Tensor
 
 from capo_ds.config import ConfigError
 from capo_ds.distributed import accelerator
-from capo_ds.distributed.launch import busy_port, discover_ranks, ranks_here, tell
-from capo_ds.distributed.watchdog import Watchdog
+from capo_ds.distributed.launch import busy_port, discover_ranks, launcher, ranks_here, tell
+from capo_ds.distributed.watchdog import LAUNCHER_GONE, POLL, Watchdog
 
 T = TypeVar("T")
 GLOO_SETTLES = 0.2  # seconds
@@ -65,7 +66,8 @@ def init(timeout: timedelta = timedelta(minutes=30)) -> torch.device:
     # Not through deepspeed.init_distributed: its device_id argument has made later weight syncs
     # hang (allenai/open-instruct#1311), and on CPU it would compile a shared-memory extension.
     try:
-        dist.init_process_group(backend, timeout=timeout)
+        with _launcher_watched():
+            dist.init_process_group(backend, timeout=timeout)
     except dist.DistNetworkError as error:
         if "EADDRINUSE" in str(error):
             raise busy_port() from error
@@ -74,6 +76,25 @@ def init(timeout: timedelta = timedelta(minutes=30)) -> torch.device:
         global _watchdog
         _watchdog = Watchdog(_end_with_peer, lambda: _doing)
     return device()
+
+
+@contextmanager
+def _launcher_watched() -> Iterator[None]:
+    """While the ranks wait for each other to come, which they do for as long as their time-out."""
+    met = threading.Event()
+
+    def watch() -> None:
+        while not met.wait(POLL):
+            if launcher().gone():
+                _end_with_peer(LAUNCHER_GONE)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        met.set()
+        thread.join()
 
 
 def _end_with_peer(error: str) -> None:

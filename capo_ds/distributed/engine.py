@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
@@ -101,7 +101,9 @@ class CapoEngine:
                 self._engine.backward(surrogate)
             norm = None
             if self._zero.stage == 0:  # the engine tells no norm; the reduced gradient is at hand
-                norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters])
+                norm = torch.nn.utils.get_total_norm(
+                    [p.grad for p in self.parameters if p.grad is not None]
+                )
             self._engine.step()
         return float(self._engine.get_global_grad_norm() if norm is None else norm)
 
@@ -132,14 +134,17 @@ class CapoEngine:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, int]]:
         """Factors and moments by name, whole and on the CPU, and the optimizer's place in the run
-        (JSON); the same at any ZeRO stage, on every rank (all ranks)."""
+        (JSON); the same at any ZeRO stage, on every rank (all ranks). Before the first step, when
+        optimizers have no state yet, the moments are zeros."""
         factors = {}
         with self.whole(self.parameters):
             for name, parameter in self._named():
                 factors[name] = parameter.detach().cpu().clone()
-        for name, parameter in self._named():
+        begun = self._zero.begun
+        for (name, parameter), shape in zip(self._named(), self.shapes, strict=True):
             for moment in MOMENTS:
-                factors[f"{name}.{moment}"] = self._zero.moment(parameter, moment).cpu().clone()
+                value = self._zero.moment(parameter, moment) if begun else torch.zeros(shape)
+                factors[f"{name}.{moment}"] = value.cpu().clone()
         return factors, self._zero.place
 
     def restore(self, factors: dict[str, Tensor], place: dict[str, int]) -> None:
@@ -170,8 +175,8 @@ class CapoEngine:
                     "another train.output_dir"
                 )
 
-    def _from_main(self, value: Tensor | None, shape: tuple[int, int]) -> Tensor:
-        if not comm.is_main():
+    def _from_main(self, value: Tensor | None, shape: Sequence[int]) -> Tensor:
+        if value is None or not comm.is_main():
             value = torch.empty(shape)
         value = value.to(comm.device())
         comm.broadcast_tensor(value)

@@ -6,6 +6,7 @@ import os
 import re
 import socket
 import sys
+from functools import cache
 
 import psutil
 
@@ -130,6 +131,12 @@ class Launcher:
             return any(process.ppid() != parent for process, parent in self._chain)
         except psutil.NoSuchProcess:
             return True
+
+
+@cache
+def launcher() -> Launcher:
+    """Of this process, as it was when first asked for: at its start, or it may be gone by then."""
+    return Launcher()
 
 
 def free_port() -> int:

@@ -20,13 +20,14 @@ from dataclasses import dataclass, field
 
 import torch.distributed as dist
 
-from capo_ds.distributed.launch import Launcher
+from capo_ds.distributed.launch import launcher
 
 FAILURE = "failure"
 SIGN = "sign/{}"  # of life, of a rank: its count, machine and phase
 ENDED = "ended"  # the sign of a rank that has come to its end
 POLL = 0.5  # seconds
 SILENCE = 40.0  # seconds without a sign of life, after which a rank is taken for dead
+LAUNCHER_GONE = "the launcher of this rank is gone"
 LEAVING = 15.0  # seconds that a rank may outlive rank 0, at the end of a run
 
 
@@ -122,13 +123,13 @@ class Watchdog:
             self._lost = True
 
     def _watch(self) -> None:
-        launcher, answers, gone = Launcher(), Silence(), Silence()
+        answers, gone = Silence(), Silence()
         signs = [Silence() for _ in self._signs]
 
         def trouble() -> str | None:
             """What ends this rank; None while all is well."""
-            if launcher.gone():
-                return "the launcher of this rank is gone"
+            if launcher().gone():
+                return LAUNCHER_GONE
             if self._lost:
                 if gone.after(True) > LEAVING:
                     return f"rank 0 is gone, and its store at {self._address} with it"

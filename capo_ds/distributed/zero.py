@@ -129,9 +129,14 @@ class Zero:
             utils.safe_set_local_fp32_param(parameter, _shard(value, own.numel()))
 
     @property
+    def begun(self) -> bool:
+        """Whether the engine has made a step; before, some stages have no optimizer's state."""
+        return self._engine.global_steps > 0
+
+    @property
     def place(self) -> dict[str, int]:
         """The `steps` that Adam has made, and the `schedule`'s."""
-        steps = next(iter(self._adam.state.values()))["step"]
+        steps = next(iter(self._adam.state.values()))["step"] if self.begun else 0
         schedule = self._engine.lr_scheduler.state_dict()
         return {"steps": int(steps), "schedule": schedule["last_epoch"]}
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from capo_ds.gradients.sketch import Sketch
+from capo_ds.gradients.space import Space
 
 Shapes = list[tuple[int, int]]  # (o, i) of each factor
 
@@ -35,13 +36,17 @@ class Store(Protocol):
         coefficients: (n,), or (factors, n) with a row for each factor.
         alike: the coefficient of all samples of all ranks, where they have but one.
         """
+        ...
 
     def discard(self, samples: Tensor) -> None:
         """Keep a NaN of some samples out of later sums. samples: (n,) of bool."""
 
 
 class GradientStore:
-    """Every gradient, as one (n, o, i) tensor per factor; with a sketch, compared through that."""
+    """Every gradient, as one (n, o, i) tensor per factor; with a sketch, compared through that.
+
+    space: that stores use one after another; see `new_space`.
+    """
 
     def __init__(
         self,
@@ -50,9 +55,15 @@ class GradientStore:
         device: torch.device,
         dtype: torch.dtype = torch.float32,
         sketch: Sketch | None = None,
+        space: Space | None = None,
     ):
-        self.rows = [torch.empty(samples, *shape, device=device, dtype=dtype) for shape in shapes]
+        self.rows = (space or self.new_space(device, dtype)).rows(samples, shapes)
         self.sketch = sketch
+
+    @staticmethod
+    def new_space(device: torch.device, dtype: torch.dtype) -> Space:
+        """Where such a store keeps its rows."""
+        return Space(device, dtype)
 
     def write(self, index: int, first: int, output_gradients: Tensor, inputs: Tensor) -> None:
         rows = self.rows[index][first : first + len(inputs)]
@@ -95,13 +106,15 @@ class HostStore(GradientStore):
         device: torch.device,
         dtype: torch.dtype = torch.float32,
         sketch: Sketch | None = None,
+        space: Space | None = None,
     ):
-        pinned = device.type == "cuda"
-        self.rows = [
-            torch.empty(samples, *shape, dtype=dtype, pin_memory=pinned) for shape in shapes
-        ]
-        self.sketch, self.device = sketch, device
-        self._stream = torch.cuda.Stream(device) if pinned else None
+        super().__init__(shapes, samples, device, dtype, sketch, space)
+        self.device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    @staticmethod
+    def new_space(device: torch.device, dtype: torch.dtype) -> Space:
+        return Space(torch.device("cpu"), dtype, pinned=device.type == "cuda")
 
     def write(self, index: int, first: int, output_gradients: Tensor, inputs: Tensor) -> None:
         if self._stream is None:
@@ -169,7 +182,7 @@ class SketchStore:
     def combine(self, coefficients: Tensor, alike: float | None = None) -> list[Tensor]:
         """Takes one coefficient a sample: rows of factors must be the same."""
         if alike is not None:
-            return torch._foreach_mul(self.total, alike)
+            return [alike * total for total in self.total]
         return self.weighted_sum(coefficients.expand(len(self.total), -1)[0])
 
     def discard(self, samples: Tensor) -> None:

@@ -31,22 +31,31 @@ class Collected:
     measures: list[Measured]
 
 
-def make_store(
-    kind: str,
-    dtype: torch.dtype,
-    shapes: Shapes,
-    samples: int,
-    sketch: Sketch | None,
-    weighted_sum: Callable[[Tensor], list[Tensor]],
-) -> Store:
-    """An empty store. kind: device, host or recompute; dtype: of the gradients that it keeps.
+class Stores:
+    """Makes the store of each update, in the memory of the one before.
 
-    weighted_sum: from (n,) coefficients sum_i c_i g_i by a second backward pass, for recompute.
+    kind: device, host or recompute. dtype: of the gradients that are kept.
     """
-    if kind == "recompute":
-        return SketchStore(shapes, samples, comm.device(), sketch, weighted_sum)
-    make = HostStore if kind == "host" else GradientStore
-    return make(shapes, samples, comm.device(), dtype, sketch)
+
+    def __init__(self, kind: str, dtype: torch.dtype, shapes: Shapes):
+        self.shapes, self._dtype = shapes, dtype
+        self._make = {"device": GradientStore, "host": HostStore, "recompute": None}[kind]
+        self._space = self._make and self._make.new_space(comm.device(), dtype)
+
+    def new(
+        self,
+        samples: int,
+        sketch: Sketch | None,
+        weighted_sum: Callable[[Tensor], list[Tensor]],
+    ) -> Store:
+        """An empty store; what was made before is gone.
+
+        weighted_sum: from (n,) coefficients sum_i c_i g_i by a second backward pass, for recompute.
+        """
+        if self._make is None:
+            return SketchStore(self.shapes, samples, comm.device(), sketch, weighted_sum)
+        device = comm.device()
+        return self._make(self.shapes, samples, device, self._dtype, sketch, self._space)
 
 
 def collect(

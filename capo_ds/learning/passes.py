@@ -13,6 +13,7 @@ from capo_ds.config import Config
 from capo_ds.distributed import comm
 from capo_ds.distributed.engine import CapoEngine
 from capo_ds.learning.batch import WeightedBatch, idle
+from capo_ds.learning.micro_batches import micro_batches
 from capo_ds.models import token_log_probs
 from capo_ds.objective import (
     ObjectiveTerms,
@@ -22,6 +23,7 @@ from capo_ds.objective import (
 )
 from capo_ds.objectives import MAX_LOG_RATIO, Tokens
 from capo_ds.rollout.base import Rollout, Rows
+from capo_ds.shared_prompts import read_prompts, reads_prompts_once, response_log_probs
 from capo_ds.telemetry.metrics import Largest, Measured
 
 SEQUENCE_RATIO_SQUARE = "rollout/sequence_ratio_square"
@@ -34,12 +36,14 @@ class Objectives:
     values: (B,) each sample's own objective J_i, differentiable.
     terms: of the tokens. counted: (B, T) of bool, the tokens that the objective counts.
     log_ratio: (B, T) of the trainer's probabilities to the sampler's.
+    widths: (B,) tokens of prompt and response.
     """
 
     values: Tensor
     terms: ObjectiveTerms
     counted: Tensor
     log_ratio: Tensor
+    widths: Tensor
 
     @property
     def live(self) -> Tensor:
@@ -52,8 +56,14 @@ class Objectives:
         measured = self._mismatch() | {
             "loss/clip_fraction": terms.clipped[counted],
             "loss/ratio": terms.ratio[counted],
+            "loss/padding": self._padding(),
         }
         return measured | {"loss/kl": terms.kl[counted]} if with_kl else measured
+
+    def _padding(self) -> Tensor:
+        """(B, W) of bool: positions of the pass that hold no token."""
+        columns = torch.arange(int(self.widths.max()), device=self.widths.device)
+        return columns >= self.widths[:, None]
 
     def _mismatch(self) -> Measured:
         """Trainer against sampler."""
@@ -99,7 +109,7 @@ class PolicyPasses:
             importance_weights(log_ratio, rollout.importance_correction, rollout.importance_cap),
         )
         values = (terms.value * counted).sum(1) * batch.weights
-        return Objectives(values, terms, counted, log_ratio)
+        return Objectives(values, terms, counted, log_ratio, batch.widths)
 
     def measures(self, found: Objectives) -> Measured:
         """Metrics of a pass."""
@@ -125,11 +135,40 @@ class PolicyPasses:
     @torch.no_grad()
     def fixed_log_probs(self, rollout: Rollout) -> Tensor:
         """(n, T) under the current weights, without gradient."""
+        if self._reads_prompts_once and len(rollout):
+            return self._by_prompts(rollout)
         result = torch.zeros_like(rollout.log_probs)
-        by_length = rollout.lengths.argsort(stable=True)
-        for rows, part in self.micro_batches(rollout.take(by_length)):
+        by_width = rollout.widths.argsort(stable=True)
+        for rows, part in self.micro_batches(rollout.take(by_width)):
             values = self._log_probs(part)
-            result[by_length[rows], : values.shape[1]] = values[: len(rows)]
+            result[by_width[rows], : values.shape[1]] = values[: len(rows)]
+        return result
+
+    @property
+    def _reads_prompts_once(self) -> bool:
+        """At ZeRO 3, where a second pass gathers all weights once more, it would not pay."""
+        grouped = self.config.rollout.group_size > 1
+        return grouped and not self.engine.lockstep and reads_prompts_once(self.policy)
+
+    def _by_prompts(self, rollout: Rollout) -> Tensor:
+        """(n, T) of `fixed_log_probs`, from one reading of each prompt for all its responses."""
+        result = torch.zeros_like(rollout.log_probs)
+        first, of_prompt = _distinct_prompts(rollout)
+        for some, prompts in self.micro_batches(rollout.take(first)):
+            read = read_prompts(self.policy, prompts.prompt_ids, prompts.prompt_mask)
+            theirs = (of_prompt >= some[0]) & (of_prompt <= some[-1])
+            rows = theirs.nonzero().squeeze(1)
+            rows = rows[rollout.lengths[rows].argsort(stable=True)]
+            for part, responses in self.micro_batches(rollout.take(rows)):
+                values = response_log_probs(
+                    self.policy,
+                    read,
+                    of_prompt[rows[part]] - some[0],
+                    responses.completion_ids,
+                    responses.completion_mask,
+                    self.config.rollout.temperature,
+                )
+                result[rows[part], : values.shape[1]] = values
         return result
 
     def counted_tokens(self, batch: Rollout) -> Tensor:
@@ -145,10 +184,11 @@ class PolicyPasses:
         samples for are `idle`, and theirs are no rows.
         """
         rows = torch.arange(len(batch), device=comm.device())
-        parts = rows.split(self.config.train.micro_batch_size) if len(rows) else ()
+        parts = micro_batches(batch.widths.tolist(), self.config.train)
         passes = comm.max_over_ranks(len(parts)) if self.engine.lockstep else len(parts)
         for part in parts:
-            yield part, batch.take(part)
+            some = rows[part.start : part.stop]
+            yield some, batch.take(some)
         for _ in range(passes - len(parts)):
             yield rows[:0], idle(batch)
 
@@ -160,6 +200,15 @@ class PolicyPasses:
             batch.completion_mask,
             self.config.rollout.temperature,
         )
+
+
+def _distinct_prompts(rollout: Rollout) -> tuple[Tensor, Tensor]:
+    """The first row of each prompt, the shortest prompts first, (Q,); and the number in there of
+    every row's, (n,)."""
+    mask = rollout.prompt_mask
+    known = torch.cat([mask.sum(1, keepdim=True), rollout.prompt_ids * mask], 1)
+    _, of_prompt, counts = known.unique(dim=0, return_inverse=True, return_counts=True)
+    return of_prompt.argsort(stable=True)[counts.cumsum(0) - counts], of_prompt
 
 
 def with_sample_size(metrics: dict[str, float]) -> dict[str, float]:

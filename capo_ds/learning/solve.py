@@ -71,7 +71,7 @@ def solve(
     samples = Samples(grams, np.sign(roster.advantages), prompts, total, named)
     random = generator(config.train.seed, Stream.HELDOUT_HALVES, number)
     solved = solver.solve(samples, random, seed=update_seed(config.train.seed, number))
-    if solved.dropped == len(roster):
+    if solved.dropped.all():
         raise FloatingPointError(
             "every sample's gradient is NaN or Inf; lower optimizer.learning_rate, and go on "
             "from an earlier checkpoint"
@@ -82,8 +82,8 @@ def solve(
 
 def _tell(solved: Solved, aggregator: str, samples: int) -> None:
     """What the user should see of it at once."""
-    if solved.dropped:
-        tqdm.write(f"left out {solved.dropped} of {samples} samples: NaN or Inf in the gradient")
+    if dropped := int(solved.dropped.sum()):
+        tqdm.write(f"left out {dropped} of {samples} samples: NaN or Inf in the gradient")
     for result in solved.results:
         if result.status in ("fallback", "inaccurate"):
             tqdm.write(f"{aggregator}: {result.status} solution, {result.report}")

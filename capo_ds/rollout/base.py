@@ -157,6 +157,11 @@ class Rollout:
         """(n,) response lengths in tokens."""
         return self.completion_mask.sum(1)
 
+    @property
+    def widths(self) -> Tensor:
+        """(n,) lengths of prompt and response together, in tokens."""
+        return self.prompt_mask.sum(1) + self.lengths
+
     def input_ids(self) -> Tensor:
         """(n, P + T), as `token_log_probs` takes it."""
         return torch.cat([self.prompt_ids, self.completion_ids], 1)

@@ -2,7 +2,8 @@
 
 Each prompt is read once for its G responses, rows that have ended leave the batch, and tokens are
 drawn by inverting the distribution at given uniform numbers (see `uniforms`). The cache is the
-model's own, of whatever class (see `caches`).
+model's own, of whatever class (see `caches`). Prompts of unequal length share a batch if the model
+decodes padded rows rightly; those whose padding reaches the state are batched by length.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, StopStringCriteria
 
 from capo_ds.architecture import (
+    begin_state,
     cache_name,
     forward_takes,
     position_ids,
     state_is_in_the_layers,
 )
+from capo_ds.log_probs import log_prob_bound
 from capo_ds.rollout.base import (
     WHOLE,
     Draw,
@@ -41,6 +44,8 @@ from capo_ds.rollout.base import (
 from capo_ds.rollout.caches import select_rows
 
 LOGIT_BYTES = 3 * 4 + 2 * 8  # a vocabulary entry: logits, log-probs, probs; two in float64
+TRIAL = (7, 5, 3, 11, 2)  # tokens that padded and unpadded decoding are compared on
+PADDING = 3  # columns of padding before them
 COMPACT_BELOW = 0.8  # drop ended rows once fewer than this share of the batch is alive
 
 
@@ -80,11 +85,12 @@ class HuggingFaceSampler:
         self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
         self.context = model_context(model)
         self._ends = torch.tensor(ends)
-        base = model.get_base_model() if isinstance(model, PeftModel) else model
-        self._takes, self._cache_name = forward_takes(base), cache_name(base)
+        self._base = model.get_base_model() if isinstance(model, PeftModel) else model
+        self._takes, self._cache_name = forward_takes(self._base), cache_name(self._base)
         # Where the layers keep the state there is no cache to select rows of: each response reads
         # its prompt itself, and stays in the batch to its end.
-        self._fixed_rows = state_is_in_the_layers(base)
+        self._fixed_rows = state_is_in_the_layers(self._base)
+        self._pads: bool | None = None  # whether rows may be padded; None: not yet tried
 
     def awake(self) -> AbstractContextManager[None]:
         return nullcontext()
@@ -119,7 +125,8 @@ class HuggingFaceSampler:
         check_prompts(prompts, noise.shape[2], self.context)
         per_batch = max(1, self.batch_size // noise.shape[1])
         by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-        batches = [by_length[i : i + per_batch] for i in range(0, len(prompts), per_batch)]
+        batches = self._batches([len(prompts[index]) for index in by_length], per_batch)
+        batches = [by_length[batch] for batch in batches]
         parts = [
             self._decode([prompts[i] for i in batch], noise[batch], temperature, truncation)
             for batch in batches or [[]]
@@ -127,6 +134,45 @@ class HuggingFaceSampler:
         order = torch.as_tensor(np.argsort(by_length), dtype=torch.long)
         group = torch.arange(noise.shape[1])
         return concatenate(parts, self.pad).take((order[:, None] * len(group) + group).flatten())
+
+    def _batches(self, lengths: list[int], size: int) -> list[slice]:
+        """Neighbours that share a batch, of prompts in the order of their lengths (tokens)."""
+        whole = [slice(i, min(i + size, len(lengths))) for i in range(0, len(lengths), size)]
+        if all(lengths[part.start] == lengths[part.stop - 1] for part in whole):
+            return whole
+        if self._pads is None:
+            self._pads = self._decodes_padded_rows()
+        if self._pads:
+            return whole
+        parts, first = [], 0
+        for i in range(1, len(lengths) + 1):
+            if i in (len(lengths), first + size) or lengths[i] != lengths[first]:
+                parts.append(slice(first, i))
+                first = i
+        return parts
+
+    def _decodes_padded_rows(self) -> bool:
+        """Whether the model, given a row with padding before it, goes on as without the padding.
+
+        Some models let padding into a recurrent state or a convolution (RWKV, RecurrentGemma), or
+        take the wrong columns of the mask while decoding (MiniMax).
+        """
+        device = next(self.model.parameters()).device
+        vocabulary = self._base.get_input_embeddings().weight.shape[0]
+        ids = torch.tensor([TRIAL], device=device) % vocabulary
+        found = []
+        for padding in (0, PADDING):
+            prompt = torch.nn.functional.pad(ids[:, :-1], (padding, 0), value=self.pad)
+            mask = torch.ones_like(prompt)
+            mask[:, :padding] = 0
+            first, cache = self._forward(prompt, mask, position_ids(mask), None)
+            mask = torch.nn.functional.pad(mask, (0, 1), value=1)
+            last = self._forward(ids[:, -1:], mask, position_ids(mask)[:, -1:], cache)[0]
+            found.append(torch.cat([first, last]))
+        dtype = "float32" if next(self.model.parameters()).dtype == torch.float32 else "bfloat16"
+        bound = log_prob_bound(dtype, float(found[0].abs().max()))
+        plain, padded = (logits.log_softmax(-1) for logits in found)
+        return bool((plain - padded).abs().mean(-1).max() <= bound)
 
     def _decode(
         self,
@@ -196,17 +242,22 @@ class HuggingFaceSampler:
 
         cache: None for the first tokens; the model then makes one of its own class.
         """
+        if cache is None and self._fixed_rows:
+            dtype = self._base.get_input_embeddings().weight.dtype
+            cache = begin_state(self._base, len(ids), ids.device, dtype)
         arguments = {
             "attention_mask": mask,
             "position_ids": positions,
             "use_cache": True,
             "logits_to_keep": 1,
         }
-        arguments = {name: value for name, value in arguments.items() if self._takes(name)}
         if cache is not None:
+            if self._cache_name != "past_key_values":  # no attention: what is masked is the new
+                del arguments["attention_mask"]
             arguments[self._cache_name] = cache
+        arguments = {name: value for name, value in arguments.items() if self._takes(name)}
         output = self.model(input_ids=ids, **arguments)
-        return output.logits[:, -1].float(), getattr(output, self._cache_name)
+        return output.logits[:, -1].float(), getattr(output, self._cache_name, cache)
 
 
 def stop_at(

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from capo_ds.rollout.base import (
     request_settings,
 )
 from capo_ds.rollout.engine import context_length
+from capo_ds.rollout.server_key import VARIABLE, key_file, server_key
 
 ADAPTERS = "server_adapters"  # in the run's folder, which the server must see under the same path
 CONNECTIONS = 64  # at a time, of one rank
@@ -73,6 +75,7 @@ class ServerSampler:
         self.run, self.loads = run, loads
         self._folder = Path(config.train.output_dir).resolve() / ADAPTERS
         self._syncs = 0
+        self._key = _key()
         self._check_server()
 
     def awake(self) -> AbstractContextManager[None]:
@@ -142,6 +145,8 @@ class ServerSampler:
         remedy = "start one with launchers/vllm_server.py and the same config"
         try:
             (base,) = (m for m in self._ask("/v1/models")["data"] if m.get("parent") is None)
+        except ConfigError:  # refused: a server is there
+            raise
         except (OSError, RuntimeError, ValueError) as error:
             raise ConfigError(
                 f"rollout.server_url: no vLLM server answers at {self.url}: {error}; {remedy}"
@@ -155,19 +160,35 @@ class ServerSampler:
     def _ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
         """The server's answer to a GET, or with a body to a POST."""
         data = None if body is None else json.dumps(body).encode()
-        headers = {"Content-Type": "application/json"}
-        request = urllib.request.Request(self.url + path, data, headers)
+        request = urllib.request.Request(
+            self.url + path, data, {"Content-Type": "application/json"}
+        )
+        if self._key:  # of this server alone: it does not follow a redirect
+            request.add_unredirected_header("Authorization", f"Bearer {self._key}")
         try:
             with urllib.request.urlopen(request, timeout=self.timeout) as response:
                 text = response.read()
         except urllib.error.HTTPError as error:
             told = error.read().decode(errors="replace")
+            if error.code == HTTPStatus.UNAUTHORIZED:
+                refused = "this key" if self._key else "a run without a key"
+                raise ConfigError(
+                    f"rollout.server_url: {self.url} refuses {refused}; give {VARIABLE} or "
+                    f"{key_file()} the one of the server's launcher"
+                ) from error
             raise RuntimeError(f"{self.url}{path} answers {error.code}: {told}") from error
         except TimeoutError as error:
             raise TimeoutError(
                 f"{self.url}{path} has not answered within rollout.timeout = {self.timeout:g} s"
             ) from error
         return json.loads(text) if text[:1] in (b"{", b"[") else text.decode()
+
+
+def _key() -> str | None:
+    try:
+        return server_key()
+    except PermissionError as error:
+        raise ConfigError(f"rollout.server_url: its key is no secret: {error}") from error
 
 
 def _in_order(answer: dict[str, Any]) -> list[dict[str, Any]]:

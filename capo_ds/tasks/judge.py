@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import wait
 from pathlib import Path
 from queue import LifoQueue
+from typing import IO
 
 from capo_ds.tasks.answers.compare import Engine, Undecided, compare, compare_numbers
 from capo_ds.tasks.outcome import Comparison, Outcome
@@ -61,8 +62,13 @@ class Judge:
         Raises:
             RuntimeError: a child process could not be started.
         """
-        known = {pair: _compare_here(*pair) for pair in pairs}
-        hard = [pair for pair, outcome in known.items() if outcome is None]
+        known: dict[tuple[str, str], Outcome] = {}
+        hard: dict[tuple[str, str], None] = {}
+        for pair in dict.fromkeys(pairs):
+            if outcome := _compare_here(*pair):
+                known[pair] = outcome
+            else:
+                hard[pair] = None
         known |= zip(hard, self._threads.map(self._compare_in_child, hard), strict=True)
         return [known[pair] for pair in pairs]
 
@@ -91,7 +97,7 @@ class Worker:
 
     def __init__(self, time_limit: float):
         self.time_limit = time_limit
-        self._process: subprocess.Popen | None = None
+        self._process: subprocess.Popen[str] | None = None
 
     def ask(self, given: str, reference: str, deadline: float | None = None) -> Outcome:
         """deadline: by `time.monotonic`; without a verdict by then the answer is unjudged.
@@ -105,36 +111,38 @@ class Worker:
             if wall <= 0:
                 return UNJUDGED
         outcome = self._reply([given, reference, self.time_limit, wall], wall + GRACE)
-        late = outcome.comparison is Comparison.TIMED_OUT and deadline is not None
-        return UNJUDGED if late and time.monotonic() >= deadline else outcome
+        late = deadline is not None and time.monotonic() >= deadline
+        return UNJUDGED if late and outcome.comparison is Comparison.TIMED_OUT else outcome
 
     def _reply(self, request: list, patience: float) -> Outcome:
-        if self._process is None or self._process.poll() is not None:
-            self._start()
+        process = self._process
+        if process is None or process.poll() is not None:
+            process = self._start()
+        requests, replies = _pipes(process)
         try:
-            self._process.stdin.write(json.dumps(request) + "\n")
-            self._process.stdin.flush()
+            requests.write(json.dumps(request) + "\n")
+            requests.flush()
         except BrokenPipeError:  # it has just died: a fresh one answers
             self._start()
             return self._reply(request, patience)
-        if not wait([self._process.stdout], patience):
+        if not wait([replies.fileno()], patience):
             self._stop()
             return Outcome(Comparison.TIMED_OUT, "the process that compares does not answer")
-        reply = self._process.stdout.readline()
+        reply = replies.readline()
         if not reply:
             self._stop()
             return Outcome(Comparison.UNPARSED, "the process that compares has died")
         comparison, *told = json.loads(reply)
         return Outcome(Comparison(comparison), *told)
 
-    def _start(self) -> None:
+    def _start(self) -> subprocess.Popen[str]:
         self._stop()
         paths = [str(PACKAGES), os.environ.get("PYTHONPATH", "")]
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(filter(None, paths)),
             "PYTHONHASHSEED": "0",  # the order of symbols in sets must not decide a verdict
         }
-        self._process = subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "capo_ds.tasks.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -143,20 +151,28 @@ class Worker:
             text=True,
             start_new_session=True,  # a group of its own: killed with its child
         )
-        weakref.finalize(self, _kill, self._process)
-        ready = wait([self._process.stdout], START_LIMIT)
-        if not ready or self._process.stdout.readline().strip() != READY:
-            _kill(self._process)
+        self._process = process
+        weakref.finalize(self, _kill, process)
+        _, replies = _pipes(process)
+        if not wait([replies.fileno()], START_LIMIT) or replies.readline().strip() != READY:
+            _kill(process)
             raise RuntimeError(
                 "the process that compares answers did not start (python -m capo_ds.tasks.worker): "
-                f"{self._process.communicate()[1].strip()[-500:]}"
+                f"{process.communicate()[1].strip()[-500:]}"
             )
+        return process
 
     def _stop(self) -> None:
         if self._process is not None:
             _kill(self._process)
             self._process.communicate()
             self._process = None
+
+
+def _pipes(process: subprocess.Popen[str]) -> tuple[IO[str], IO[str]]:
+    """For requests and for replies."""
+    assert process.stdin is not None and process.stdout is not None  # `_start` asks for both
+    return process.stdin, process.stdout
 
 
 def _kill(process: subprocess.Popen) -> None:

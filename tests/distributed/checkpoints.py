@@ -12,7 +12,8 @@ import torch
 from capo_ds.config import load_config
 from capo_ds.distributed import checkpoint, comm
 from capo_ds.distributed.engine import CapoEngine
-from capo_ds.models import load_policy
+from capo_ds.models import load_policy, load_tokenizer
+from capo_ds.trial_save import rehearse_saving
 from tests.distributed.one_step import perturb, whole_parameters
 
 
@@ -30,6 +31,10 @@ def run(mode: str, path: Path) -> None:
         perturb(policy)
     engine = CapoEngine(policy, config, optimizer_steps=10, monitor_dir=path.parent)
     if mode == "save":
+        before = set(path.parent.iterdir())
+        rehearse_saving(path.parent, engine, load_tokenizer("builtin:tiny"), config)
+        if comm.is_main():  # who alone writes
+            assert set(path.parent.iterdir()) == before  # it leaves no trace
         for step in range(2):
             engine.apply(gradient(engine, step))
         checkpoint.save(path.parent, "step000002", engine, {"step": 2})

@@ -1,16 +1,18 @@
 """Two ranks that meet in one collective after the other, run by test_lost.py: lost.py WAY.
 
 They say "going" when they have met once. WAY: forever, or slow (the last rank keeps the others
-waiting for longer than a silence may last, asleep and then at work, and all end well).
+waiting for longer than a silence may last, asleep and then at work, and all end well); starting:
+they say so before they meet, to which the last rank comes late.
 """
 
+import os
 import sys
 import time
 
 import torch
 import torch.distributed as dist
 
-from capo_ds.distributed import comm
+from capo_ds.distributed import comm, launch
 from capo_ds.distributed.watchdog import SILENCE
 
 
@@ -26,6 +28,12 @@ def be_slow() -> None:
         torch.randn(200, 200).matrix_power(50)
 
 
+launch.launcher()
+if sys.argv[-1] == "starting":
+    launch.discover_ranks()
+    print("going", flush=True)
+    if os.environ["RANK"] == "1":
+        time.sleep(20)
 comm.init()
 meet()
 print("going", flush=True)

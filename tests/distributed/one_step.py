@@ -43,7 +43,7 @@ def responses(config: Config) -> tuple[Rollout, torch.Tensor]:
     advantages = torch.randn(n, generator=generator)
     advantages[:: group + 1] = 0.0  # neutral samples
     rollout = Rollout(
-        prompt_ids=tokens(9) * prompt_mask,
+        prompt_ids=tokens(9)[::group].repeat_interleave(group, 0) * prompt_mask,
         prompt_mask=prompt_mask,
         completion_ids=tokens(limit) * completion_mask,
         completion_mask=completion_mask,

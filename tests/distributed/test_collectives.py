@@ -9,7 +9,7 @@ SCRIPT = Path(__file__).with_name("collectives.py")
 
 @pytest.mark.parametrize(
     ("launcher", "ranks"),
-    [("python", 1), ("deepspeed", 2), ("torchrun", 4), ("mpirun", 2), ("mpirun", 4)],
+    [("forked", 1), ("forked", 4), ("deepspeed", 2), ("torchrun", 2), ("mpirun", 2)],
 )
 def test_collectives(launcher, ranks):
     result = launch(ranks, SCRIPT, launcher=launcher)

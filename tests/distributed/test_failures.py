@@ -26,8 +26,17 @@ def since_failure(printed: str) -> float:
         ("unnamed", "rank {last}: ZeroDivisionError: a bug"),
     ],
 )
-@pytest.mark.parametrize(("launcher", "ranks"), [("deepspeed", 2), ("torchrun", 4), ("mpirun", 2)])
+@pytest.mark.parametrize(
+    ("launcher", "ranks"),
+    [
+        ("forked", 2),
+        ("forked", 4),
+        *(pytest.param(name, 2, marks=pytest.mark.slow) for name in ("deepspeed", "mpirun")),
+        pytest.param("torchrun", 4, marks=pytest.mark.slow),
+    ],
+)
 def test_no_rank_waits_for_one_that_has_failed(way, words, launcher, ranks):
+    """What a launcher adds is that of `test_no_rank_outlives_one_that_was_killed` below."""
     arguments = ["--config", str(RECIPE), "--set", f"train.output_dir={way}"]
     result = launch(ranks, SCRIPT, *arguments, launcher=launcher, status=1)
     assert since_failure(result.stdout) < MINUTE  # the collective itself would wait for 30

@@ -1,7 +1,5 @@
 """A model of the hub on two ranks that start at once on one empty cache."""
 
-import pytest
-
 from capo_ds.config import BUILTIN_MODELS
 from tests.conftest import REPOSITORY, launch
 from tests.distributed.fake_hub import MODEL, hub
@@ -11,7 +9,8 @@ RECIPE = REPOSITORY / "launchers" / "recipes" / "capo-embedded.yaml"
 
 
 def dry_run(folder, monkeypatch, address: str, status: int):
-    """Loads all that a run would, on two ranks; not forked: the library reads its variables once."""
+    """Loads all that a run would, on two ranks; not forked: the library reads its variables at
+    import."""
     for name, value in {"HF_ENDPOINT": address, "HF_HOME": str(folder / "home")}.items():
         monkeypatch.setenv(name, value)
     for name in ("HF_HUB_OFFLINE", "HF_HUB_CACHE", "HF_TOKEN"):

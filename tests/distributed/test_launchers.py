@@ -57,7 +57,7 @@ def test_srun_on_several_machines_needs_an_address():
     assert "MASTER_ADDR" in result.stderr and "slurm.sbatch" in result.stderr
 
 
-@pytest.mark.parametrize("slots", [1, 2])
+@pytest.mark.parametrize("slots", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_two_nodes_with_a_hostfile(tmp_path, slots):
     """The deepspeed launcher started by hand on each "node", both of them this machine."""
     hostfile = tmp_path / "hostfile"

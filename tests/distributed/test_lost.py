@@ -124,8 +124,9 @@ def test_a_bad_link_is_no_lost_one(machines, trouble):
             assert process.communicate(timeout=3 * MINUTE)[0] == "ended well\n"
 
 
+@pytest.mark.parametrize("way", ["forever", "starting"])
 @pytest.mark.parametrize("launcher", ["deepspeed", "torchrun", "mpirun"])
-def test_ranks_end_with_their_launcher(launcher):
+def test_ranks_end_with_their_launcher(launcher, way):
     """Killed, so that it cannot tell them; its whole tree of processes must go."""
     port, python = str(free_port()), sys.executable
     where = ["--master_port", port]
@@ -136,7 +137,7 @@ def test_ranks_end_with_their_launcher(launcher):
     environment = clean_environment() | {"MASTER_PORT": port, "DS_ACCELERATOR": "cpu"}
     environment |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     process = subprocess.Popen(
-        [*commands[launcher], str(SCRIPT), "forever"],
+        [*commands[launcher], str(SCRIPT), way],
         env=environment,
         cwd=REPOSITORY,
         stdout=subprocess.PIPE,
@@ -155,7 +156,7 @@ def test_ranks_end_with_their_launcher(launcher):
     finally:
         process.kill()
         process.wait()
-    _, alive = psutil.wait_procs(mine, timeout=20)
+    _, alive = psutil.wait_procs(mine, timeout=30)
     for child in alive:
         child.kill()
     assert not alive

@@ -222,6 +222,26 @@ CASES = STAGES | {
         )
         for blocks, ranks, stage in (("module", 1, 0), ("module", 2, 2), ("layer", 2, 3))
     },
+    **{
+        f"{aggregator}, micro-batches by tokens, ZeRO {stage} on {ranks}": (
+            ranks,
+            {
+                "aggregator": aggregator,
+                "deepspeed": {"zero_optimization": ZERO[stage]},
+                "train": {"micro_batch_tokens": 40},
+                "objective": OFF_POLICY,
+            },
+        )
+        for aggregator, stage, ranks in (("capo", 0, 1), ("mean", 2, 2), ("capo", 3, 2))
+    },
+    "sketch, micro-batches by tokens, recompute": (
+        2,
+        {
+            "aggregator": "capo",
+            "gradients": {"sketch": "sparse", "store": "recompute"},
+            "train": {"micro_batch_tokens": 40},
+        },
+    ),
     "capo, no KL": (2, {"aggregator": "capo", "objective": {"kl_weight": 0.0}}),
 }
 

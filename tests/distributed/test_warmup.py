@@ -43,6 +43,6 @@ def test_two_ranks_learn_what_one_learns(tmp_path, one_rank, stage):
 
 def test_bad_input_is_one_message_for_all_ranks():
     bad = [*ARGUMENTS, "--set=warmup.batch_size=1"]
-    result = launch(2, "launchers/warmup.py", *bad, launcher="deepspeed", status=2)
+    result = launch(2, "launchers/warmup.py", *bad, status=2)
     assert result.stderr.count("warmup.batch_size: 1 is fewer sequences than the 2 ranks") == 1
     assert "Traceback" not in result.stderr

@@ -114,7 +114,7 @@ def test_a_failing_reward_function_is_one_error_for_all_ranks(tmp_path, own_data
         "train.eval_every": 0,
         "train.output_dir": tmp_path / "run",
     }
-    told = launch(2, TRAIN, *settings(**changes), launcher="deepspeed", status=1).stderr
+    told = launch(2, TRAIN, *settings(**changes), status=1).stderr
     assert told.count("error: scoring failed on rank") == 1
     assert "mine.py:fails_for_one: ValueError: no word for six" in told
 

@@ -1,41 +1,26 @@
-"""A run that is killed again and again ends as if nothing had happened."""
-
-import os
-import random
-import signal
-import time
-from pathlib import Path
+"""A run that is killed again and again ends as if nothing had happened: benchmarks/soak.py."""
 
 import pytest
 
-from tests.conftest import launch
-from tests.end_to_end.test_train import TRAIN, arguments, check_equal, start
+from benchmarks import soak
+from capo_ds.telemetry.metrics import whole_lines
+from tests.end_to_end.test_train import check_equal
 
-KILLS = 20
-# More steps than twenty lives are long enough for, on whatever machine.
-CHANGES = {"train.steps": 150, "train.save_every": 1, "train.eval_every": 50}
-
-
-def starts(folder: Path) -> int:
-    log = folder / "starts.jsonl"
-    return len(log.read_text().splitlines()) if log.exists() else 0
+KILLS, STEPS = 20, 100
 
 
 @pytest.mark.slow
 def test_killed_twenty_times(tmp_path):
-    """At random moments after its start-up: in rollout, backward pass, solve, step or save."""
-    moments = random.Random(0)
-    folder = tmp_path / "killed"
-    for kill in range(KILLS):
-        process, before = start(folder, **CHANGES), starts(folder)
-        deadline = time.monotonic() + 240
-        while starts(folder) == before:
-            assert process.poll() is None, f"ended before kill {kill}: {process.communicate()[0]}"
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        time.sleep(moments.uniform(0.0, 2.0))
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-    launch(2, TRAIN, *arguments(folder, **CHANGES))
-    launch(2, TRAIN, *arguments(tmp_path / "undisturbed", **CHANGES))
-    check_equal(folder, tmp_path / "undisturbed")
+    """One rank or all, at random moments: in start-up, rollout, backward pass, step or save."""
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    soak.run(killed, 2, STEPS, soak.draw_kills(KILLS, STEPS, 2, seed=0))
+    soak.run(whole, 2, STEPS, [])
+    assert soak.differences(killed, whole) == []
+    check_equal(killed, whole)
+    met = list(whole_lines(killed / soak.KILLS_FILE))
+    assert len(met) == KILLS
+    assert any(kill["saving"] for kill in met)
+    assert {kill["rank"] for kill in met} == {None, 0, 1}
+    assert {f"| {name} |" for name in soak.VITALS} <= {
+        " ".join(line.split()[:3]) for line in soak.growth(soak.curves(whole)).splitlines()
+    }

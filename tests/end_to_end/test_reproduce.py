@@ -1,12 +1,11 @@
 """launchers/reproduce.py: the whole of it on the embedded model, and its table."""
 
 import json
-import os
 
 import pytest
 
 from capo_ds.commands import reproduce
-from tests.conftest import REPOSITORY, launch
+from tests.conftest import REPOSITORY, free_port, launch
 
 REPRODUCE = REPOSITORY / "launchers" / "reproduce.py"
 
@@ -38,7 +37,7 @@ def test_the_papers_figures_stand_beside_ours():
 
 @pytest.mark.slow
 def test_smoke(tmp_path):
-    port = str(22000 + os.getpid() % 20000)
+    port = str(free_port())
     arguments = ["--smoke", "--output", str(tmp_path), "--master_port", port, "--ranks", "2"]
     told = launch(1, REPRODUCE, *arguments, launcher="python").stdout
     assert "| GRPO |" in told and "| CAPO, C = 0.5 |" in told and "smoke test" in told

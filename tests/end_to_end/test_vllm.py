@@ -1,11 +1,12 @@
 """Training on two ranks with vLLM, inside them and as a server."""
 
 import json
+import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from capo_ds.config import BUILTIN_MODELS
-from tests.conftest import REPOSITORY, launch
+from capo_ds.rollout.server_key import VARIABLE
+from tests.conftest import REPOSITORY, free_port, launch
 from tests.end_to_end.test_train import TRAIN, arguments, metrics
 
 pytestmark = pytest.mark.vllm
@@ -48,8 +50,8 @@ def test_the_sampler_follows_the_trainer(undisturbed):
 def test_resumed_equals_undisturbed(undisturbed, tmp_path):
     """The fresh engine has the base model's weights until it gets those of the checkpoint."""
     folder = tmp_path / "run"
-    launch(2, TRAIN, *arguments(folder, **VLLM | {"train.steps": 2}), launcher="deepspeed")
-    launch(2, TRAIN, *arguments(folder, **VLLM), launcher="deepspeed")
+    launch(2, TRAIN, *arguments(folder, **VLLM | {"train.steps": 2}))
+    launch(2, TRAIN, *arguments(folder, **VLLM))
     one, other = metrics(undisturbed)[-1], metrics(folder)[-1]
     for name in ("reward/mean", "rollout/length", "eval/accuracy"):
         assert one[name] == other[name], name
@@ -59,7 +61,7 @@ def test_resumed_equals_undisturbed(undisturbed, tmp_path):
 
 def test_a_sampler_with_old_weights_ends_the_run(tmp_path):
     script = Path(__file__).with_name("stale_train.py")
-    result = launch(2, script, *arguments(tmp_path / "run", **VLLM), launcher="deepspeed", status=1)
+    result = launch(2, script, *arguments(tmp_path / "run", **VLLM), status=1)
     told = result.stdout + result.stderr
     assert told.count("error: probe failed on rank 0: SamplerMismatch") == 1
     assert "it answers as before the sync: it still has the old weights" in told
@@ -73,7 +75,7 @@ def test_stop_strings_end_responses_as_they_do_with_hf(tmp_path):
     for sampler in ("hf", "vllm"):
         folder = tmp_path / sampler
         own = changes | {"rollout.sampler": sampler}
-        launch(1, TRAIN, *arguments(folder, **own), launcher="python")
+        launch(1, TRAIN, *arguments(folder, **own))
         lines = (folder / "evaluations" / "step000000.jsonl").read_text().splitlines()
         rows = map(json.loads, lines)
         answers[sampler] = [(row["completion"], row["tokens"], row["truncated"]) for row in rows]
@@ -86,7 +88,7 @@ def test_one_engine_over_two_ranks_samples_the_same(undisturbed, tmp_path):
     """At ZeRO 3, and with unequal shares of the prompts."""
     changes = {"rollout.tensor_parallel": 2, "rollout.prompts_per_step": 5, "train.steps": 1}
     changes |= {"deepspeed": "ds_configs/zero3.json"}
-    launch(2, TRAIN, *arguments(tmp_path / "run", **VLLM | changes), launcher="deepspeed")
+    launch(2, TRAIN, *arguments(tmp_path / "run", **VLLM | changes))
     line, expected = metrics(tmp_path / "run"), metrics(undisturbed)
     assert line[0]["eval/accuracy"] == expected[0]["eval/accuracy"]
     assert line[1]["rollout/probe_difference_max"] < 1e-4
@@ -137,13 +139,13 @@ def test_truncated_sampling_and_special_stops_inside(special, tmp_path):
 
 @pytest.fixture(scope="module")
 def server_url(tmp_path_factory, special) -> Iterator[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    url = f"http://127.0.0.1:{free_port()}"
     log = tmp_path_factory.mktemp("server") / "log"
     script = REPOSITORY / "launchers" / "vllm_server.py"
     own = {"rollout.server_url": url, "model.path": special}
     settings = arguments(Path("unused"), **VLLM | own)
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setenv(VARIABLE, "of these tests")  # and no file in the home of who runs them
     with open(log, "w") as file:
         process = subprocess.Popen(
             [sys.executable, script, *settings], cwd=REPOSITORY, stdout=file, stderr=file
@@ -151,12 +153,13 @@ def server_url(tmp_path_factory, special) -> Iterator[str]:
     deadline = time.monotonic() + 180
     while True:
         try:
-            urllib.request.urlopen(f"{url}/v1/models", timeout=5)
+            urllib.request.urlopen(f"{url}/health", timeout=5)  # which needs no key
             break
         except OSError:
             assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
             time.sleep(0.2)
     yield url
+    monkeypatch.undo()
     process.terminate()
     process.wait(timeout=60)
 
@@ -169,9 +172,19 @@ def test_truncated_sampling_and_special_stops_on_a_server(special, server_url, t
     check_special(sampled(tmp_path / "stop", special, **server, **stop), whole)
 
 
+@pytest.mark.parametrize("path", ["models", "load_lora_adapter", "completions"])
+@pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer wrong"}])
+def test_a_server_refuses_whoever_lacks_the_key(server_url, path, headers):
+    data = None if path == "models" else b"{}"
+    request = urllib.request.Request(f"{server_url}/v1/{path}", data, headers)
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request, timeout=5)
+    assert refused.value.code == 401
+
+
 def test_a_server_samples_the_same(undisturbed, server_url, tmp_path):
     changes = {"rollout.sampler": "server", "rollout.server_url": server_url}
-    launch(2, TRAIN, *arguments(tmp_path / "run", **VLLM | changes), launcher="deepspeed")
+    launch(2, TRAIN, *arguments(tmp_path / "run", **VLLM | changes))
     lines, expected = metrics(tmp_path / "run"), metrics(undisturbed)
     for line, other in zip(lines[1:], expected[1:], strict=True):
         assert line["rollout/probe_difference_max"] < 1e-4
@@ -179,5 +192,7 @@ def test_a_server_samples_the_same(undisturbed, server_url, tmp_path):
             assert line[name] == pytest.approx(other[name], rel=1e-3), name
     adapters = list((tmp_path / "run" / "server_adapters").iterdir())
     assert len(adapters) == 1  # older ones are gone
-    with urllib.request.urlopen(f"{server_url}/v1/models") as answer:
+    key = {"Authorization": f"Bearer {os.environ[VARIABLE]}"}
+    asked = urllib.request.Request(f"{server_url}/v1/models", headers=key)
+    with urllib.request.urlopen(asked) as answer:
         assert answer.read().decode().count("capo-") == 2  # its id and its root

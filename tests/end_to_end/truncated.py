@@ -1,4 +1,4 @@
-"""What a vLLM sampler draws, against the model's own distributions: truncated.py ARGUMENTS of a run.
+"""What a vLLM sampler draws, against the model's own distributions: truncated.py ARGUMENTS.
 
 Prints one JSON object: the largest difference of a log-probability from that of the truncated
 distribution of the model, in nats, and how many of the tokens drawn were cut off in it, for each

@@ -14,17 +14,19 @@ from transformers import (
     Phi3Config,
 )
 
-from benchmarks.architectures import PROMPTS, TEXT, VISION, settings
-from benchmarks.architectures import build as build_listed
+from benchmarks.tiny_models import PROMPTS, TEXT, VISION, settings
+from benchmarks.tiny_models import build as build_listed
 from capo_ds.architecture import check_positions, context_of, switch_length
 from capo_ds.config import ConfigError, ModelConfig
 from capo_ds.models import load_policy, load_tokenizer, reference_policy, token_log_probs
 from capo_ds.rehearsal import rehearse
-from capo_ds.rollout.base import Draw
+from capo_ds.rollout.base import Draw, left_pad
 from capo_ds.rollout.caches import cache_bytes, select_rows
 from capo_ds.rollout.hf import HuggingFaceSampler
 
-STATES = ["qwen3_5_text", "qwen3_next", "lfm2", "mamba2", "bamba", "falcon_h1"]
+STATES = ["qwen3_5_text", "qwen3_next", "lfm2", "mamba", "mamba2", "bamba", "falcon_h1"]
+LET_PADDING_IN = ["rwkv", "recurrent_gemma", "xlstm", "minimax"]  # where it stands on the left
+SHARED_LAYERS = ["zamba2"]
 EXPERTS = ["mixtral", "phimoe", "gpt_oss", "granitemoe", "deepseek_v3"]
 OTHERS = ["granite", "gemma3"]
 pytestmark = pytest.mark.usefixtures("process_group")
@@ -36,7 +38,7 @@ def saved(config, folder) -> str:
     return str(folder)
 
 
-@pytest.mark.parametrize("name", STATES + EXPERTS + OTHERS)
+@pytest.mark.parametrize("name", STATES + LET_PADDING_IN + SHARED_LAYERS + EXPERTS + OTHERS)
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_rehearsal_finds_nothing(name, checkpointing, tmp_path):
     build_listed(name, tmp_path)
@@ -55,7 +57,7 @@ def test_a_rehearsal_finds_nothing(name, checkpointing, tmp_path):
     assert not any(module._forward_hooks for module in policy.modules())
 
 
-@pytest.mark.parametrize("name", ["qwen3_5_text", "bamba", "lfm2"])
+@pytest.mark.parametrize("name", ["qwen3_5_text", "bamba", "lfm2", "mamba", *LET_PADDING_IN])
 def test_states_are_batch_independent(name, tmp_path):
     build_listed(name, tmp_path)
     policy = load_policy(settings(str(tmp_path), lora_targets="all-linear").model, seed=0)
@@ -72,19 +74,42 @@ def test_states_are_batch_independent(name, tmp_path):
     torch.testing.assert_close(together.log_probs[3:, :width], alone.log_probs)
 
 
-def test_a_model_whose_padding_reaches_its_states_is_refused_unless_alone(tmp_path):
-    build_listed("rwkv", tmp_path)
-    config = settings(str(tmp_path), lora_targets="all-linear")
+@pytest.mark.parametrize("name", ["gpt2", "mamba", *LET_PADDING_IN])
+def test_padding_never_reaches_a_row(name, tmp_path):
+    build_listed(name, tmp_path)
+    policy = load_policy(settings(str(tmp_path), lora_targets="all-linear").model, seed=0)
+    rows = [PROMPTS[0], PROMPTS[1][:5]]
+    ids, mask = left_pad(rows, 0, torch.device("cpu"))
+    completion = torch.ones(2, 4, dtype=torch.bool)
+    completion[1, 3] = False
+    ids[1, -1], mask[1, -1] = 0, False  # its response is shorter
+    found = token_log_probs(policy, ids, mask.long(), completion, temperature=1.0)
+    for row, prompt in enumerate([rows[0], rows[1][:-1]]):
+        logits = policy(input_ids=torch.tensor([prompt])).logits[0].log_softmax(-1)
+        first = len(prompt) - int(completion[row].sum())
+        expected = [logits[place - 1, prompt[place]] for place in range(first, len(prompt))]
+        torch.testing.assert_close(found[row, : len(expected)], torch.stack(expected))
+    assert found[1, 3] == 0
+
+
+def test_prompts_share_a_batch_unless_padding_reaches_the_state(tmp_path):
+    lengths = [2, 2, 3, 3, 3, 9]
+    for name, parts in [("gpt2", [4, 2]), ("rwkv", [2, 3, 1])]:
+        build_listed(name, tmp_path / name)
+        policy = load_policy(settings(str(tmp_path / name), lora_targets="all-linear").model, 0)
+        sampler = HuggingFaceSampler(policy, [0], 0, 4, 8)
+        with torch.no_grad():
+            batches = sampler._batches(lengths, 4)
+        assert [len(lengths[batch]) for batch in batches] == parts
+
+
+def test_a_layer_that_mixes_the_rows_of_a_batch_is_refused(random_model):
+    config = settings(random_model)
     policy = load_policy(config.model, seed=0)
-    with pytest.raises(ConfigError, match=r"rwkv.*rows beside it.*train\.micro_batch_size to 1"):
+    layer = policy.get_base_model().get_decoder().layers[0].mlp
+    layer.register_forward_hook(lambda _, __, output: output + output.mean(0, keepdim=True))
+    with pytest.raises(ConfigError, match=r"qwen2.*rows beside it.*train\.micro_batch_size to 1"):
         rehearse(config, policy, PROMPTS)
-    alone = config.model_copy(
-        update={
-            "train": config.train.model_copy(update={"micro_batch_size": 1}),
-            "rollout": config.rollout.model_copy(update={"batch_size": 2}),
-        }
-    )
-    rehearse(alone, policy, PROMPTS)
 
 
 def test_noise_in_a_pass_is_refused(random_model):

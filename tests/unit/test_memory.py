@@ -3,10 +3,26 @@
 import json
 
 import pytest
+import torch
+from transformers import (
+    GPT2Config,
+    MixtralConfig,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen2MoeConfig,
+)
 
 from capo_ds.config import ConfigError, parse_config
 from capo_ds.distributed.engine import CapoEngine
-from capo_ds.memory import Capacity, MemoryPlan, plan_memory
+from capo_ds.memory import (
+    KEPT_OF_MLP,
+    KEPT_OF_WIDTH,
+    Capacity,
+    MemoryPlan,
+    mlp_width,
+    pinned,
+    plan_memory,
+)
 from capo_ds.models import load_policy
 
 GIB = 2**30
@@ -52,10 +68,57 @@ def test_the_plan_counts_the_shapes_of_the_run(random_model):
     stores = plan_memory(config, policy, ranks=2, capacity=Capacity(GIB, GIB)).stores
     samples, parameters = 3 * 4, 2 * 2 * (32 + 32)  # on the busier rank; 2 layers, A and B
     assert stores["device"] == Capacity(samples * (2 * parameters + 4 * 100), 0)
-    assert stores["host"] == Capacity(samples * 4 * 100, samples * 2 * parameters)
+    assert samples * 2 * parameters == 6144  # pinned, as a power of two
+    assert stores["host"] == Capacity(samples * 4 * 100, 8192)
     assert stores["recompute"] == Capacity(samples * 4 * 100 + 4 * parameters, 0)
     exact = config.model_copy(update={"gradients": type(config.gradients)()})
     assert "recompute" not in plan_memory(exact, policy, 2, Capacity(GIB, GIB)).stores
+
+
+def kept_bytes(folder, layers: int, dtype: str, width: int, mlp: int) -> float:
+    """Of a token, for the backward pass: all that autograd saves, each memory once."""
+    config = Qwen2Config(
+        vocab_size=99,
+        hidden_size=width,
+        intermediate_size=mlp,
+        num_hidden_layers=layers,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+    )
+    Qwen2ForCausalLM(config).to(getattr(torch, dtype)).save_pretrained(folder)
+    model = {"path": str(folder), "lora_rank": 4, "lora_targets": "all-linear", "dtype": dtype}
+    policy = load_policy(parse_config({"model": model}).model, seed=0)
+    weights = {p.untyped_storage().data_ptr() for p in policy.parameters()}
+    saved: dict[int, torch.Tensor] = {}  # kept alive, so that no address comes twice
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in weights:
+            saved[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        policy(input_ids=torch.arange(64).view(2, 32), use_cache=False, logits_to_keep=1)
+    return sum(tensor.untyped_storage().nbytes() for tensor in saved.values()) / 64
+
+
+@pytest.mark.parametrize(("dtype", "number"), [("float32", 4), ("bfloat16", 2)])
+@pytest.mark.parametrize(("width", "mlp"), [(256, 256), (128, 1024)])
+def test_the_plan_counts_what_a_layer_keeps_of_a_token(dtype, number, width, mlp, tmp_path):
+    three, two = (kept_bytes(tmp_path / str(n), n, dtype, width, mlp) for n in (3, 2))
+    planned = number * (KEPT_OF_WIDTH * width + KEPT_OF_MLP * mlp)
+    assert 0.7 * planned < three - two < 1.05 * planned
+
+
+def test_the_width_of_an_mlp_by_all_its_names():
+    assert mlp_width(Qwen2Config(hidden_size=8, intermediate_size=20)) == 20
+    assert mlp_width(GPT2Config(n_embd=8)) == 32
+    experts = {"num_experts_per_tok": 4, "moe_intermediate_size": 10, "intermediate_size": 3}
+    assert mlp_width(Qwen2MoeConfig(**experts, shared_expert_intermediate_size=5)) == 45
+    assert mlp_width(MixtralConfig(intermediate_size=7, num_experts_per_tok=2)) == 14
+
+
+def test_what_is_pinned_is_a_power_of_two():
+    assert [pinned(count) for count in (0, 1, 4096, 4097)] == [0, 1, 4096, 8192]
 
 
 @pytest.mark.parametrize(("shared", "row"), [(True, "the sampler"), (False, "larger of training")])

@@ -12,7 +12,7 @@ from capo_ds.distributed import supervised
 from capo_ds.distributed.supervised import BETAS, SupervisedEngine
 from capo_ds.models import load_tokenizer
 from capo_ds.tasks import Problem
-from capo_ds.warmup_folder import CHECKPOINTS
+from capo_ds.warmup_folder import CHECKPOINTS, STATE_FILE
 
 TINY = str(BUILTIN_MODELS["builtin:tiny"])
 pytestmark = pytest.mark.usefixtures("process_group")
@@ -159,6 +159,11 @@ def test_interrupted_and_resumed_ends_as_undisturbed(tmp_path, monkeypatch):
     assert not (stopped / "model.safetensors").exists()
     with pytest.raises(ConfigError, match=r"unfinished warm-up, at step 3; set warmup.resume"):
         warmup.run(config(stopped, **steps))
+    with pytest.raises(ConfigError, match=r"warmup.seed: 0 in the checkpoint, 1 now"):
+        warmup.run(config(stopped, resume="auto", seed=1, **steps))
+    state = json.loads((stopped / CHECKPOINTS / STATE_FILE).read_text())
+    del state["settings"]["warmup.seed"]  # as of a version that had no such key
+    (stopped / CHECKPOINTS / STATE_FILE).write_text(json.dumps(state))
     with pytest.raises(ConfigError, match=r"warmup.seed: 0 in the checkpoint, 1 now"):
         warmup.run(config(stopped, resume="auto", seed=1, **steps))
     outcome = warmup.run(config(stopped, resume="auto", **steps))

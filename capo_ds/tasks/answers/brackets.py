@@ -34,7 +34,7 @@ def items(parser: Parser, *closing: str) -> tuple[list[Node | Value], str]:
 
     bars, parser.bars = parser.bars, 0
     functions, parser.in_function = parser.in_function, 0
-    found = [statement(parser)]
+    found: list[Node | Value] = [statement(parser)]
     while parser.accept(",", ";"):
         found.append(statement(parser))
     closed = parser.accept(*closing)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import singledispatchmethod
+from typing import TypeVar
 
 from capo_ds.tasks.answers.latex import cleaned
 from capo_ds.tasks.answers.nodes import (
@@ -38,6 +39,9 @@ from capo_ds.tasks.answers.values import (
 )
 from capo_ds.tasks.outcome import Comparison, Outcome
 
+Kind = TypeVar(
+    "Kind", Expression, Tuple, Interval, Union, Collection, Matrix, Based, Ratio, Relation
+)
 SAME, OTHER = "the same value", "another value"
 LEFT = "arithmetic is left to the reader, or another value"
 _LETTER = re.compile(r"(?<=[0-9)}])(\s+)([mgslhL])(?=\^|/|$)")
@@ -185,7 +189,7 @@ class Comparer:
             return self._relation(relation, answer)
         if isinstance(expected, Relation):
             return self._relation(expected, answer)
-        return self.check(expected, answer.value)
+        return self.check(expected, answer.value if isinstance(answer, Labelled) else answer)
 
     @staticmethod
     def _open(expected: Labelled) -> bool:
@@ -193,13 +197,12 @@ class Comparer:
         return relation is not None and len(_symbols(relation)) > 1
 
     def _quantities(self, expected: Value, answer: Value) -> None:
-        if isinstance(expected, Quantity) and isinstance(answer, Quantity):
-            if expected.unit != answer.unit:
-                raise Mismatch(f"the unit is {_told(answer.unit)}, not {_told(expected.unit)}")
-            return self.check(expected.value, answer.value)
-        if isinstance(expected, Quantity):
-            return self.check(expected.value, answer)
-        return self.check(expected, answer.value)
+        """A unit may be left out on either side."""
+        units = [v.unit for v in (expected, answer) if isinstance(v, Quantity)]
+        if units[0] != units[-1]:
+            raise Mismatch(f"the unit is {_told(units[-1])}, not {_told(units[0])}")
+        inner = [v.value if isinstance(v, Quantity) else v for v in (expected, answer)]
+        return self.check(*inner)
 
     # ---------------------------------------------------------------- by the reference's type
 
@@ -219,7 +222,7 @@ class Comparer:
             answer = read(answer.digits)
         if isinstance(answer, Text) and expected.node == symbol(answer.words.upper()):
             return  # (C) in words
-        self._same_type(expected, answer)
+        answer = _alike(expected, answer)
         if not self.same(expected.node, answer.node):
             raise Mismatch(OTHER)
 
@@ -227,14 +230,14 @@ class Comparer:
     def _tuple(self, expected: Tuple, answer: Value) -> None:
         if isinstance(answer, Interval) and (interval := as_interval(expected)):
             return self._interval(interval, answer)
-        self._same_type(expected, answer)
+        answer = _alike(expected, answer)
         self._in_order(expected.items, answer.items)
 
     @_by_type.register
     def _interval(self, expected: Interval, answer: Value) -> None:
         if isinstance(answer, Tuple):
             answer = as_interval(answer) or answer
-        self._same_type(expected, answer)
+        answer = _alike(expected, answer)
         if (expected.low_closed, expected.high_closed) != (answer.low_closed, answer.high_closed):
             raise Mismatch("other ends are closed")
         if not (self.same(expected.low, answer.low) and self.same(expected.high, answer.high)):
@@ -242,17 +245,17 @@ class Comparer:
 
     @_by_type.register
     def _union(self, expected: Union, answer: Value) -> None:
-        self._same_type(expected, answer)
+        answer = _alike(expected, answer)
         self._in_any_order(expected.pieces, answer.pieces)
 
     @_by_type.register
     def _collection(self, expected: Collection, answer: Value) -> None:
-        self._same_type(expected, answer)
+        answer = _alike(expected, answer)
         self._in_any_order(expected.items, answer.items)
 
     @_by_type.register
     def _matrix(self, expected: Matrix, answer: Value) -> None:
-        self._same_type(expected, answer)
+        answer = _alike(expected, answer)
         if list(map(len, expected.rows)) != list(map(len, answer.rows)):
             raise Mismatch("another shape")
         for row, other in zip(expected.rows, answer.rows, strict=True):
@@ -261,21 +264,21 @@ class Comparer:
 
     @_by_type.register
     def _based(self, expected: Based, answer: Value) -> None:
-        self._same_type(expected, answer)
+        answer = _alike(expected, answer)
         if expected != answer:
             same = expected.base == answer.base
             raise Mismatch("other digits" if same else "another base")
 
     @_by_type.register
     def _ratio(self, expected: Ratio, answer: Value) -> None:
-        self._same_type(expected, answer)
+        answer = _alike(expected, answer)
         self._in_order(*(tuple(map(Expression, v.parts)) for v in (expected, answer)))
 
     @_by_type.register
     def _relation(self, expected: Relation, answer: Value) -> None:
         if isinstance(answer, Labelled):
             answer = _relation(answer) or answer
-        self._same_type(expected, answer)
+        answer = _alike(expected, answer)
         if expected == answer:
             return
         if expected.operator != answer.operator:
@@ -285,11 +288,6 @@ class Comparer:
             raise Mismatch("another relation between the variables")
 
     # ---------------------------------------------------------------- parts
-
-    @staticmethod
-    def _same_type(expected: Value, answer: Value) -> None:
-        if type(expected) is not type(answer):
-            raise Mismatch(f"{answer.kind} where the reference is {expected.kind}")
 
     def _in_order(self, expected: Sequence[Value], answer: Sequence[Value]) -> None:
         if len(expected) != len(answer):
@@ -308,6 +306,13 @@ class Comparer:
             if found is None:
                 raise Mismatch("one of the reference's values is missing")
             left.remove(found)
+
+
+def _alike(expected: Kind, answer: Value) -> Kind:
+    """The answer, as of the reference's type."""
+    if not isinstance(answer, type(expected)):
+        raise Mismatch(f"{answer.kind} where the reference is {expected.kind}")
+    return answer
 
 
 def _relation(value: Labelled) -> Relation | None:

@@ -23,6 +23,7 @@ from capo_ds.tasks.answers.values import (
     Unreadable,
     Value,
     exact,
+    expressions,
 )
 
 _CURRENCIES = {"$": "dollar", "euro": "euro", "pounds": "pound sterling", "yen": "yen"}
@@ -52,9 +53,9 @@ def answer(parser: Parser) -> Value:
 
 def _joined(values: list[Value], joints: set[str]) -> Value:
     """x < 1 or x > 3 is a union, x > 1 and x < 3 an interval; all else a list."""
-    regions = [_region(value) for value in values]
+    regions = [region for value in values if (region := _region(value))]
     labels = {value.label for value in values if isinstance(value, Labelled)}
-    if all(regions) and len(labels) == 1:
+    if len(regions) == len(values) and len(labels) == 1:
         if joints == {"or"}:
             return Labelled(labels.pop(), Union(tuple(p for region in regions for p in region)))
         if joints == {"and"} and (both := _between(regions)):
@@ -62,18 +63,20 @@ def _joined(values: list[Value], joints: set[str]) -> Value:
     return Collection(tuple(flattened(values)))
 
 
-def _region(value: Value) -> tuple[Interval, ...] | None:
+def _region(value: Value) -> tuple[Interval | Expression, ...] | None:
     inner = value.value if isinstance(value, Labelled) else None
     if isinstance(inner, Interval):
         return (inner,)
     return inner.pieces if isinstance(inner, Union) else None
 
 
-def _between(regions: list[tuple[Interval, ...]]) -> Interval | None:
+def _between(regions: list[tuple[Interval | Expression, ...]]) -> Interval | None:
     """The interval that is bounded on either side by one of two half-lines."""
     if [len(region) for region in regions] != [1, 1]:
         return None
     for (first,), (second,) in (regions, regions[::-1]):
+        if not (isinstance(first, Interval) and isinstance(second, Interval)):
+            return None
         if first.high == INFINITY and second.low == REALS.low:
             return Interval(first.low, second.high, first.low_closed, second.high_closed)
     return None
@@ -113,8 +116,8 @@ def statement(parser: Parser) -> Value:
 def _label(value: Value) -> Node:
     if isinstance(value, Expression):
         return value.node
-    if isinstance(value, Tuple) and all(isinstance(item, Expression) for item in value.items):
-        return Node("tuple", tuple(item.node for item in value.items))
+    if isinstance(value, Tuple) and (items := expressions(value.items)):
+        return Node("tuple", tuple(item.node for item in items))
     raise Unreadable(f"a {value.kind} that is said to be something")
 
 
@@ -148,15 +151,17 @@ def _equation(sides: list[Value]) -> Value:
 
 
 def _chain(sides: tuple[Node, ...]) -> Value:
-    return Chain(sides) if len(sides) > 1 else Expression(sides[0])
+    if len(sides) == 1:
+        return Expression(sides[0])
+    return Chain(sides)
 
 
 def _labelled(label: Value, value: Value) -> Value:
     node = _label(label)
     if isinstance(value, Collection) and not value.braced:  # x = plus-minus 3
         return Collection(tuple(Labelled(node, item) for item in value.items))
-    itself = node.head != "call" and isinstance(value, Expression)
-    if itself and variables(node) & variables(value.node):
+    named = set() if node.head == "call" else variables(node)
+    if isinstance(value, Expression) and named & variables(value.node):
         return Relation(plain(label), "=", value.node)
     return Labelled(node, value)
 
@@ -220,25 +225,26 @@ def _parts(value: Value) -> tuple[Interval | Expression, ...]:
         return (pair,)
     if isinstance(value, Interval):
         return (value,)
-    braced = isinstance(value, Collection) and value.braced
-    if braced and all(isinstance(item, Expression) for item in value.items):
-        return value.items
+    if isinstance(value, Collection) and value.braced and (items := expressions(value.items)):
+        return items
     raise Unreadable(f"the union of a {value.kind} and another set")
 
 
 def as_interval(pair: Tuple) -> Interval | None:
     """A pair of expressions as an open interval."""
-    if len(pair.items) != 2 or not all(isinstance(item, Expression) for item in pair.items):
+    items = expressions(pair.items)
+    if items is None or len(items) != 2:
         return None
-    low, high = pair.items
+    low, high = items
     return Interval(low.node, high.node, False, False)
 
 
 def _without(whole: Value, removed: Value) -> Value:
     """The reals without some rational points."""
     points = removed.items if isinstance(removed, Collection) and removed.braced else ()
-    values = {exact(p.node): p.node for p in points if isinstance(p, Expression)}
-    if whole != REALS or None in values or len(values) != len(points) or not values:
+    exactly = ((exact(p.node), p.node) for p in points if isinstance(p, Expression))
+    values = {value: node for value, node in exactly if value is not None}
+    if whole != REALS or len(values) != len(points) or not values:
         raise Unreadable("a set taken out of another")
     ends = [REALS.low, *(values[key] for key in sorted(values)), INFINITY]
     pairs = pairwise(ends)

@@ -81,7 +81,7 @@ def _differs(difference: Expr, point: tuple[str, ...]) -> bool:
     values = {
         s: sympy.Rational(point[i % len(point)]) + i // len(point) for i, s in enumerate(names)
     }
-    value = difference.subs(values).evalf(DIGITS, chop=False)
+    value = difference.subs(list(values.items())).evalf(DIGITS, chop=False)
     return bool(value.is_number and value.is_finite and abs(value) > sympy.Float("1e-15"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -143,6 +144,12 @@ Value = (
     Expression | Quantity | Tuple | Interval | Union | Collection | Labelled | Relation | Chain
     | Matrix | Based | Ratio | Text
 )  # fmt: skip
+
+
+def expressions(values: Sequence[Value]) -> tuple[Expression, ...] | None:
+    """The values, if all of them are expressions."""
+    found = tuple(value for value in values if isinstance(value, Expression))
+    return found if len(found) == len(values) else None
 
 
 def exact(node: Node) -> Fraction | None:

@@ -223,6 +223,7 @@ def test_a_sample_that_is_nan_in_one_block_is_dropped_from_all(block):
     grams[block, 3] = grams[block, :, 3] = np.nan
     sign = problem.positive.astype(float) - problem.negative
     solved = Solver("capo").solve(Samples(grams, sign, GROUPS, 12), np.random.default_rng(0))
-    assert solved.dropped == 1 and solved.mean_weights[3] == 0.0
+    assert solved.dropped.nonzero()[0].tolist() == [3] and solved.mean_weights[3] == 0.0
+    assert solved.heard(np.arange(12), 12)[3]["norm"] is None
     assert not solved.coefficients[:, 3].any()
     assert np.isfinite(solved.coefficients).all() and solved.metrics["capo/dropped"] == 1
