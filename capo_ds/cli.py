@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable
@@ -11,10 +12,11 @@ from datetime import timedelta
 
 from capo_ds.config import Config, ConfigError, config_reference, load_config
 from capo_ds.distributed import launch
-from capo_ds.hub import check_hub
+from capo_ds.hub import fetch_once
 from capo_ds.interruption import Interruption
 
 BAD_CONFIG = 2
+LISTENS = 1.0  # seconds
 PEERS_WAIT = timedelta(minutes=30)
 
 
@@ -51,6 +53,7 @@ def _run(
     except ConfigError as error:
         _exit(BAD_CONFIG, f"config error\n{error}")
     try:
+        fetch_once(config)
         (dry_run if dry_run and args.dry_run else run)(config)
     except ConfigError as error:  # found on all ranks alike
         _exit(BAD_CONFIG, f"config error\n{error}")
@@ -73,15 +76,16 @@ def start(config: Config) -> None:
     """
     from capo_ds.distributed import comm
 
-    check(config)
+    check_files(config)
+    _hush_libraries()
     # Ranks may wait in a collective for one that waits for its sampler.
     comm.init(PEERS_WAIT + timedelta(seconds=config.rollout.timeout))
 
 
 def check(config: Config) -> None:
-    """`start`, in a process group that is there already."""
+    """`start` and what follows it, in a process group that is there already."""
     check_files(config)
-    check_hub(config)
+    fetch_once(config)
     _hush_libraries()
 
 
@@ -107,7 +111,10 @@ def check_files(config: Config) -> None:
 
 
 def _exit(status: int, message: str) -> None:
-    launch.tell(message)
+    """End this rank; those that have told nothing later than those that have, for torchrun ends the
+    others with the first."""
+    if not launch.tell(message):
+        time.sleep(LISTENS)
     sys.exit(status)
 
 

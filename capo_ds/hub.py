@@ -1,17 +1,75 @@
-"""Whether the hub has what a config names, asked once, before a library asks for minutes."""
+"""What a config names on the hub: asked for once, before a library asks for minutes, and fetched by
+one rank of each machine for all."""
 
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 
 from capo_ds.config import BUILTIN_MODELS, Config, ConfigError
 from capo_ds.distributed.launch import tell
 from capo_ds.parts import built_in, ships
 
+# Of a model: weights of the first kind that is there, under transformers' names (repositories often
+# have them in others' formats too), and all else that is small.
+WEIGHTS = (
+    "model*.safetensors",
+    "adapter_model*.safetensors",
+    "pytorch_model*.bin",
+    "adapter_model*.bin",
+)
+SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.tiktoken")
 OFFLINE = "HF_HUB_OFFLINE"  # of the Hugging Face libraries: use the cache alone
+
+
+def fetch_once(config: Config) -> None:
+    """On the first rank of each machine, `check_hub` and download into the machine's cache what is
+    not there; the others wait, and read it there. On all ranks, in the process group.
+
+    Raises:
+        ConfigError: on all ranks, of the first that fails.
+    """
+    from capo_ds.distributed import comm
+
+    first = os.environ.get("LOCAL_RANK", "0") == "0"
+    with comm.together("fetching from the hub"):
+        if first:
+            check_hub(config)
+            if not _is_offline():
+                for name in hub_names(config):
+                    _fetch(config, *name)
+    offline = {machine for machine, is_offline in comm.gather(_here()) if is_offline}
+    if not first and _here()[0] in offline:
+        _use_cache_alone()
+
+
+def _here() -> tuple[str, bool]:
+    return socket.gethostname(), _is_offline()
+
+
+def _fetch(config: Config, key: str, name: str, kind: str, subset: str | None) -> None:
+    """What the loaders will ask for. Raises `ConfigError`."""
+    import datasets
+    import huggingface_hub
+
+    try:
+        if kind == "dataset":
+            datasets.disable_progress_bars()
+            datasets.load_dataset(name, subset)
+            return
+        revision = config.model.revision if key == "model.path" else None
+        files = huggingface_hub.list_repo_files(name, revision=revision)
+        weights = next((w for w in WEIGHTS if any(fnmatch(file, w) for file in files)), None)
+        patterns = [*SMALL_FILES, *([weights] if weights else [])]
+        huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns)
+    except Exception as error:  # of as many kinds as there are libraries below
+        raise ConfigError(
+            f"{key}: {name!r} cannot be fetched from the hub: {type(error).__name__}: {error}"
+        ) from error
 
 
 def check_hub(config: Config) -> None:
@@ -24,7 +82,7 @@ def check_hub(config: Config) -> None:
         ConfigError: a name that the hub does not know or does not give, no network and nothing in
             the cache, or a cache that cannot be written.
     """
-    for key, name, kind in _hub_names(config):
+    for key, name, kind, _ in hub_names(config):
         check_name(key, name, kind)
 
 
@@ -44,26 +102,29 @@ def check_name(key: str, name: str, kind: str) -> None:
         _check_writable(key, name)
 
 
-def _hub_names(config: Config) -> Iterator[tuple[str, str, str]]:
-    """Key, name and kind (of repository) of what is to come from the hub."""
+def hub_names(config: Config) -> Iterator[tuple[str, str, str, str | None]]:
+    """Key, name, kind (of repository) and configuration of what is to come from the hub."""
     from capo_ds.tasks.sources import Source, is_local
 
     path = config.model.path
     if path not in BUILTIN_MODELS and not is_local(path):
-        yield "model.path", path, "model"
+        yield "model.path", path, "model", None
+    adapter = config.model.adapter
+    if adapter and not is_local(adapter):
+        yield "model.adapter", adapter, "model", None
     wanted = []
     for number, entry in enumerate(config.task.entries):
         prefix = f"task.mixture.{number}" if config.task.mixture else "task"
-        wanted.append((f"{prefix}.path", entry.name, entry.path))
+        wanted.append((f"{prefix}.path", entry, entry.path))
         if entry.test_path:
-            wanted.append((f"{prefix}.test_path", entry.name, entry.test_path))
+            wanted.append((f"{prefix}.test_path", entry, entry.test_path))
     for number, entry in enumerate(config.evaluation.benchmarks):
-        wanted.append((f"evaluation.benchmarks.{number}.path", entry.name, entry.path))
-    for key, source, given in wanted:
-        task = built_in("task", source) if ships("task", source) else None
+        wanted.append((f"evaluation.benchmarks.{number}.path", entry, entry.path))
+    for key, entry, given in wanted:
+        task = built_in("task", entry.name) if ships("task", entry.name) else None
         place = (given or task.path) if isinstance(task, Source) else None
-        if place and not is_local(place):
-            yield key, place, "dataset"
+        if isinstance(task, Source) and place and not is_local(place):
+            yield key, place, "dataset", entry.subset or task.subset
 
 
 def _check_words(key: str, name: str) -> None:
@@ -107,6 +168,12 @@ def _go_offline(error: Exception) -> None:
     from huggingface_hub import constants
 
     tell(f"offline: {constants.ENDPOINT} cannot be reached ({error})")
+    _use_cache_alone()
+
+
+def _use_cache_alone() -> None:
+    from huggingface_hub import constants
+
     os.environ[OFFLINE] = "1"
     constants.HF_HUB_OFFLINE = True
     if "datasets" in sys.modules:

@@ -72,13 +72,16 @@ def busy_port() -> ConfigError:
     )
 
 
-def tell(message: str) -> None:
-    """A last word on stderr, once per machine: only one of several may lack a file."""
+def tell(message: str) -> bool:
+    """A last word on stderr, once per machine: only one of several may lack a file. Returns whether
+    it is this rank that tells it."""
     first = launched_rank() == 0
-    if first or os.environ.get("LOCAL_RANK") == "0":
+    tells = first or os.environ.get("LOCAL_RANK") == "0"
+    if tells:
         where = "" if first else f" on {socket.gethostname()}"
         text = wrapped(f"{message}{where}", columns(sys.stderr))
         print(text, file=sys.stderr, flush=True)
+    return tells
 
 
 def _ask_mpi() -> None:

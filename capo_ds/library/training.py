@@ -15,6 +15,7 @@ from capo_ds import cli, trainer
 from capo_ds.callbacks import Callback
 from capo_ds.config import Config, ConfigError
 from capo_ds.distributed import comm
+from capo_ds.hub import fetch_once
 from capo_ds.telemetry.metrics import read_metrics
 
 GROUP = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -111,6 +112,7 @@ def _process_group(config: Config) -> Iterator[None]:
     before = {name: os.environ.get(name) for name in GROUP}
     try:
         cli.start(config)
+        fetch_once(config)
         _ranks = comm.world_size()
         yield
     finally:

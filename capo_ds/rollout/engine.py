@@ -65,7 +65,9 @@ def engine_settings(config: Config, context: int) -> dict[str, Any]:
             "model.dtype: float32, but vLLM's LoRA on a GPU needs bfloat16; set that, or "
             "rollout.sampler to hf"
         )
-    return {
+    revisions = ("revision", "tokenizer_revision", "code_revision")
+    pinned = {name: config.model.revision for name in revisions if config.model.revision}
+    return pinned | {
         "model": model_location(config),
         "dtype": config.model.dtype,
         "max_model_len": context,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from capo_ds.config import BUILTIN_MODELS
 from capo_ds.rollout.server_key import VARIABLE
 from tests.conftest import REPOSITORY, free_port, launch
 from tests.end_to_end.test_train import TRAIN, arguments, metrics
@@ -94,11 +96,54 @@ def test_one_engine_over_two_ranks_samples_the_same(undisturbed, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def server_url(tmp_path_factory) -> Iterator[str]:
+def special(tmp_path_factory) -> Path:
+    """The embedded model, whose tokenizer takes "=" for a special token."""
+    folder = tmp_path_factory.mktemp("special") / "model"
+    shutil.copytree(BUILTIN_MODELS["builtin:tiny"], folder)
+    file = folder / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    token = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    token |= {"id": tokenizer["model"]["vocab"]["="], "content": "=", "special": True}
+    tokenizer["added_tokens"].append(token)
+    file.write_text(json.dumps(tokenizer))
+    return folder
+
+
+def sampled(folder: Path, model: Path, **changes) -> dict:
+    """What truncated.py finds."""
+    script = Path(__file__).with_name("truncated.py")
+    settings = VLLM | {"model.path": model} | changes
+    result = launch(1, script, *arguments(folder, **settings), launcher="python")
+    return json.loads(next(line for line in result.stdout.splitlines() if line[:1] == "{"))
+
+
+def check_truncation(found: dict) -> None:
+    """Log-probabilities are those of the truncated distribution, and no token that it leaves out is
+    drawn."""
+    assert found["stop"]["equal"] and len(found["truncation"]) == 5
+    for name, (difference, outside) in found["truncation"].items():
+        assert difference < 1e-4 and outside == 0, name
+
+
+def check_special(found: dict, without: dict) -> None:
+    """Responses end at the token as with the Hugging Face sampler, and before where they ended."""
+    assert found["stop"]["equal"]
+    assert sum(found["stop"]["lengths"]) < sum(without["stop"]["lengths"])
+
+
+def test_truncated_sampling_and_special_stops_inside(special, tmp_path):
+    whole = sampled(tmp_path / "whole", special)
+    check_truncation(whole)
+    check_special(sampled(tmp_path / "stop", special, **{"prompt.stop": '["="]'}), whole)
+
+
+@pytest.fixture(scope="module")
+def server_url(tmp_path_factory, special) -> Iterator[str]:
     url = f"http://127.0.0.1:{free_port()}"
     log = tmp_path_factory.mktemp("server") / "log"
     script = REPOSITORY / "launchers" / "vllm_server.py"
-    settings = arguments(Path("unused"), **VLLM | {"rollout.server_url": url})
+    own = {"rollout.server_url": url, "model.path": special}
+    settings = arguments(Path("unused"), **VLLM | own)
     monkeypatch = pytest.MonkeyPatch()
     monkeypatch.setenv(VARIABLE, "of these tests")  # and no file in the home of who runs them
     with open(log, "w") as file:
@@ -117,6 +162,14 @@ def server_url(tmp_path_factory) -> Iterator[str]:
     monkeypatch.undo()
     process.terminate()
     process.wait(timeout=60)
+
+
+def test_truncated_sampling_and_special_stops_on_a_server(special, server_url, tmp_path):
+    server = {"rollout.sampler": "server", "rollout.server_url": server_url}
+    whole = sampled(tmp_path / "whole", special, **server)
+    check_truncation(whole)
+    stop = {"prompt.stop": '["="]'}
+    check_special(sampled(tmp_path / "stop", special, **server, **stop), whole)
 
 
 @pytest.mark.parametrize("path", ["models", "load_lora_adapter", "completions"])
@@ -142,4 +195,4 @@ def test_a_server_samples_the_same(undisturbed, server_url, tmp_path):
     key = {"Authorization": f"Bearer {os.environ[VARIABLE]}"}
     asked = urllib.request.Request(f"{server_url}/v1/models", headers=key)
     with urllib.request.urlopen(asked) as answer:
-        assert answer.read().decode().count("capo-") == 2  # its id and its root
+        assert answer.read().decode().count(str(tmp_path)) == 1  # of this run, as its root

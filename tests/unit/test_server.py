@@ -8,8 +8,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from capo_ds.commands.vllm_server import command
 from capo_ds.config import ConfigError, parse_config
 from capo_ds.models import load_policy
+from capo_ds.rollout.engine import engine_settings
 from capo_ds.rollout.server import ServerSampler
 from tests.conftest import greedy
 
@@ -75,3 +77,15 @@ def test_a_slow_server(random_model, tmp_path, url):
     slow = sampler(random_model, tmp_path, url, timeout=0.2)
     with pytest.raises(TimeoutError, match=r"not answered within rollout\.timeout = 0\.2 s"):
         greedy(slow, [[5, 6]])
+
+
+def test_an_engine_reads_the_revision_that_is_trained(random_model):
+    """Its weights, its tokenizer and its code; without one, what is newest."""
+    pinned = parse_config(
+        {"model": {"path": random_model, "revision": "v1.2", "dtype": "bfloat16"}}
+    )
+    words = command(pinned)
+    for name in ("revision", "tokenizer-revision", "code-revision"):
+        assert words[words.index(f"--{name}") + 1] == "v1.2"
+    newest = parse_config({"model": {"path": random_model, "dtype": "bfloat16"}})
+    assert not [name for name in engine_settings(newest, 100) if "revision" in name]

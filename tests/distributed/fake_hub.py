@@ -1,0 +1,69 @@
+"""A hub in this process with one model, counting what is asked of it."""
+
+import hashlib
+import json
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+MODEL, COMMIT = "me/tiny", "c0ffee" + 34 * "0"
+
+
+@contextmanager
+def hub(folder: Path, broken: str = "") -> Iterator[tuple[str, Counter[str]]]:
+    """Its address, and how often each was asked for; of the file `broken` it gives half."""
+    asked: Counter[str] = Counter()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self):
+            path = self.path.partition("?")[0]
+            asked[f"{self.command} {path}"] += 1
+            name = path.rpartition("/")[2]
+            if path.startswith(f"/{MODEL}/resolve/") and (folder / name).is_file():
+                self.file(folder / name)
+            elif path == f"/api/models/{MODEL}/auth-check":
+                self.answer({})
+            elif path in (f"/api/models/{MODEL}", f"/api/models/{MODEL}/revision/main"):
+                files = [{"rfilename": file.name} for file in folder.iterdir()]
+                self.answer({"id": MODEL, "sha": COMMIT, "siblings": files})
+            elif path in (f"/api/models/{MODEL}/tree/main", f"/api/models/{MODEL}/tree/{COMMIT}"):
+                files = [{"type": "file", "path": f.name, "oid": "0"} for f in folder.iterdir()]
+                self.answer([file | {"size": 1} for file in files])
+            else:
+                self.answer({"error": "not found"}, 404, {"X-Error-Code": "EntryNotFound"})
+
+        do_HEAD = do_GET
+
+        def file(self, file: Path):
+            data = file.read_bytes()
+            headers = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Repo-Commit": COMMIT}
+            if file.name == broken and self.command == "GET":
+                self.answer({"error": "broken"}, 403)
+            else:
+                self.reply(200, data, headers)
+
+        def answer(self, body: dict | list, status: int = 200, headers: dict | None = None):
+            self.reply(status, json.dumps(body).encode(), headers or {})
+
+        def reply(self, status: int, data: bytes, headers: dict[str, str]):
+            self.send_response(status)
+            for name, value in (headers | {"Content-Length": str(len(data))}).items():
+                self.send_header(name, value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(data)
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", asked
+    finally:
+        server.shutdown()
