@@ -265,6 +265,7 @@ def test_bfloat16_checkpointing_and_a_rank_without_prompts(tmp_path):
         "model.gradient_checkpointing": True,
         "rollout.prompts_per_step": 1,
         "objective.minibatches": 1,
+        "capo.radius": 0.5,
         "capo.region": "norm",
         "train.steps": 2,
         "train.eval_every": 0,
