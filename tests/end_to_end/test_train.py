@@ -109,6 +109,21 @@ def test_what_a_run_says_and_leaves_behind(undisturbed):
     assert (folder / "starts.jsonl").exists()
 
 
+def test_every_metric_stands_in_the_docs(undisturbed):
+    page = (REPOSITORY / "docs" / "metrics.md").read_text()
+    cells = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    told = re.compile("|".join(map(pattern_of, re.findall("`(.*?)`", " ".join(cells)))))
+    names = {name for line in metrics(undisturbed[0]) for name in line} - {"step"}
+    assert len(names) > 60 and not [name for name in names if not told.fullmatch(name)]
+
+
+def pattern_of(told: str) -> str:
+    """{a,b} is one of them, * anything, words in capitals a name."""
+    escaped = re.sub(r"\*", ".+", told)
+    escaped = re.sub(r"{(.*?)}", lambda found: f"({found[1].replace(',', '|')})", escaped)
+    return re.sub(r"[A-Z]+\b", "[^/]+", escaped)
+
+
 def test_a_dry_run_foretells_the_communication_and_writes_nothing(undisturbed, tmp_path):
     result = launch(2, TRAIN, *arguments(tmp_path / "run"), "--dry-run")
     for words in ("prompts_per_step: 6", "1: ", "local rank 1", "3 prompts = 12 samples"):

@@ -86,7 +86,9 @@ def test_stop_strings_end_responses_as_they_do_with_hf(tmp_path):
 
 def test_one_engine_over_two_ranks_samples_the_same(undisturbed, tmp_path):
     """At ZeRO 3, and with unequal shares of the prompts."""
-    for left in Path("/dev/shm").glob("-tp:*cpushm*"):  # vLLM's, of ranks that were killed: its name
+    for left in Path("/dev/shm").glob(
+        "-tp:*cpushm*"
+    ):  # vLLM's, of ranks that were killed: its name
         left.unlink()  # is the same in every run, and it does not start beside one
     changes = {"rollout.tensor_parallel": 2, "rollout.prompts_per_step": 5, "train.steps": 1}
     changes |= {"deepspeed": "ds_configs/zero3.json"}
