@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from capo_ds import aggregate
-from capo_ds.architecture import forward_takes
+from capo_ds.architecture import taken
 from capo_ds.config import Config, parse_config
 from capo_ds.distributed import comm
 from capo_ds.distributed.engine import CapoEngine
@@ -30,11 +30,7 @@ from capo_ds.models import load_policy
 from capo_ds.rollout.base import Rollout, assemble
 from capo_ds.telemetry.metrics import PhaseTimer
 
-PROMPT_TOKENS = [
-    7,
-    3,
-    5,
-]  # of the prompts: three, so that two ranks have unequal shares
+PROMPT_TOKENS = [7, 3, 5]  # of the prompts: three, so that two ranks have unequal shares
 COMPLETION_TOKENS = [6, 2, 4, 1, 5, 3]  # of two responses each
 ADVANTAGES = [1.0, -0.7, 0.4, -1.1, 0.9, 0.3]
 RADIUS = 0.5
@@ -123,7 +119,7 @@ def reference(config: Config, policy: torch.nn.Module, rollout: Rollout) -> Tens
     policy.double()
     policy.get_base_model().set_experts_implementation("eager")  # others have no float64
     parameters = [p for p in policy.parameters() if p.requires_grad]
-    without = {"use_cache": False} if forward_takes(policy.get_base_model())("use_cache") else {}
+    without = taken(policy.get_base_model(), use_cache=False)
     gradients = []
     for row, advantage in enumerate(ADVANTAGES):
         completion = rollout.completion_ids[row][rollout.completion_mask[row]]

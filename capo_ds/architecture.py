@@ -6,7 +6,7 @@ import inspect
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import wraps
 from typing import Any, cast
 
@@ -145,9 +145,7 @@ def _calls(model: PreTrainedModel, modules: Iterable[nn.Module]) -> Counter[nn.M
     try:
         with first_pass(model), torch.no_grad():
             ids = torch.arange(FEW_TOKENS, device=model.device)[None]
-            model(
-                input_ids=ids, **({"use_cache": False} if forward_takes(model)("use_cache") else {})
-            )
+            model(input_ids=ids, **taken(model, use_cache=False))
     finally:
         for hook in hooks:
             hook.remove()
@@ -155,17 +153,20 @@ def _calls(model: PreTrainedModel, modules: Iterable[nn.Module]) -> Counter[nn.M
 
 
 @contextmanager
-def first_pass(model: nn.Module) -> Iterator[None]:
-    """Whatever a pass made inside raises, but for a lack of memory, is a `ConfigError`."""
+def refused(told: Callable[[], str]) -> Iterator[None]:
+    """Whatever is raised inside, but for a lack of memory, is a `ConfigError`, which begins with
+    what `told` says."""
     try:
         yield
     except (ConfigError, torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:
-        raise ConfigError(
-            f"model.path: a first pass through this {_type(model)} model fails: "
-            f"{type(error).__name__}: {error}"
-        ) from error
+        raise ConfigError(f"{told()}: {type(error).__name__}: {error}") from error
+
+
+def first_pass(model: nn.Module) -> AbstractContextManager[None]:
+    """Inside, a pass that fails is `refused`."""
+    return refused(lambda: f"model.path: a first pass through this {_type(model)} model fails")
 
 
 def forward_takes(model: nn.Module) -> Callable[[str], bool]:
@@ -173,6 +174,12 @@ def forward_takes(model: nn.Module) -> Callable[[str], bool]:
     parameters = inspect.signature(model.forward).parameters
     anything = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     return lambda name: name in parameters or (anything and name == "position_ids")
+
+
+def taken(model: nn.Module, **arguments: Any) -> dict[str, Any]:
+    """Those of the arguments that the model's forward pass takes."""
+    takes = forward_takes(model)
+    return {name: value for name, value in arguments.items() if takes(name)}
 
 
 def cache_name(model: nn.Module) -> str:

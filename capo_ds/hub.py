@@ -40,7 +40,7 @@ def fetch_once(config: Config) -> None:
         if first:
             check_hub(config)
             if not _is_offline():
-                for name in hub_names(config):
+                for name in _hub_names(config):
                     _fetch(config, *name)
     offline = {machine for machine, is_offline in comm.gather(_here()) if is_offline}
     if not first and _here()[0] in offline:
@@ -82,7 +82,7 @@ def check_hub(config: Config) -> None:
         ConfigError: a name that the hub does not know or does not give, no network and nothing in
             the cache, or a cache that cannot be written.
     """
-    for key, name, kind, _ in hub_names(config):
+    for key, name, kind, _ in _hub_names(config):
         check_name(key, name, kind)
 
 
@@ -102,7 +102,7 @@ def check_name(key: str, name: str, kind: str) -> None:
         _check_writable(key, name)
 
 
-def hub_names(config: Config) -> Iterator[tuple[str, str, str, str | None]]:
+def _hub_names(config: Config) -> Iterator[tuple[str, str, str, str | None]]:
     """Key, name, kind (of repository) and configuration of what is to come from the hub."""
     from capo_ds.tasks.sources import Source, is_local
 

@@ -10,8 +10,9 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from transformers import PreTrainedModel
 
-from capo_ds.architecture import forward_takes, position_ids
+from capo_ds.architecture import position_ids, taken
 
 LOGIT_CHUNK_TOKENS = 1024
 WHOLE_LOGITS = "capo_ds_whole_logits"  # attribute of a policy whose output layer is not the last
@@ -99,13 +100,11 @@ def _logits(
     policy: PeftModel, input_ids: Tensor, attention_mask: Tensor | None, kept: int
 ) -> Tensor:
     """attention_mask: None for rows without padding before them."""
-    takes = forward_takes(policy.get_base_model())
     arguments: dict[str, Any] = {"logits_to_keep": kept, "use_cache": False}
     if attention_mask is not None:
         arguments["attention_mask"] = attention_mask
         arguments["position_ids"] = position_ids(attention_mask)
-    arguments = {name: value for name, value in arguments.items() if takes(name)}
-    return policy(input_ids=input_ids, **arguments).logits
+    return policy(input_ids=input_ids, **taken(policy.get_base_model(), **arguments)).logits
 
 
 def of_logits(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
@@ -194,3 +193,9 @@ def log_prob_bound(dtype: str, largest: float) -> float:
     computing a row's log-probabilities, for logits up to `largest`."""
     floor, steps = LOG_PROBS[dtype]
     return max(floor, steps * torch.finfo(getattr(torch, dtype)).eps * largest)
+
+
+def bound_of(model: PreTrainedModel | PeftModel, largest: float) -> float:
+    """`log_prob_bound` in the precision that the model is loaded in."""
+    half = model.get_input_embeddings().weight.dtype == torch.bfloat16
+    return log_prob_bound("bfloat16" if half else "float32", largest)

@@ -19,7 +19,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from capo_ds.architecture import text_config
+from capo_ds.architecture import refused, text_config
 from capo_ds.config import Config, ConfigError
 from capo_ds.distributed import comm
 from capo_ds.gradients.per_sample import PerSampleGradients
@@ -82,17 +82,15 @@ def rehearse(
     passes = passes or Passes()
     where = ["load"]
     with comm.together("rehearsal"):
-        try:
+        with refused(
+            lambda: (
+                f"model.path: {_kind(policy)} models cannot be trained with these settings: "
+                f"{where[-1]} fails in a rehearsal"
+            )
+        ):
             findings = _measure(
                 config, policy, _two_prompts(config, policy, prompts), passes, where
             )
-        except (ConfigError, torch.OutOfMemoryError, MemoryError):
-            raise
-        except Exception as error:
-            raise ConfigError(
-                f"model.path: {_kind(policy)} models cannot be trained with these settings: "
-                f"{where[-1]} fails in a rehearsal: {type(error).__name__}: {error}"
-            ) from error
         _judge(config, policy, findings)
     return findings
 

@@ -145,12 +145,12 @@ def check_unchanged(config: Config, state: dict[str, Any]) -> None:
     """Raises `ConfigError` naming the settings that a resumed run must keep and does not."""
     refuse_changes(
         "train",
-        _deciding_settings(_as_now(state["config"])),
+        _deciding_settings(as_now(state["config"])),
         _deciding_settings(config.model_dump(mode="json")),
     )
 
 
-def _as_now(settings: dict[str, Any]) -> dict[str, Any]:
+def as_now(settings: dict[str, Any]) -> dict[str, Any]:
     """A checkpoint's settings in the words of this version, with keys that it did not have at
     their defaults; as they are, where this version does not take them."""
     try:

@@ -15,14 +15,20 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from capo_ds.architecture import cache_name, forward_takes, position_ids, state_is_in_the_layers
+from capo_ds.architecture import (
+    cache_name,
+    forward_takes,
+    position_ids,
+    state_is_in_the_layers,
+    taken,
+)
 from capo_ds.config import ConfigError
 from capo_ds.log_probs import (
     WHOLE_LOGITS,
+    bound_of,
     forward_replaced,
     largest_logit,
     linear_log_probs,
-    log_prob_bound,
     of_logits,
     token_log_probs,
 )
@@ -129,9 +135,7 @@ def _both_ways_agree(policy: PeftModel, device: torch.device) -> bool:
         expected = token_log_probs(policy, ids, mask, completion_mask, 1.0)
     read = read_prompts(policy, prompt_ids, prompt_mask)
     found = response_log_probs(policy, read, of_prompt, completion_ids, completion_mask, 1.0)
-    weights = policy.get_input_embeddings().weight
-    dtype = "bfloat16" if weights.dtype == torch.bfloat16 else "float32"
-    bound = log_prob_bound(dtype, largest_logit(policy, ids, mask))
+    bound = bound_of(policy, largest_logit(policy, ids, mask))
     return bool(((found - expected).abs().sum(1) / completion_mask.sum(1)).max() <= bound)
 
 
@@ -144,8 +148,6 @@ def _pass(
     kept: int,
 ) -> tuple[Tensor, DynamicCache]:
     """States of the last `kept` tokens (see `Prompts`), and the cache after them."""
-    takes = forward_takes(policy.get_base_model())
-    arguments = {"logits_to_keep": kept} if takes("logits_to_keep") else {}
     head = policy.get_output_embeddings()
     whole = getattr(policy, WHOLE_LOGITS, False)
     with nullcontext() if whole else forward_replaced(head, lambda hidden: hidden[:, -kept:]):
@@ -155,7 +157,7 @@ def _pass(
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
-            **arguments,
+            **taken(policy.get_base_model(), logits_to_keep=kept),
         )
     return output.logits[:, -kept:], output.past_key_values
 

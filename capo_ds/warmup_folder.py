@@ -8,12 +8,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from capo_ds.config import Config, ConfigError
 from capo_ds.distributed import comm
-from capo_ds.run_folder import refuse_changes
+from capo_ds.run_folder import as_now, refuse_changes
 
 CHECKPOINTS = "warmup_checkpoints"
 STATE_FILE = "state.json"  # of the newest checkpoint; written after it
@@ -60,7 +59,8 @@ def saved_state(config: Config) -> dict[str, Any] | None:
             f"warmup.resume: the checkpoint in {folder} is of {state['ranks']} ranks, and there "
             f"are {comm.world_size()} now"
         )
-    refuse_changes("warmup", _as_now(state["settings"]), deciding_settings(config))
+    before = _deciding(as_now(_nested(state["settings"])))
+    refuse_changes("warmup", before, deciding_settings(config))
     return state
 
 
@@ -84,23 +84,25 @@ def write_state(folder: Path, state: dict[str, Any]) -> None:
 
 def deciding_settings(config: Config) -> dict[str, Any]:
     """`section.key` to value (JSON), of what decides the weights that a warm-up ends with."""
-    told = config.model_dump(mode="json")
-    told["warmup"] = {name: v for name, v in told["warmup"].items() if name not in FREE}
-    sections = ("model", "task", "prompt", "warmup")
-    return {f"{s}.{name}": value for s in sections for name, value in told[s].items()}
+    return _deciding(config.model_dump(mode="json"))
 
 
-def _as_now(settings: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint's `deciding_settings` as this version has them, keys that it did not have at
-    their defaults; as they are, where this version does not take them."""
+def _deciding(told: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    return {
+        f"{section}.{name}": value
+        for section in ("model", "task", "prompt", "warmup")
+        for name, value in told[section].items()
+        if section != "warmup" or name not in FREE
+    }
+
+
+def _nested(settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """`deciding_settings` by section."""
     nested: dict[str, dict[str, Any]] = {}
     for name, value in settings.items():
         section, _, key = name.partition(".")
         nested.setdefault(section, {})[key] = value
-    try:
-        return deciding_settings(Config.model_validate(nested))
-    except ValidationError:
-        return settings
+    return nested
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -139,8 +139,8 @@ class Solver:
         @cache
         def unseen(radius: float | None = None) -> dict[str, float]:
             """Held-out measures with the options as they are, or with this radius."""
-            given = options if radius is None else options | {"radius": radius}
-            return heldout(blocks, groups, first, self._coefficients(given)) if first.any() else {}
+            chosen = options if radius is None else options | {"radius": radius}
+            return heldout(blocks, groups, first, self._coefficients(chosen)) if first.any() else {}
 
         radius, metrics = None, {}
         if options.get("radius") == AUTO:

@@ -23,6 +23,7 @@ from capo_ds.distributed import comm
 from capo_ds.distributed.engine import CapoEngine
 
 CHECKPOINTS = "checkpoints"
+ADAPTER = "adapter"
 FACTORS, STATE, MANIFEST = "factors.safetensors", "state.json", "manifest.json"
 UNFINISHED = ".unfinished"
 
@@ -35,7 +36,7 @@ def save(run: Path, name: str, engine: CapoEngine, state: dict[str, Any]) -> Non
     final = run / CHECKPOINTS / name
     folder = final.with_name(name + UNFINISHED)
     comm.on_main("saving", lambda: _start(folder))
-    engine.save_adapter(folder / "adapter")
+    engine.save_adapter(folder / ADAPTER)
     factors, schedule = engine.state()
 
     def finish() -> None:

@@ -26,7 +26,7 @@ from capo_ds.architecture import (
     position_ids,
     state_is_in_the_layers,
 )
-from capo_ds.log_probs import log_prob_bound
+from capo_ds.log_probs import bound_of
 from capo_ds.rollout.base import (
     WHOLE,
     Draw,
@@ -169,8 +169,7 @@ class HuggingFaceSampler:
             mask = torch.nn.functional.pad(mask, (0, 1), value=1)
             last = self._forward(ids[:, -1:], mask, position_ids(mask)[:, -1:], cache)[0]
             found.append(torch.cat([first, last]))
-        dtype = "float32" if next(self.model.parameters()).dtype == torch.float32 else "bfloat16"
-        bound = log_prob_bound(dtype, float(found[0].abs().max()))
+        bound = bound_of(self._base, float(found[0].abs().max()))
         plain, padded = (logits.log_softmax(-1) for logits in found)
         return bool((plain - padded).abs().mean(-1).max() <= bound)
 

@@ -63,12 +63,12 @@ class Judge:
             RuntimeError: a child process could not be started.
         """
         known: dict[tuple[str, str], Outcome] = {}
-        hard: dict[tuple[str, str], None] = {}
+        hard: list[tuple[str, str]] = []
         for pair in dict.fromkeys(pairs):
             if outcome := _compare_here(*pair):
                 known[pair] = outcome
             else:
-                hard[pair] = None
+                hard.append(pair)
         known |= zip(hard, self._threads.map(self._compare_in_child, hard), strict=True)
         return [known[pair] for pair in pairs]
 

@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -15,17 +16,11 @@ from capo_ds.rollout.engine import engine_settings
 from capo_ds.rollout.server import ServerSampler
 from tests.conftest import greedy
 
+MODELS = {"data": [{"id": "base", "parent": None, "max_model_len": 100}]}
 
-class Unwilling(BaseHTTPRequestHandler):
-    """Knows its model, loads no adapter, and takes its time over completions."""
 
-    def do_GET(self):
-        self.answer(200, {"data": [{"id": "base", "parent": None, "max_model_len": 100}]})
-
-    def do_POST(self):
-        if self.path == "/v1/completions":
-            time.sleep(1.0)
-        self.answer(400, {"error": {"message": "rank 64 is greater than max_lora_rank 16"}})
+class Answering(BaseHTTPRequestHandler):
+    """In JSON, without a word on the terminal."""
 
     def answer(self, status: int, body: dict):
         self.send_response(status)
@@ -36,12 +31,33 @@ class Unwilling(BaseHTTPRequestHandler):
         pass
 
 
+class Unwilling(Answering):
+    """Knows its model, loads no adapter, and takes its time over completions."""
+
+    def do_GET(self):
+        self.answer(200, MODELS)
+
+    def do_POST(self):
+        if self.path == "/v1/completions":
+            time.sleep(1.0)
+        self.answer(400, {"error": {"message": "rank 64 is greater than max_lora_rank 16"}})
+
+
+@contextmanager
+def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """The address of a server in this process."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+
+
 @pytest.fixture
 def url() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Unwilling)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/"
-    server.shutdown()
+    with serving(Unwilling) as address:
+        yield f"{address}/"
 
 
 def sampler(

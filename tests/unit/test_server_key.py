@@ -1,40 +1,28 @@
 """Who may talk to the server: the key's places, and what a request without it meets."""
 
-import json
 import stat
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from capo_ds.commands import vllm_server
 from capo_ds.config import ConfigError
 from capo_ds.rollout.server_key import VARIABLE, key_file, made_key, server_key
-from tests.unit.test_server import sampler
+from tests.unit.test_server import MODELS, Answering, sampler, serving
 
 
-class Guarded(BaseHTTPRequestHandler):
+class Guarded(Answering):
     """Answers as vLLM does with VLLM_API_KEY."""
 
     def do_GET(self):
         right = self.headers["Authorization"] == "Bearer right"
-        self.send_response(200 if right else 401)
-        self.end_headers()
-        base = {"id": "base", "parent": None, "max_model_len": 100}
-        body = {"data": [base]} if right else {"error": "Unauthorized"}
-        self.wfile.write(json.dumps(body).encode())
-
-    def log_message(self, *_):
-        pass
+        self.answer(*((200, MODELS) if right else (401, {"error": "Unauthorized"})))
 
 
 @pytest.fixture
 def url() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Guarded)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
+    with serving(Guarded) as address:
+        yield address
 
 
 @pytest.fixture(autouse=True)
