@@ -10,6 +10,7 @@ KEYS = {
     "max_tokens response_length",
     "rollout.max_prompt_tokens": "max_prompt_length prompt_max_len",
     "rollout.sampler": "use_vllm vllm_mode",
+    "rollout.dynamic_sampling": "filter_groups dynamic_filtering max_num_gen_batches",
     "rollout.server_url": "vllm_server_base_url vllm_server_host vllm_server_port",
     "rollout.vllm_cache_gib": "gpu_memory_utilization vllm_gpu_memory_utilization",
     "rollout.tensor_parallel": "tensor_model_parallel_size vllm_tensor_parallel_size",
