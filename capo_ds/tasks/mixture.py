@@ -52,7 +52,7 @@ class PromptOrder:
         return np.searchsorted(self._bounds, points, side="right")
 
     def replacement(self, step: int, number: int, slot: int) -> int:
-        """Any problem of the data set of a step's slot; number: of the draw, its own in the step."""
+        """Any problem of the data set of a step's slot. number: of the draw, its own in a step."""
         members = self.members[self.sources(step)[slot]]
         draw = generator(self.seed, Stream.REPLACEMENT, step, number)
         return int(members[draw.integers(len(members))])
