@@ -183,6 +183,8 @@ def _deciding_settings(settings: dict[str, Any]) -> dict[str, Any]:
         for key, value in values.items() if isinstance(values, dict) else [(None, values)]:
             if key not in FREE_ON_RESUME.get(section, ()):
                 flat[f"{section}.{key}" if key else section] = value
+    if not settings["rollout"].get("ahead"):  # null was not a word of the first versions
+        flat["rollout.importance_correction"] = flat["rollout.importance_correction"] or "none"
     if settings["optimizer"]["schedule"] != "constant":  # it ends with the last step
         flat["train.steps"] = settings["train"]["steps"]
     return flat

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import chain, cycle, islice
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from capo_ds.config import Config
 from capo_ds.log_probs import largest_logit, log_prob_bound, token_log_probs
 from capo_ds.models import reference_policy
-from capo_ds.rollout.base import Draw, Rollout, Sampler
+from capo_ds.rollout.base import Draw, Rollout, Sampler, asked_of
 from capo_ds.rollout.engine import PROBE_LENGTHS, PROBE_TOKENS
 
 SAME = 1e-4  # nats a token; sequences closer than this come from the same weights
@@ -48,12 +49,21 @@ class Probe:
         self._last: Rollout | None = None
 
     def check(self) -> Tensor:
-        """The absolute differences of all tokens' log-probabilities, in nats.
+        """`ask`, and wait."""
+        return self.ask()()
+
+    def ask(self) -> Callable[[], Tensor]:
+        """The sequences are asked for; what is returned waits for them, and returns the absolute
+        differences of all tokens' log-probabilities, in nats.
 
         Raises:
-            SamplerMismatch: if their mean over any sequence exceeds the bound.
+            SamplerMismatch: if their mean over any sequence exceeds the bound (from the latter).
         """
-        rollout = self.sampler.sample(self.prompts, self.draws, 1, self.temperature, PROBE_TOKENS)
+        arguments = self.prompts, self.draws, 1, self.temperature, PROBE_TOKENS
+        asked = asked_of(self.sampler, *arguments)
+        return lambda: self._check(asked().rollout)
+
+    def _check(self, rollout: Rollout) -> Tensor:
         if not self.bound:
             largest = largest_logit(self.policy, rollout.input_ids(), rollout.attention_mask())
             self.bound = log_prob_bound(self.dtype, largest)
