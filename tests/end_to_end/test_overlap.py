@@ -108,7 +108,8 @@ def test_ctrl_c_finishes_the_step_and_saves_what_is_under_way(undisturbed, tmp_p
     os.killpg(process.pid, signal.SIGINT)
     told, _ = process.communicate(timeout=120)
     assert told.count("ending after this step, with a checkpoint") == 1, told
-    assert "Traceback" not in told and "sampler's process" not in told, told
+    for words in ("terminate called", "capo_ds/", "sampler's process"):
+        assert words not in told.replace(str(tmp_path), ""), told
     assert not psutil.wait_procs(samplers, 20)[1]
     launch(2, TRAIN, *arguments(folder, **AHEAD))
     check_equal(folder, undisturbed)
