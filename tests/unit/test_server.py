@@ -1,5 +1,6 @@
 """What the sampler on a server says when the server is missing, slow, or unwilling."""
 
+import hashlib
 import json
 import threading
 from collections.abc import Iterator
@@ -38,7 +39,12 @@ class Unwilling(Answering):
     def do_GET(self):
         self.answer(200, MODELS)
 
+    def do_PUT(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.answer(200, {"path": "there", "digest": hashlib.sha256(body).hexdigest()})
+
     def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
         if self.path == "/v1/completions":
             self.waited.wait(60)
         self.answer(400, {"error": {"message": "rank 64 is greater than max_lora_rank 16"}})
