@@ -87,5 +87,8 @@ def apex(
         return None
     u, v = solved
     for _ in range(REFINEMENTS):
-        u = systems.solve(sides.free, rights[:1] + systems.own * u, np.zeros(1))[0]
+        refined = systems.solve(sides.free, rights[:1] + systems.own * u, np.zeros(1))
+        if refined is None:
+            return None
+        u = refined[0]
     return v + fixed, u
