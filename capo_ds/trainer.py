@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 from tqdm import tqdm
+from transformers import PreTrainedModel
 
 from capo_ds.callbacks import Callback, Callbacks
 from capo_ds.config import Config
@@ -222,6 +224,7 @@ class Trainer:
     def _evaluate(self, done: int) -> dict[str, float]:
         """Evaluate after `done` steps; the metrics. Rank 0 writes all completions."""
         with self.responses.current(), self.timer("evaluation"):
+            assert self.evaluator is not None  # with train.eval_every
             evaluations = self.evaluator.evaluate(self.responses.sampler)
         path = self.folder / EVALUATIONS / f"step{done:06d}.jsonl"
         comm.on_main("writing completions", lambda: write_completions(evaluations, path))
@@ -268,5 +271,6 @@ class Trainer:
             self.state.save(self.config, self.engine, self.learner, under_way)
 
     def _card(self) -> str:
-        base, state = self.engine.module.get_base_model().config.name_or_path, self.state
-        return model_card(self.config, base, state.step, state.accuracy, state.best_step)
+        base = cast(PreTrainedModel, self.engine.module.get_base_model())
+        name, state = base.config.name_or_path or self.config.model.path, self.state
+        return model_card(self.config, name, state.step, state.accuracy, state.best_step)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, StrictInt, model_validator
 
@@ -14,6 +15,18 @@ from capo_ds.parts import choices, known
 
 def _sampler(name: str) -> str:
     return known("sampler", name)
+
+
+def _addresses(url: str | list[str]) -> str | list[str]:
+    urls = [url] if isinstance(url, str) else url
+    if not urls:
+        raise ValueError("names no server; give at least one address")
+    for each in urls:
+        address = urlsplit(each)
+        if address.scheme not in ("http", "https") or not address.hostname:
+            raise ValueError(f"{each!r} is no address; give http://HOST:PORT")
+    refuse_doubles("rollout.server_url", [each.rstrip("/") for each in urls])
+    return url
 
 
 class TruncatedSampling(Section):
@@ -70,8 +83,9 @@ class RolloutConfig(TruncatedSampling):
     tensor_parallel: StrictInt = Field(
         default=1, ge=1, description="neighbouring ranks that share one vLLM engine"
     )
-    server_url: str = Field(
-        default="http://127.0.0.1:8000", description="address of the server, if it is the sampler"
+    server_url: Annotated[str | list[str], AfterValidator(_addresses)] = Field(
+        default="http://127.0.0.1:8000",
+        description="address of the vLLM server, if it is the sampler; of several, a list",
     )
     ahead: StrictInt = Field(
         default=0,
@@ -104,6 +118,12 @@ class RolloutConfig(TruncatedSampling):
     importance_cap: Number = Field(
         default=2.0, gt=0, description="the ratio is truncated above this"
     )
+
+    @property
+    def server_urls(self) -> list[str]:
+        """Without slashes at their ends."""
+        urls = [self.server_url] if isinstance(self.server_url, str) else self.server_url
+        return [url.rstrip("/") for url in urls]
 
 
 class EvaluationConfig(TruncatedSampling):

@@ -139,7 +139,7 @@ class PolicyPasses:
             found = self.objectives(part)
             measures.append(self.measures(found))
             parts = torch.autograd.grad(found.values.sum(), self.engine.parameters)
-            torch._foreach_add_(total, parts)
+            torch._foreach_add_(total, parts)  # pyright: ignore[reportPrivateImportUsage]
             self.engine.end_of_pass()
         return total, measures
 

@@ -118,9 +118,11 @@ def aggregate(
     if prompts.shape != (problem.count,):
         raise ValueError(f"groups must be {problem.count} numbers, got shape {prompts.shape}")
     view = given(problem, prompts, _choices(program, groups))
-    if not isinstance(method, str):
-        method = aggregation.own_aggregator(getattr(method, "__name__", repr(method)), method)
-    answer = view.answer(aggregation.aggregate(method, view.problem, **options))
+    if isinstance(method, str):
+        solve = method
+    else:
+        solve = aggregation.own_aggregator(getattr(method, "__name__", repr(method)), method)
+    answer = view.answer(aggregation.aggregate(solve, view.problem, **options))
     report = answer.report | {"dropped": float(problem.dropped.sum())}
     return Combination(answer.coefficients, answer.xi, answer.status, report, problem)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
-from typing import Any, NamedTuple, Protocol, TypeVar, cast
+from typing import Any, NamedTuple, Protocol, TypeVar, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -76,6 +76,17 @@ class Sampler(Protocol):
         max_new_tokens: in place of the sampler's own limit.
         truncation: without effect on greedy decoding.
         """
+        ...
+
+
+@runtime_checkable
+class SamplesEach(Protocol):
+    """A sampler on several servers, for the probe of each."""
+
+    def sample_each(
+        self, prompts: list[list[int]], draws: list[Draw], temperature: float, max_new_tokens: int
+    ) -> dict[str, Rollout]:
+        """By the address of each server: its own response to each prompt."""
         ...
 
 
