@@ -5,43 +5,35 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from capo_ds.deal import Deal
 from capo_ds.distributed import comm
-from capo_ds.rollout.base import Draw, Rollout, concatenate
+from capo_ds.rollout.base import Rollout, concatenate
 from capo_ds.scoring import Judged
 from capo_ds.tasks import Problem
 
-Sample = Callable[[list[Problem], list[Draw]], Rollout]
+# Of an attempt (from 1) and some of this rank's groups: other prompts instead, and responses.
+Others = Callable[[int, list[int]], tuple[list[Problem], Rollout]]
 Judging = Callable[[list[Problem], Rollout], Judged]
 
 
 def with_signal(
-    rollout: Rollout,
-    judged: Judged,
-    step: int,
-    deal: Deal,
-    limit: int,
-    pad: int,
-    sample: Sample,
-    judge: Judging,
-) -> tuple[Rollout, Judged, int]:
-    """This rank's responses with groups without signal replaced, at most `limit` times each, and
-    how many were (all ranks, equally often).
+    rollout: Rollout, judged: Judged, others: Others, judge: Judging, limit: int, pad: int
+) -> tuple[Rollout, Judged, list[int]]:
+    """This rank's responses with groups without signal replaced, each at most `limit` times; and
+    how often each was. All ranks make equally many attempts.
 
-    What stands in a group's place depends on its number and the rewards so far alone: on neither
-    ranks nor other groups. pad: the token that fills rows.
+    pad: the token that fills rows.
     """
-    replaced = 0
+    replaced = [0] * len(judged.rewards)
     for attempt in range(1, limit + 1):
         groups = judged.without_signal()
         if not comm.max_over_ranks(len(groups)):
             break
-        problems, draws = deal.replacements(step, attempt, groups)
-        others = sample(problems, draws)
+        problems, responses = others(attempt, groups)
         rows = _rows(groups, *judged.rewards.shape)
-        judged = (judged + judge(problems, others)).take(rows)
-        rollout = concatenate([rollout, others], pad).take(rows)
-        replaced += len(groups)
+        judged = (judged + judge(problems, responses)).take(rows)
+        rollout = concatenate([rollout, responses], pad).take(rows)
+        for group in groups:
+            replaced[group] += 1
     return rollout, judged, replaced
 
 

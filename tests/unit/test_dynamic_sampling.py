@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from capo_ds.config import parse_config
+from capo_ds.config import ConfigError, parse_config
 from capo_ds.deal import Deal
 from capo_ds.distributed import comm
 from capo_ds.dynamic_sampling import with_signal
@@ -69,14 +69,20 @@ def refined(monkeypatch, heard, limit, step=1, rank=0, ranks=1):
     rollout = sample(problems, deal.draws(step))
     judging = judge(heard)
     first = judging(problems, rollout)
-    return deal, first, *with_signal(rollout, first, step, deal, limit, 0, sample, judging)
+
+    def others(attempt, groups):
+        problems, draws = deal.replacements(step, attempt, groups)
+        return problems, sample(problems, draws)
+
+    return deal, first, *with_signal(rollout, first, others, judging, limit, 0)
 
 
 def test_only_groups_without_signal_change(monkeypatch):
     heard = set(range(0, 40, 3))
     _, first, rollout, judged, replaced = refined(monkeypatch, heard, limit=20)
     dead = set(first.without_signal())
-    assert 0 < len(dead) < PROMPTS and replaced >= len(dead)
+    assert 0 < len(dead) < PROMPTS
+    assert {group for group, times in enumerate(replaced) if times} == dead
     assert judged.without_signal() == []
     numbers = [int(text) for text in judged.texts[::GROUP]]
     for group, (before, after) in enumerate(
@@ -96,7 +102,7 @@ def test_only_groups_without_signal_change(monkeypatch):
 @pytest.mark.parametrize("limit", [0, 1, 2])
 def test_the_limit_holds_where_nothing_has_signal(monkeypatch, limit):
     _, first, _, judged, replaced = refined(monkeypatch, set(), limit)
-    assert replaced == limit * PROMPTS and len(judged.without_signal()) == PROMPTS
+    assert replaced == [limit] * PROMPTS and len(judged.without_signal()) == PROMPTS
     assert (judged.texts == first.texts) == (limit == 0)
 
 
@@ -117,3 +123,9 @@ def test_rewards_that_differ_by_rounding_are_no_signal():
     rounding = torch.tensor([[5e-17, 5e-17], [1e-25, 1e-25], [0.0, 0.0]], dtype=torch.float64)
     judged = Judged([], [], [], rewards, rounding, {})
     assert judged.without_signal() == [0, 2]
+
+
+def test_not_with_responses_that_were_asked_for_early():
+    rollout = {"sampler": "process", "ahead": 1, "dynamic_sampling": 2}
+    with pytest.raises(ConfigError, match=r"dynamic_sampling: 2 .* set one of the two to 0"):
+        parse_config({"rollout": rollout})
