@@ -97,7 +97,7 @@ class Sampled(NamedTuple):
     seconds: float
 
 
-Asked = Callable[[], Sampled]  # waits for the responses
+Asked = Callable[[], Sampled]  # waits for the responses; the same when called again
 
 
 class EarlySampler(Sampler, Protocol):
@@ -115,6 +115,14 @@ class EarlySampler(Sampler, Protocol):
         """What `sample` would return, with the weights as they are now: a later `sync` changes
         nothing in it."""
         ...
+
+
+def asked_of(sampler: Sampler, *arguments: Any, **options: Any) -> Asked:
+    """Responses, asked for now where the sampler can be asked early; else sampled when they are
+    waited for. Arguments: of `Sampler.sample`."""
+    if ask := getattr(sampler, "ask", None):
+        return ask(*arguments, **options)
+    return lambda: Sampled(sampler.sample(*arguments, **options), seconds=0.0)
 
 
 @dataclass(frozen=True)
