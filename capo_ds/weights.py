@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from capo_ds.config import BUILTIN_MODELS, ConfigError, ModelConfig
+from capo_ds.config.text import LFS_POINTER
 from capo_ds.quantization import (
     RUNS,
     STORED_AS,
@@ -29,7 +30,6 @@ from capo_ds.quantization import (
 )
 
 ADAPTER_CONFIG = "adapter_config.json"
-LFS_POINTER = b"version https://git-lfs"
 WEIGHTS = (".safetensors", ".bin", ".model")
 WHOLE_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 JSON_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
