@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from capo_ds.causality import check_kind
 from capo_ds.config import BUILTIN_MODELS, ConfigError, ModelConfig
 from capo_ds.distributed.launch import tell
 from capo_ds.quantization import (
@@ -48,6 +49,9 @@ def load_tokenizer(model: ModelConfig | str) -> PreTrainedTokenizerBase:
     config = ModelConfig(path=model) if isinstance(model, str) else model
     location = find_location(config.path)
     check_folder(config.path, location)
+    folder = _on_disk(location)
+    if folder and (folder / "config.json").is_file():  # a tokenizer may stand alone
+        _read_config(config, location)
     try:
         tokenizer = AutoTokenizer.from_pretrained(location, **_source(config))
     except Exception as error:  # of as many kinds as there are formats
@@ -75,7 +79,7 @@ def load_base_model(config: ModelConfig) -> PreTrainedModel:
     if config.load_in_4bit:
         arguments["quantization_config"] = four_bits(config)
     try:
-        architecture = AutoConfig.from_pretrained(location, **_source(config))
+        architecture = _read_config(config, location)
         _without_dropout(architecture)
         stored = prepare_quantised(architecture, config)
         with _without_adapter(location) as place:
@@ -162,6 +166,16 @@ def _without_adapter(location: Path | str) -> Iterator[Path | str]:
             if not file.name.startswith("adapter_"):
                 (Path(links) / file.name).symlink_to(file.resolve())
         yield Path(links)
+
+
+def _read_config(config: ModelConfig, location: Path | str) -> PretrainedConfig:
+    """Raises `ConfigError` if it cannot be read, or is not that of a causal language model."""
+    try:
+        architecture = AutoConfig.from_pretrained(location, **_source(config))
+    except Exception as error:  # of as many kinds as there are configs
+        raise _unreadable(config, "cannot load", location, error) from error
+    check_kind(architecture, config.path)
+    return architecture
 
 
 def _without_dropout(architecture: PretrainedConfig) -> None:
