@@ -40,6 +40,7 @@ SETTINGS = (
     "task.test_problems=16", "train.eval_every=50", "train.save_every=5", "train.resume=auto",
 )  # fmt: skip
 POLL = 0.5  # seconds between two looks at the ranks
+LAST_KILL = 0.7  # of the steps: so that a fast machine does not end the run before the last kill
 PEERS_END = 60.0  # seconds that the others may take once one has been killed
 VITALS = ("resident", "threads", "descriptors", "children")
 VITALS_FILE, KILLS_FILE = "vitals.jsonl", "kills.jsonl"
@@ -47,11 +48,11 @@ VITALS_FILE, KILLS_FILE = "vitals.jsonl", "kills.jsonl"
 
 @dataclass
 class Kill:
-    """When and whom: after `steps` more steps (or in start-up, or in a save), then `delay` seconds;
-    a rank, or everything (None)."""
+    """When and whom: in start-up, or once `step` is logged and the life has made a step (then in a
+    save or anywhere), `delay` seconds later; a rank, or everything (None)."""
 
     moment: str
-    steps: int
+    step: int
     delay: float
     rank: int | None
 
@@ -138,8 +139,8 @@ def draw_kills(count: int, steps: int, ranks: int, seed: int) -> list[Kill]:
         moment = ("start-up", "saving", "step", "saving", "step")[number % 5]
         delay = {"start-up": 15.0, "saving": 0.05, "step": 1.0}[moment]
         whom = draw.choice([None, *range(ranks), *range(ranks)]) if ranks > 1 else None
-        after = draw.randint(1, max(1, 3 * steps // (2 * count)))
-        kills.append(Kill(moment, after, draw.uniform(0.0, delay), whom))
+        at = int(LAST_KILL * steps * (number + draw.random()) / count)
+        kills.append(Kill(moment, at, draw.uniform(0.0, delay), whom))
     return kills
 
 
@@ -147,10 +148,19 @@ def reached(life: Life, kill: Kill, first: int) -> bool:
     """Whether the moment of the kill has come."""
     if kill.moment == "start-up":
         return bool(life.ranks())
-    if life.step < first + kill.steps:
+    if life.step < max(first + 1, kill.step):
         return False
     saving = any((life.folder / CHECKPOINTS).glob(f"*{UNFINISHED}"))
     return saving or kill.moment == "step"
+
+
+def wait(life: Life, kill: Kill, first: int) -> None:
+    """For the kill's delay; in start-up no longer than that lasts, on a machine of any speed."""
+    until = time.monotonic() + kill.delay
+    while (left := until - time.monotonic()) > 0:
+        if kill.moment == "start-up" and life.step > first:
+            return
+        time.sleep(min(left, 0.05))
 
 
 def live(life: Life, kill: Kill | None, log: Path) -> dict[str, Any] | None:
@@ -163,7 +173,7 @@ def live(life: Life, kill: Kill | None, log: Path) -> dict[str, Any] | None:
             with open(log, "a") as file:
                 file.writelines(json.dumps(seen | vitals) + "\n" for vitals in life.vitals())
         if kill and reached(life, kill, first):
-            time.sleep(kill.delay)
+            wait(life, kill, first)
             saving = [p.name for p in (life.folder / CHECKPOINTS).glob(f"*{UNFINISHED}")]
             met = {"moment": kill.moment, "rank": kill.rank, "step": life.step, "saving": saving}
             if not life.running:

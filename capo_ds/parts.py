@@ -61,6 +61,11 @@ BUILT_IN: dict[str, dict[str, Part]] = {
             "an engine inside every rank, asleep while the trainer works",
             memory=f"{SAMPLERS}.colocated:memory",
         ),
+        "process": Part(
+            f"{SAMPLERS}.process:process",
+            "a process beside every rank, with the model once more",
+            memory=f"{SAMPLERS}.process:memory",
+        ),
         "server": Part(
             f"{SAMPLERS}.server:server", "a vLLM server elsewhere: launchers/vllm_server.py"
         ),

@@ -114,7 +114,7 @@ def _measure(
     factors = [p for p in policy.parameters() if p.requires_grad]
     with _random_numbers_kept(), _moved(factors, passes.whole), torch.no_grad():
         where.append("sampling with the model's cache")
-        sampled = config.rollout.sampler == "hf"
+        sampled = config.rollout.sampler in ("hf", "process")
         with passes.gathered():
             rows = _sample(config, policy, prompts) if sampled else _cut_in_two(policy, prompts)
         rows = rows.take(rows.widths.argsort(stable=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple, Protocol, TypeVar, cast
@@ -76,6 +76,33 @@ class Sampler(Protocol):
         max_new_tokens: in place of the sampler's own limit.
         truncation: without effect on greedy decoding.
         """
+        ...
+
+
+class Sampled(NamedTuple):
+    """Responses that were asked for, and the seconds that the sampler has spent on them."""
+
+    rollout: Rollout
+    seconds: float
+
+
+Asked = Callable[[], Sampled]  # waits for the responses
+
+
+class EarlySampler(Sampler, Protocol):
+    """A sampler outside the training process, which can be asked before the answer is needed."""
+
+    def ask(
+        self,
+        prompts: list[list[int]],
+        draws: list[Draw],
+        samples: int,
+        temperature: float,
+        max_new_tokens: int | None = None,
+        truncation: Truncation = WHOLE,
+    ) -> Asked:
+        """What `sample` would return, with the weights as they are now: a later `sync` changes
+        nothing in it."""
         ...
 
 

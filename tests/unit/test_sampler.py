@@ -20,6 +20,7 @@ from capo_ds.rollout.colocated import ColocatedSampler
 from capo_ds.rollout.engine import PROBE_LENGTHS, max_rank
 from capo_ds.rollout.hf import HuggingFaceSampler, truncate
 from capo_ds.rollout.probe import Probe, SamplerMismatch
+from capo_ds.rollout.process import ProcessSampler
 from capo_ds.rollout.waiting import EngineThread
 from tests.conftest import greedy
 
@@ -27,6 +28,7 @@ ENDS, PAD, LIMIT, CONTEXT, VOCABULARY = (2, 7), 0, 14, 192, 40
 PROMPTS = [[5, 6, 3], [8], [9, 10, 11, 12, 13, 14], [15, 16], [5, 9, 8, 30, 31]]
 SAMPLERS = [
     "hf",
+    "process",
     pytest.param("vllm", marks=pytest.mark.vllm),
 ]
 pytestmark = pytest.mark.usefixtures("process_group")
@@ -85,12 +87,17 @@ def engine(trained, config) -> ColocatedSampler:
     return ColocatedSampler(trained[0], ENDS, PAD, CONTEXT, config)
 
 
+@pytest.fixture(scope="module")
+def beside(trained, config) -> ProcessSampler:
+    return ProcessSampler(trained[0], ENDS, PAD, config)
+
+
 @pytest.fixture(params=SAMPLERS)
 def sampler(request, policy):
     """Each sampler, with the policy's weights."""
     if request.param == "hf":
         return HuggingFaceSampler(policy, ENDS, PAD, LIMIT, batch_size=64)
-    engine = request.getfixturevalue("engine")
+    engine = request.getfixturevalue({"process": "beside", "vllm": "engine"}[request.param])
     engine.sync()
     return engine
 
