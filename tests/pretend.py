@@ -56,7 +56,8 @@ class MixedDevices(RuntimeError):
 
 
 def place(tensor: Tensor) -> torch.device | None:
-    return getattr(tensor.untyped_storage(), "place", CPU)
+    storage = tensor.untyped_storage()
+    return getattr(storage, "place", storage.device)
 
 
 def put(tensor: Tensor, where: torch.device | None) -> Tensor:
@@ -124,6 +125,8 @@ class PretendedGPU:
         dtype, there = dtype or tensor.dtype, place(tensor)
         if where is None or where.type == (there or where).type:
             return tensor.to(dtype)
+        if "meta" in (where.type, there and there.type):
+            return tensor.to(where, dtype)
         self.wait("to the CPU") if where.type == "cpu" else self.upload("to")
         return put(tensor.to(dtype, copy=True), CPU if where.type == "cpu" else GPU)
 
@@ -178,6 +181,8 @@ class _Functions(TorchFunctionMode):
         kwargs.pop("pin_memory", None)
         given = kwargs.pop("device", None)
         device = None if given is None else torch.device(given)
+        if device is not None and device.type not in ("cuda", "cpu"):  # meta: not of this world
+            return func(*args, device=device, **kwargs)
         if device is not None and name in ("as_tensor", "asarray") and isinstance(args[0], Tensor):
             return self.gpu.move(args[0], device, kwargs.get("dtype"))
         result = func(*args, **kwargs)

@@ -3,6 +3,7 @@ devices, and the host waits for the device no more often than is said here."""
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -86,6 +87,14 @@ def gpu() -> Iterator[PretendedGPU]:
         yield gpu
 
 
+@contextmanager
+def on_gpu(one: Learner) -> Iterator[PretendedGPU]:
+    """With the policy's weights there."""
+    with PretendedGPU() as gpu:
+        gpu.adopt(one.engine.module)
+        yield gpu
+
+
 def sampled(one: Learner, temperature: float = 1.0) -> Rollout:
     sampler = HuggingFaceSampler(one.engine.module, (2, 7), 0, LIMIT, batch_size=64)
     draws = [Draw(0, 0, number) for number in range(len(PROMPTS))]
@@ -97,37 +106,37 @@ def prepared(one: Learner, rollout: Rollout) -> Batch:
     return one.prepare(rollout, advantages, torch.arange(SAMPLES, device=GPU))
 
 
-def test_sampling(random_model, gpu):
+def test_sampling(random_model):
     one = learner(random_model)
-    gpu.adopt(one.engine.module)
-    rollout = sampled(one)
-    assert rollout.completion_ids.device == rollout.entropy.device == GPU
+    with on_gpu(one) as gpu:
+        rollout = sampled(one)
+        assert rollout.completion_ids.device == rollout.entropy.device == GPU
     tokens = rollout.completion_ids.shape[1]
     assert gpu.waits.total() <= DECODED_TOKEN * tokens + 5, gpu.waits
     assert gpu.uploads.total() <= 8, gpu.uploads
 
 
-def test_fixed_log_probabilities(random_model, gpu):
+def test_fixed_log_probabilities(random_model):
     one = learner(random_model)
-    gpu.adopt(one.engine.module)
-    rollout = sampled(one)
-    with gpu.counting() as (waits, uploads):
-        prepared(one, rollout)
+    with on_gpu(one) as gpu:
+        rollout = sampled(one)
+        with gpu.counting() as (waits, uploads):
+            prepared(one, rollout)
     assert waits.total() <= PASSES * MICRO_BATCH + 6, waits
     assert uploads.total() <= 4, uploads
 
 
 @pytest.mark.parametrize("store", STORES)
-def test_update(random_model, gpu, store):
+def test_update(random_model, store):
     one = learner(random_model, **STORES[store])
-    gpu.adopt(one.engine.module)
-    batch = prepared(one, sampled(one))
-    with gpu.counting() as (waits, uploads):
-        told = one.update(batch, number=0)
-        measures = Measures()
-        for measured in told.measures:
-            measures.add(measured)
-        metrics = Measures.merge([measures.take()])
+    with on_gpu(one) as gpu:
+        batch = prepared(one, sampled(one))
+        with gpu.counting() as (waits, uploads):
+            told = one.update(batch, number=0)
+            measures = Measures()
+            for measured in told.measures:
+                measures.add(measured)
+            metrics = Measures.merge([measures.take()])
     passes = PASSES + (1 if "recompute" in store else 0)
     layers = 2 if "layer" in store else 1  # a Gram matrix each
     assert waits.total() <= passes * MICRO_BATCH + UPDATE + layers, waits
@@ -143,8 +152,7 @@ def test_pretending_changes_no_result(random_model):
         applied: list[torch.Tensor] = []
         one.engine.apply = lambda parts, to=applied: to.extend(parts) or 0.0
         if pretended:
-            with PretendedGPU() as gpu:
-                gpu.adopt(one.engine.module)
+            with on_gpu(one):
                 one.update(prepared(one, sampled(one)), number=0)
         else:
             rollout = sampled(one)
@@ -161,7 +169,7 @@ def test_pretending_changes_no_result(random_model):
 def test_mixing_devices_fails(gpu):
     ours, theirs = torch.ones(3, device=GPU), torch.ones(3)
     for mix in (lambda: ours + theirs, lambda: torch.cat([ours, theirs]), lambda: ours @ theirs):
-        with pytest.raises(MixedDevices, match="cuda:0.*cpu"):
+        with pytest.raises(MixedDevices, match=r"cuda:0.*cpu"):
             mix()
     with pytest.raises(MixedDevices, match="indices on the GPU"):
         theirs[ours.long() - 1]
