@@ -90,8 +90,9 @@ class Life:
             found = {}
             for process in psutil.Process(self.process.pid).children():
                 with suppress(psutil.NoSuchProcess):
-                    if str(TRAIN) in process.cmdline():
-                        found[int(process.environ()["RANK"])] = process
+                    rank = process.environ().get("RANK")  # before exec, the launcher's: none
+                    if rank and str(TRAIN) in process.cmdline():
+                        found[int(rank)] = process
             if len(found) == self.count:
                 self._ranks = [found[rank] for rank in range(self.count)]
         return self._ranks

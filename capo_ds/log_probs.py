@@ -18,6 +18,7 @@ LOGIT_CHUNK_TOKENS = 1024
 WHOLE_LOGITS = "capo_ds_whole_logits"  # attribute of a policy whose output layer is not the last
 # Nats, mean over a row, that passes which round differently may differ by: at least the first; in
 # bfloat16 logits have steps of their size times 2^-8, of which the second number counts some.
+# Sound models reach a fifth of it, unsound ones pass it (tests/unit/test_bounds.py).
 LOG_PROBS = {"float32": (1e-3, 64.0), "bfloat16": (0.1, 4.0)}
 RAMP = 128  # logits of the check, -128 to 128: exact in bfloat16, beyond any cap
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from peft import PeftModel
@@ -168,4 +169,6 @@ def _pass(
 
 def _rows(cache: DynamicCache, rows: Tensor) -> DynamicCache:
     """A cache of its own for these rows; one may come many times."""
-    return DynamicCache([(layer.keys[rows], layer.values[rows]) for layer in cache.layers])
+    layers = cast(list[DynamicLayer], cache.layers)  # `_cache_is_plain`
+    known = [(cast(Tensor, layer.keys), cast(Tensor, layer.values)) for layer in layers]
+    return DynamicCache([(keys[rows], values[rows]) for keys, values in known])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, StrictInt, model_validator
 
@@ -14,6 +15,18 @@ from capo_ds.parts import choices, known
 
 def _sampler(name: str) -> str:
     return known("sampler", name)
+
+
+def _addresses(url: str | list[str]) -> str | list[str]:
+    urls = [url] if isinstance(url, str) else url
+    if not urls:
+        raise ValueError("names no server; give at least one address")
+    for each in urls:
+        address = urlsplit(each)
+        if address.scheme not in ("http", "https") or not address.hostname:
+            raise ValueError(f"{each!r} is no address; give http://HOST:PORT")
+    refuse_doubles("rollout.server_url", [each.rstrip("/") for each in urls])
+    return url
 
 
 class TruncatedSampling(Section):
@@ -70,13 +83,22 @@ class RolloutConfig(TruncatedSampling):
     tensor_parallel: StrictInt = Field(
         default=1, ge=1, description="neighbouring ranks that share one vLLM engine"
     )
-    server_url: str = Field(
-        default="http://127.0.0.1:8000", description="address of the server, if it is the sampler"
+    server_url: Annotated[str | list[str], AfterValidator(_addresses)] = Field(
+        default="http://127.0.0.1:8000",
+        description="address of the vLLM server, if it is the sampler; of several, a list",
+    )
+    ahead: StrictInt = Field(
+        default=0,
+        ge=0,
+        description="steps by which responses are asked for before they are learned from, so that "
+        "sampling and learning overlap: the responses of a step are always sampled by the weights "
+        "of so many steps before (docs/overlap.md); needs the sampler process or server",
     )
     timeout: Number = Field(
         default=1800.0,
         gt=0,
-        description="seconds that any wait for vLLM may take before the run ends",
+        description="seconds that any wait for a sampler outside the trainer may take before the "
+        "run ends",
     )
     probe_bound: Number | None = Field(
         default=None,
@@ -86,14 +108,22 @@ class RolloutConfig(TruncatedSampling):
         "ends beyond it; null: by model.dtype and the size of the logits (float32 0.001, "
         "bfloat16 0.1 and more where logits exceed 6)",
     )
-    importance_correction: Literal["none", "token", "sequence"] = Field(
-        default="none",
+    importance_correction: Literal["none", "token", "sequence"] | None = Field(
+        default=None,
         description="weigh the objective by the truncated ratio of the trainer's probabilities to "
-        "the sampler's, of each token or of the whole response",
+        "the sampler's, of each token or of the whole response; with objective.ratio_to sampler "
+        "the objective's own ratio has it as a factor, and token truncates that; null: token "
+        "where ahead > 0, else none",
     )
     importance_cap: Number = Field(
         default=2.0, gt=0, description="the ratio is truncated above this"
     )
+
+    @property
+    def server_urls(self) -> list[str]:
+        """Without slashes at their ends."""
+        urls = [self.server_url] if isinstance(self.server_url, str) else self.server_url
+        return [url.rstrip("/") for url in urls]
 
 
 class EvaluationConfig(TruncatedSampling):

@@ -18,7 +18,10 @@ class Store(Protocol):
     """Takes the gradients of n samples in, factor by factor, and gives back what makes their Gram
     matrix, and weighted sums of them."""
 
-    sketch: Sketch | None  # through which samples are compared; None: as they are
+    @property
+    def sketch(self) -> Sketch | None:
+        """Through which samples are compared; None: as they are."""
+        ...
 
     def write(self, index: int, first: int, output_gradients: Tensor, inputs: Tensor) -> None:
         """Samples `first`, `first + 1`, ... have the gradient sum_t dy_t x_t' at factor `index`.

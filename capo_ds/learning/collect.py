@@ -53,6 +53,7 @@ class Stores:
         weighted_sum: from (n,) coefficients sum_i c_i g_i by a second backward pass, for recompute.
         """
         if self._make is None:
+            assert sketch is not None  # `Config` wants one for recompute
             return SketchStore(self.shapes, samples, comm.device(), sketch, weighted_sum)
         device = comm.device()
         return self._make(self.shapes, samples, device, self._dtype, sketch, self._space)

@@ -19,6 +19,7 @@ from capo_ds.objective import (
     ObjectiveTerms,
     importance_weights,
     make_objective,
+    sampler_behaviour,
     token_objective,
 )
 from capo_ds.objectives import MAX_LOG_RATIO, Tokens
@@ -98,19 +99,29 @@ class PolicyPasses:
     def objectives(self, batch: WeightedBatch) -> Objectives:
         """One forward pass over all samples of the batch."""
         log_probs = self._log_probs(batch)
-        behaviour = log_probs.detach() if self.config.on_policy else batch.behaviour
+        proximal = log_probs.detach() if self.config.on_policy else batch.behaviour
         counted = self.counted_tokens(batch)
-        log_ratio = (behaviour - batch.log_probs) * batch.completion_mask
-        rollout = self.config.rollout
+        log_ratio = (proximal - batch.log_probs) * batch.completion_mask
+        behaviour, importance = self._behaviour(proximal, log_ratio)
         terms = token_objective(
             self.objective,
             Tokens(log_probs, behaviour, batch.advantages, counted),
             batch.reference if self.config.objective.kl_weight else None,
             self.config.objective,
-            importance_weights(log_ratio, rollout.importance_correction, rollout.importance_cap),
+            importance,
         )
         values = (terms.value * counted).sum(1) * batch.weights
         return Objectives(values, terms, counted, log_ratio, batch.widths)
+
+    def _behaviour(self, proximal: Tensor, log_ratio: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The log-probabilities that the objective's ratio is to (B, T), and the weights beside it.
+
+        proximal: of the trainer at the start of the step. log_ratio: of it to the sampler.
+        """
+        correction, cap = self.config.importance_correction, self.config.rollout.importance_cap
+        if self.config.ratio_to == "trainer":
+            return proximal, importance_weights(log_ratio, correction, cap)
+        return sampler_behaviour(proximal, log_ratio, correction, cap), None
 
     def measures(self, found: Objectives) -> Measured:
         """Metrics of a pass."""
@@ -129,7 +140,7 @@ class PolicyPasses:
             found = self.objectives(part)
             measures.append(self.measures(found))
             parts = torch.autograd.grad(found.values.sum(), self.engine.parameters)
-            torch._foreach_add_(total, parts)
+            torch._foreach_add_(total, parts)  # pyright: ignore[reportPrivateImportUsage]
             self.engine.end_of_pass()
         return total, measures
 

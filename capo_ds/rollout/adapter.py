@@ -8,10 +8,14 @@ the engine's LoRA manager in memory, as vLLM's loader would after reading a file
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from peft import PeftModel, get_peft_model_state_dict
+from safetensors.torch import save
 from torch import Tensor
+
+from capo_ds.rollout.server_door import CONFIGURATION
 
 ADAPTER_NAME = "policy"
 
@@ -25,3 +29,10 @@ def adapter_tensors(policy: PeftModel) -> dict[str, Tensor]:
 def adapter_settings(policy: PeftModel) -> dict[str, Any]:
     """What `adapter_config.json` would hold."""
     return policy.active_peft_config.to_dict()
+
+
+def packed_adapter(policy: PeftModel) -> bytes:
+    """Factors and settings as one safetensors file, as `server_door` takes it."""
+    tensors = {name: factor.contiguous() for name, factor in adapter_tensors(policy).items()}
+    settings = json.dumps(adapter_settings(policy), default=sorted)  # sets of names
+    return save(tensors, {CONFIGURATION: settings})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields
-from typing import Any, NamedTuple, Protocol, TypeVar, cast
+from typing import Any, NamedTuple, Protocol, TypeVar, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -79,6 +79,17 @@ class Sampler(Protocol):
         ...
 
 
+@runtime_checkable
+class SamplesEach(Protocol):
+    """A sampler on several servers, for the probe of each."""
+
+    def sample_each(
+        self, prompts: list[list[int]], draws: list[Draw], temperature: float, max_new_tokens: int
+    ) -> dict[str, Rollout]:
+        """By the address of each server: its own response to each prompt."""
+        ...
+
+
 class Sampled(NamedTuple):
     """Responses that were asked for, and the seconds that the sampler has spent on them."""
 
@@ -86,7 +97,7 @@ class Sampled(NamedTuple):
     seconds: float
 
 
-Asked = Callable[[], Sampled]  # waits for the responses
+Asked = Callable[[], Sampled]  # waits for the responses; the same when called again
 
 
 class EarlySampler(Sampler, Protocol):
@@ -104,6 +115,14 @@ class EarlySampler(Sampler, Protocol):
         """What `sample` would return, with the weights as they are now: a later `sync` changes
         nothing in it."""
         ...
+
+
+def asked_of(sampler: Sampler, *arguments: Any, **options: Any) -> Asked:
+    """Responses, asked for now where the sampler can be asked early; else sampled when they are
+    waited for. Arguments: of `Sampler.sample`."""
+    if ask := getattr(sampler, "ask", None):
+        return ask(*arguments, **options)
+    return lambda: Sampled(sampler.sample(*arguments, **options), seconds=0.0)
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase, StopStringCriteria
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, StopStringCriteria
 
 from capo_ds.architecture import (
     begin_state,
@@ -76,7 +76,7 @@ class HuggingFaceSampler:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: PreTrainedModel | PeftModel,
         ends: Sequence[int],
         pad: int,
         max_new_tokens: int,
@@ -87,7 +87,9 @@ class HuggingFaceSampler:
         self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
         self.context = model_context(model)
         self._ends = torch.tensor(ends)
-        self._base = model.get_base_model() if isinstance(model, PeftModel) else model
+        base = model.get_base_model() if isinstance(model, PeftModel) else model
+        self._base = cast(PreTrainedModel, base)
+        self._embedding = cast(nn.Embedding, self._base.get_input_embeddings())
         self._takes, self._cache_name = forward_takes(self._base), cache_name(self._base)
         # Where the layers keep the state there is no cache to select rows of: each response reads
         # its prompt itself, and stays in the batch to its end.
@@ -160,7 +162,7 @@ class HuggingFaceSampler:
         take the wrong columns of the mask while decoding (MiniMax).
         """
         device = next(self.model.parameters()).device
-        vocabulary = self._base.get_input_embeddings().weight.shape[0]
+        vocabulary = self._embedding.weight.shape[0]
         ids = torch.tensor([TRIAL], device=device) % vocabulary
         found = []
         for padding in (0, PADDING):
@@ -248,8 +250,7 @@ class HuggingFaceSampler:
         cache: None for the first tokens; the model then makes one of its own class.
         """
         if cache is None and self._fixed_rows:
-            dtype = self._base.get_input_embeddings().weight.dtype
-            cache = begin_state(self._base, len(ids), ids.device, dtype)
+            cache = begin_state(self._base, len(ids), ids.device, self._embedding.weight.dtype)
         arguments = {
             "attention_mask": mask,
             "position_ids": positions,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import chain, cycle, islice
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from capo_ds.config import Config
 from capo_ds.log_probs import largest_logit, log_prob_bound, token_log_probs
 from capo_ds.models import reference_policy
-from capo_ds.rollout.base import Draw, Rollout, Sampler
+from capo_ds.rollout.base import Draw, Rollout, Sampler, SamplesEach, asked_of
 from capo_ds.rollout.engine import PROBE_LENGTHS, PROBE_TOKENS
 
 SAME = 1e-4  # nats a token; sequences closer than this come from the same weights
@@ -45,27 +46,50 @@ class Probe:
         text = list(islice(cycle(chain.from_iterable(prompts)), max(PROBE_LENGTHS)))
         self.prompts = [text[: min(length, context - PROBE_TOKENS)] for length in PROBE_LENGTHS]
         self.draws = [Draw(config.train.seed, 0, number) for number in range(len(self.prompts))]
-        self._last: Rollout | None = None
+        self._last: dict[str, Rollout] = {}  # by server, if there are several
 
     def check(self) -> Tensor:
-        """The absolute differences of all tokens' log-probabilities, in nats.
+        """`ask`, and wait."""
+        return self.ask()()
+
+    def ask(self) -> Callable[[], Tensor]:
+        """The sequences are asked for; what is returned waits for them, and returns the absolute
+        differences of all tokens' log-probabilities, in nats.
 
         Raises:
-            SamplerMismatch: if their mean over any sequence exceeds the bound.
+            SamplerMismatch: if their mean over any sequence exceeds the bound (from the latter).
         """
-        rollout = self.sampler.sample(self.prompts, self.draws, 1, self.temperature, PROBE_TOKENS)
+        asked = self._ask()
+
+        def differences() -> Tensor:
+            rollouts = asked()
+            found = [self._check(where, rollout) for where, rollout in rollouts.items()]
+            self._last = rollouts
+            return torch.cat(found)
+
+        return differences
+
+    def _ask(self) -> Callable[[], dict[str, Rollout]]:
+        """For what each server answers, or under no name what the sampler does."""
+        sampler, arguments = self.sampler, (self.prompts, self.draws)
+        if isinstance(sampler, SamplesEach):
+            return lambda: sampler.sample_each(*arguments, self.temperature, PROBE_TOKENS)
+        asked = asked_of(sampler, *arguments, 1, self.temperature, PROBE_TOKENS)
+        return lambda: {"": asked().rollout}
+
+    def _check(self, where: str, rollout: Rollout) -> Tensor:
         if not self.bound:
             largest = largest_logit(self.policy, rollout.input_ids(), rollout.attention_mask())
             self.bound = log_prob_bound(self.dtype, largest)
         differences = (rollout.log_probs - self._trainers(rollout)).abs()
         of_sequences = differences.sum(1) / rollout.lengths
         if not (of_sequences <= self.bound).all():  # NaN is not
+            explained = self._explain(rollout, of_sequences, self._last.get(where))
             raise SamplerMismatch(
                 "after the weight sync the sampler's log-probabilities differ from the trainer's "
                 f"by up to {of_sequences.max():.4g} nats a token (rollout.probe_bound = "
-                f"{self.bound:g}): {self._explain(rollout, of_sequences)}"
+                f"{self.bound:g}{where and f', {where}'}): {explained}"
             )
-        self._last = rollout
         return differences[rollout.completion_mask]
 
     @torch.no_grad()
@@ -78,11 +102,11 @@ class Probe:
             self.temperature,
         )
 
-    def _explain(self, rollout: Rollout, differences: Tensor) -> str:
+    def _explain(self, rollout: Rollout, differences: Tensor, last: Rollout | None) -> str:
         """What is wrong, from which sequences differ (differences: (n,)) and what they equal."""
         if not differences.isfinite().all():
             return "there are values that are not finite, so weights are corrupted"
-        if self._last is not None and _same(rollout, self._last):
+        if last is not None and _same(rollout, last):
             return "it answers as before the sync: it still has the old weights"
         with reference_policy(self.policy):
             of_base = (rollout.log_probs - self._trainers(rollout)).abs().sum(1) / rollout.lengths

@@ -1,22 +1,16 @@
-"""Sampling from a vLLM server elsewhere, through its OpenAI-compatible API."""
+"""Sampling from vLLM servers elsewhere, through their OpenAI-compatible API."""
 
 from __future__ import annotations
 
-import json
-import shutil
-import urllib.error
-import urllib.request
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from http import HTTPStatus
-from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
 
 from capo_ds.config import Config, ConfigError
+from capo_ds.rollout.adapter import packed_adapter
 from capo_ds.rollout.base import (
     WHOLE,
     Draw,
@@ -28,10 +22,11 @@ from capo_ds.rollout.base import (
     request_settings,
 )
 from capo_ds.rollout.engine import context_length
-from capo_ds.rollout.server_key import VARIABLE, key_file, server_key
+from capo_ds.rollout.server_client import LOST, Server, ServerFailed
+from capo_ds.rollout.server_key import server_key
+from capo_ds.rollout.servers import Servers
 
-ADAPTERS = "server_adapters"  # in the run's folder, which the server must see under the same path
-CONNECTIONS = 64  # at a time, of one rank
+Answers = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
 
 
 def server(run: SamplerRun) -> ServerSampler:
@@ -42,18 +37,20 @@ def server(run: SamplerRun) -> ServerSampler:
 
 
 class ServerSampler:
-    """A `Sampler` on a server that launchers/vllm_server.py started.
+    """A `Sampler` on servers that launchers/vllm_server.py started.
 
-    Every sync loads the adapter under a new name, from a new folder: a name that the server
-    knows, it may answer with the old weights or with cached values of theirs.
+    Every sync loads the adapter under a new name: a name that a server knows, it may answer with
+    the old weights or with cached values of theirs. A server that is lost is left out, with a
+    warning, until a later sync finds it again; what it was asked, the others are asked, with the
+    same seeds. A prompt's responses are sampled by one server.
 
     ends: the tokens that end a response. context: the longest prompt and response together.
-    run: a name that no other run has used; loads: whether this rank makes the server load the
+    run: a name that no other run has used; loads: whether this rank makes the servers load the
     adapter for all, which the other ranks must wait for.
     Raises:
-        ConfigError: if no fitting server answers.
-        TimeoutError, RuntimeError: from every method, after `rollout.timeout` and on an error of
-            the server, with its text.
+        ConfigError: if a server does not answer, or does not fit.
+        TimeoutError, RuntimeError, OSError: from every method, once no server is left (after
+            `rollout.timeout`, for instance), and on a server's refusal, with its text.
     """
 
     collective = False
@@ -71,26 +68,39 @@ class ServerSampler:
     ):
         self.policy, self.ends, self.pad, self.context = policy, list(ends), pad, context
         self.max_new_tokens, self.stop = config.rollout.max_new_tokens, config.prompt.stop
-        self.url, self.timeout = config.rollout.server_url.rstrip("/"), config.rollout.timeout
         self.run, self.loads = run, loads
-        self._folder = Path(config.train.output_dir).resolve() / ADAPTERS
-        self._syncs = 0
-        self._key = _key()
-        self._check_server()
+        every = [Server(url, _key(), config.rollout.timeout) for url in config.rollout.server_urls]
+        for each in every:
+            _check(each, context)
+        self.servers = Servers(every)
+        self._syncs, self._found = 0, True
 
     def awake(self) -> AbstractContextManager[None]:
         return nullcontext()
 
     def sync(self) -> None:
-        old, self._syncs = self._name, self._syncs + 1
-        if not self.loads:
-            return
-        self.policy.save_pretrained(str(self._folder / self._name), selected_adapters=["default"])
-        path = str(self._folder / self._name)
-        self._ask("/v1/load_lora_adapter", {"lora_name": self._name, "lora_path": path})
-        if self._syncs > 1:
-            self._ask("/v1/unload_lora_adapter", {"lora_name": old})
-            shutil.rmtree(self._folder / old)
+        self._syncs, self._found = self._syncs + 1, False
+        self.servers.take_back()
+        if self.loads:
+            adapter = packed_adapter(self.policy)
+            self.servers.each("the weight sync", partial(self._load, adapter))
+
+    def _load(self, adapter: bytes, server: Server) -> None:
+        server.load(self._name, adapter)
+        for name in sorted(server.adapters() - {self._name}):
+            if name.startswith(self._names):
+                server.unload(name)
+
+    def sample_each(
+        self, prompts: list[list[int]], draws: list[Draw], temperature: float, max_new_tokens: int
+    ) -> dict[str, Rollout]:
+        settings = request_settings(draws, 1, temperature, WHOLE)
+        self._find()
+
+        def ask(server: Server) -> Rollout:
+            return self._generate(prompts, settings, max_new_tokens, Servers([server]).answers)
+
+        return self.servers.each("the probe", ask)
 
     def sample(
         self,
@@ -101,15 +111,31 @@ class ServerSampler:
         max_new_tokens: int | None = None,
         truncation: Truncation = WHOLE,
     ) -> Rollout:
-        settings = request_settings(draws, samples, temperature, truncation)
-        return self._generate(prompts, settings, max_new_tokens or self.max_new_tokens)
+        settings, limit = request_settings(draws, samples, temperature, truncation), max_new_tokens
+        self._find()
+        return self._generate(prompts, settings, limit or self.max_new_tokens, self.servers.answers)
+
+    def _find(self) -> None:
+        """Who has the adapter: rank 0 may have left out a server that this rank can reach."""
+        if self._found or not self._syncs:
+            return
+        self.servers.each("the weight sync", partial(_confirm, self._name))
+        self._found = True
+
+    @property
+    def _names(self) -> str:
+        return f"capo-{self.run}-"
 
     @property
     def _name(self) -> str:
-        return f"capo-{self.run}-{self._syncs:06d}"
+        return f"{self._names}{self._syncs:06d}"
 
     def _generate(
-        self, prompts: list[list[int]], settings: list[dict[str, Any]], limit: int
+        self,
+        prompts: list[list[int]],
+        settings: list[dict[str, Any]],
+        limit: int,
+        answer: Answers,
     ) -> Rollout:
         check_prompts(prompts, limit, self.context)
         fixed = {
@@ -127,9 +153,7 @@ class ServerSampler:
         requests = [
             fixed | {"prompt": prompt} | own for prompt, own in zip(prompts, settings, strict=True)
         ]
-        with ThreadPoolExecutor(CONNECTIONS) as pool:
-            answers = list(pool.map(partial(self._ask, "/v1/completions"), requests))
-        choices = [choice for answer in answers for choice in _in_order(answer)]
+        choices = [choice for told in answer(requests) for choice in _in_order(told)]
         if broken := {choice["finish_reason"] for choice in choices} - {"stop", "length"}:
             raise RuntimeError(f"the vLLM server ended a response with {broken}")
         return assemble(
@@ -141,47 +165,28 @@ class ServerSampler:
             next(self.policy.parameters()).device,
         )
 
-    def _check_server(self) -> None:
-        remedy = "start one with launchers/vllm_server.py and the same config"
-        try:
-            (base,) = (m for m in self._ask("/v1/models")["data"] if m.get("parent") is None)
-        except ConfigError:  # refused: a server is there
-            raise
-        except (OSError, RuntimeError, ValueError) as error:
-            raise ConfigError(
-                f"rollout.server_url: no vLLM server answers at {self.url}: {error}; {remedy}"
-            ) from error
-        if base["max_model_len"] < self.context:
-            raise ConfigError(
-                f"rollout.server_url: {self.url} takes {base['max_model_len']} tokens a sequence, "
-                f"and this run needs {self.context}; {remedy}"
-            )
 
-    def _ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
-        """The server's answer to a GET, or with a body to a POST."""
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(
-            self.url + path, data, {"Content-Type": "application/json"}
+def _check(server: Server, context: int) -> None:
+    """Raises `ConfigError` unless it answers and takes sequences of `context` tokens."""
+    remedy = "start one with launchers/vllm_server.py and the same config"
+    try:
+        longest = server.longest()
+    except ConfigError:  # refused: a server is there
+        raise
+    except (*LOST, RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"rollout.server_url: no vLLM server answers at {server.url}: {error}; {remedy}"
+        ) from error
+    if longest < context:
+        raise ConfigError(
+            f"rollout.server_url: {server.url} takes {longest} tokens a sequence, and this run "
+            f"needs {context}; {remedy}"
         )
-        if self._key:  # of this server alone: it does not follow a redirect
-            request.add_unredirected_header("Authorization", f"Bearer {self._key}")
-        try:
-            with urllib.request.urlopen(request, timeout=self.timeout) as response:
-                text = response.read()
-        except urllib.error.HTTPError as error:
-            told = error.read().decode(errors="replace")
-            if error.code == HTTPStatus.UNAUTHORIZED:
-                refused = "this key" if self._key else "a run without a key"
-                raise ConfigError(
-                    f"rollout.server_url: {self.url} refuses {refused}; give {VARIABLE} or "
-                    f"{key_file()} the one of the server's launcher"
-                ) from error
-            raise RuntimeError(f"{self.url}{path} answers {error.code}: {told}") from error
-        except TimeoutError as error:
-            raise TimeoutError(
-                f"{self.url}{path} has not answered within rollout.timeout = {self.timeout:g} s"
-            ) from error
-        return json.loads(text) if text[:1] in (b"{", b"[") else text.decode()
+
+
+def _confirm(name: str, server: Server) -> None:
+    if name not in server.adapters():
+        raise ServerFailed(f"it has no {name}")
 
 
 def _key() -> str | None:

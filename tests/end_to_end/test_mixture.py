@@ -14,20 +14,27 @@ task:
     - {{label: generated, weight: 3, levels: [1, 2], train_problems: 40, test_problems: 8}}
     - {{label: mine, name: custom, path: {file}, test_path: {file}, prompt_column: q,
         answer_column: a}}
-rollout: {{prompts_per_step: 8, group_size: 4, max_new_tokens: 16}}
-deepspeed: ds_configs/zero2.json
+rollout: {{prompts_per_step: {prompts}, group_size: 4, max_new_tokens: 16}}
+deepspeed: {deepspeed}
 train: {{steps: 2, eval_every: 2, micro_batch_size: 8, output_dir: {output}}}
 """
 
 
-def run(folder: Path, ranks: int) -> list[dict]:
+PARTITIONED = {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}
+
+
+def run(
+    folder: Path, ranks: int, deepspeed: object = "ds_configs/zero2.json", prompts: int = 8, **how
+) -> list[dict]:
+    """The lines of the log; how: see `launch`."""
     rows = [{"q": f"Tom has {n} eggs. He finds 3 more. How many?", "a": n + 3} for n in range(9)]
     file = folder / "rows.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)))
     output = folder / f"ranks{ranks}"
     config = folder / "config.yaml"
-    config.write_text(CONFIG.format(file=file, output=output))
-    launch(ranks, TRAIN, "--config", str(config))
+    settings = {"file": file, "output": output, "deepspeed": deepspeed, "prompts": prompts}
+    config.write_text(CONFIG.format(**settings))
+    launch(ranks, TRAIN, "--config", str(config), **how)
     return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -45,3 +52,19 @@ def test_a_mixture_is_the_same_on_one_rank_and_on_two(tmp_path):
     assert evaluated <= set(two[-1])
     accuracies = two[-1]["eval/generated/accuracy"], two[-1]["eval/mine/accuracy"]
     assert two[-1]["eval/worst"] == min(accuracies)
+
+
+@pytest.mark.slow
+def test_a_mixture_on_partitioned_weights_where_ranks_have_unequal_shares(tmp_path):
+    """ZeRO 3 makes every rank take part in every pass: three ranks share four prompts, so that one
+    of them has twice the others' work, and then two, so that one has none."""
+    zero3 = tmp_path / "zero3.json"
+    zero3.write_text(json.dumps(PARTITIONED))
+    for prompts in (4, 2):
+        folder = tmp_path / str(prompts)
+        folder.mkdir()
+        one = run(folder, 1, prompts=prompts)
+        three = run(folder, 3, zero3, prompts, launcher="deepspeed")
+        assert one[2].keys() >= {"reward/by_source/generated/mean", "eval/mine/accuracy"}
+        for name in (name for name in one[1] if name.startswith(("reward/", "eval/"))):
+            assert three[1][name] == pytest.approx(one[1][name]), name

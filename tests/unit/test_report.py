@@ -11,7 +11,8 @@ import yaml
 from capo_ds.commands import report as command
 from capo_ds.config import Config, ConfigError
 from capo_ds.telemetry import tables
-from capo_ds.telemetry.report import POINTS, read_samples, write_report
+from capo_ds.telemetry.page import POINTS
+from capo_ds.telemetry.report import read_samples, write_report
 from capo_ds.telemetry.runs import NoRunError
 from tests.unit.test_telemetry import response
 

@@ -64,10 +64,10 @@ def test_with_the_key(random_model, tmp_path, url, monkeypatch):
 
 def test_the_launcher_shows_the_key_to_the_server_alone(tmp_path, monkeypatch, capsys):
     started = {}
-    monkeypatch.setattr(vllm_server, "command", lambda config: ["vllm", "serve"])
+    monkeypatch.setattr(vllm_server, "command", lambda *_: ["vllm", "serve"])
     monkeypatch.setattr(vllm_server, "load_config", lambda *_: None)
     monkeypatch.setattr("sys.argv", ["vllm_server", "--config", "x.yaml"])
-    for name in ("VLLM_API_KEY", "VLLM_ALLOW_RUNTIME_LORA_UPDATING"):
+    for name in ("VLLM_API_KEY", "VLLM_ALLOW_RUNTIME_LORA_UPDATING", "PYTHONPATH"):
         monkeypatch.setenv(name, "")
 
     def execv(program, words):

@@ -1,0 +1,80 @@
+"""Several vLLM servers as one: prompts shared out by load, lost servers left out and taken back."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter, deque
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Any, TypeVar
+
+from capo_ds.rollout.server_client import LOST, Server
+
+CONNECTIONS = 64  # to a server at a time, of one rank
+
+T = TypeVar("T")
+
+
+class Servers:
+    """every: all that the settings name; `living`: those that are asked.
+
+    Every method raises the error of the last one that is lost.
+    """
+
+    def __init__(self, every: list[Server]):
+        self.every = every
+        self.living = list(every)
+
+    def take_back(self) -> None:
+        """Ask all again, until they are lost anew."""
+        self.living = list(self.every)
+
+    def each(self, what: str, function: Callable[[Server], T]) -> dict[str, T]:
+        """Of every living server, by its address: what the function gives."""
+        found = {}
+        for server in list(self.living):
+            try:
+                found[server.url] = function(server)
+            except LOST as error:
+                self._leave_out(server, what, error)
+        return found
+
+    def answers(self, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """To requests for completions, each by the server that has the fewest at its turn. What a
+        lost one was asked, another is asked."""
+        answers: list[Any] = [None] * len(requests)
+        waiting, load = deque(range(len(requests))), Counter[str]()
+        flying: dict[Future[dict[str, Any]], tuple[int, Server]] = {}
+        with ThreadPoolExecutor(CONNECTIONS * len(self.every)) as pool:
+            while waiting or flying:
+                while waiting and (server := self._least(load)):
+                    number = waiting.popleft()
+                    load[server.url] += 1
+                    flying[pool.submit(server.complete, requests[number])] = number, server
+                done, _ = wait(flying, return_when=FIRST_COMPLETED)
+                for future in done:
+                    number, server = flying.pop(future)
+                    load[server.url] -= 1
+                    try:
+                        answers[number] = future.result()
+                    except LOST as error:
+                        self._leave_out(server, "sampling", error)
+                        waiting.appendleft(number)
+        return answers
+
+    def _least(self, load: Counter[str]) -> Server | None:
+        """Who is asked next; nobody while all have as much as they may."""
+        server = min(self.living, key=lambda each: load[each.url])
+        return server if load[server.url] < CONNECTIONS else None
+
+    def _leave_out(self, server: Server, what: str, error: Exception) -> None:
+        if server not in self.living:  # by an earlier request
+            return
+        self.living.remove(server)
+        if not self.living:
+            raise error
+        warnings.warn(
+            f"rollout.server_url: {server.url} is lost in {what} and left out until it answers "
+            f"again, {len(self.living)} left: {error or type(error).__name__}",
+            stacklevel=2,
+        )
