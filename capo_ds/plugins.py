@@ -156,4 +156,4 @@ def _is_of(module: Any, file: Path) -> bool:
 
 def what(error: BaseException) -> str:
     """An error in one line."""
-    return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
