@@ -40,7 +40,7 @@ EXTRAS = {
         "pytest-xdist>=3.8,<4",
         "hypothesis>=6.150,<7",
         "ruff==0.17.6",
-        "pyright==1.1.414",
+        "pyright[nodejs]==1.1.414",  # with node from a wheel: pip alone installs it
         "coverage>=7.10,<8",
         "build>=1.3,<2",
         "math-verify==0.9.0",  # benchmarks/judge.py measures it beside the judge

@@ -24,7 +24,7 @@ import warnings
 from pathlib import Path
 
 import torch
-from peft import get_peft_model_state_dict
+from peft import PeftModel, get_peft_model_state_dict
 from tiny_models import MODELS, PROMPTS, Tiny, build, settings
 from transformers.utils import logging as transformers_logging
 
@@ -39,7 +39,7 @@ TIMEOUT = 600  # seconds for two ranks
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("names", nargs="*", metavar="MODEL_TYPE", help="default: all")
     parser.add_argument("--trace", action="store_true", help="print tracebacks of what fails")
     args = parser.parse_args()
@@ -102,7 +102,7 @@ def _on_two_ranks(name: str, folder: str) -> str:
     return f"{max(errors.values()):.0e}"
 
 
-def _saved_and_read(config: Config, policy: torch.nn.Module) -> str:
+def _saved_and_read(config: Config, policy: PeftModel) -> str:
     generator = torch.Generator().manual_seed(1)
     for parameter in policy.parameters():
         if parameter.requires_grad:

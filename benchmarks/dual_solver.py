@@ -154,6 +154,7 @@ def cvxpy_runs(
         answer.report["slack_price"],
     ).normalised()[0]
     root = square_root(program.gram)
+    assert answer.xi is not None  # CAPO has a direction
     ours = program.dual_value(answer.xi)
     runs = {}
     for by, (formulation, solver, settings) in CONTESTANTS.items():
@@ -172,7 +173,8 @@ def dual_in_cvxpy(program: ConeProgram, root: np.ndarray):
     xi = cvxpy.Variable(len(program.linear), nonneg=True)
     alpha, beta = xi[: program.positives], xi[program.positives :]
     objective = program.radius * cvxpy.norm(root.T @ xi) + program.linear @ xi
-    return cvxpy.Problem(cvxpy.Minimize(objective), [cvxpy.sum(alpha) == 1, beta <= program.price])
+    whole = cvxpy.Zero(cvxpy.sum(alpha) - 1)
+    return cvxpy.Problem(cvxpy.Minimize(objective), [whole, beta <= program.price])
 
 
 def primal_in_cvxpy(program: ConeProgram, root: np.ndarray):
@@ -286,7 +288,8 @@ def draw(rows: list[Row], path: Path) -> None:
             counts, [min(t) for t in times], [max(t) for t in times], color=colour, alpha=0.2
         )
     axes.set(xscale="log", yscale="log", xlabel="samples N", ylabel="CPU seconds per solve")
-    axes.set_xticks(sorted({row.count for row in rows}), sorted({row.count for row in rows}))
+    counts = sorted({row.count for row in rows})
+    axes.set_xticks(counts, map(str, counts))
     axes.minorticks_off()
     axes.grid(alpha=0.3)
     axes.legend()
@@ -329,7 +332,7 @@ def outcome(problem: GramProblem, radius: float, price: float) -> tuple[float, f
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--prices", action="store_true", help="only the table of prices")
     parser.add_argument("--quick", action="store_true", help="N up to 512; writes nothing")
     parser.add_argument("--large", type=int, metavar="N", help="every family at this N, ours only")

@@ -15,11 +15,14 @@ import json
 import sys
 import tempfile
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from peft import PeftModel
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from capo_ds import aggregate
 from capo_ds.architecture import taken
@@ -87,7 +90,7 @@ def responses(vocabulary: int) -> Rollout:
     return assemble(prompts, completions, zeros, cut, 0, torch.device("cpu"))
 
 
-def moved(policy: torch.nn.Module) -> torch.nn.Module:
+def moved(policy: PeftModel) -> PeftModel:
     generator = torch.Generator().manual_seed(3)
     for parameter in policy.parameters():
         if parameter.requires_grad:
@@ -95,15 +98,15 @@ def moved(policy: torch.nn.Module) -> torch.nn.Module:
     return policy
 
 
-def on_ranks(config: Config, policy: torch.nn.Module, rollout: Rollout) -> Tensor:
+def on_ranks(config: Config, policy: PeftModel, rollout: Rollout) -> Tensor:
     """g~ in float64 and one dimension: the sum of what the ranks hand to their engines."""
     engine = CapoEngine(policy, config, 10, Path(config.train.output_dir))
     parts: list[list[Tensor]] = []
     apply = engine.apply
 
-    def recorded(part: list[Tensor]) -> float:
-        parts.append([tensor.clone() for tensor in part])
-        return apply(part)
+    def recorded(partial_gradient: list[Tensor]) -> float:
+        parts.append([tensor.clone() for tensor in partial_gradient])
+        return apply(partial_gradient)
 
     engine.apply = recorded
     learner = Learner(config, engine, "device", PhaseTimer())
@@ -116,13 +119,14 @@ def on_ranks(config: Config, policy: torch.nn.Module, rollout: Rollout) -> Tenso
     return total.double()
 
 
-def reference(config: Config, policy: torch.nn.Module, rollout: Rollout) -> Tensor:
+def reference(config: Config, policy: PeftModel, rollout: Rollout) -> Tensor:
     """The same of definitions alone: g_i is A_i times the gradient of sample i's mean
     log-probability (on the policy that sampled, the ratio's slope is that of the logarithm)."""
     policy.double()
-    policy.get_base_model().set_experts_implementation("eager")  # others have no float64
+    base = cast(PreTrainedModel, policy.get_base_model())
+    base.set_experts_implementation("eager")  # others have no float64
     parameters = [p for p in policy.parameters() if p.requires_grad]
-    without = taken(policy.get_base_model(), use_cache=False)
+    without = taken(base, use_cache=False)
     gradients = []
     for row, advantage in enumerate(ADVANTAGES):
         completion = rollout.completion_ids[row][rollout.completion_mask[row]]

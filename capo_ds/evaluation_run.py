@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import cast
 
 from peft import PeftModel
 from torch import nn
@@ -38,8 +39,8 @@ def run(config: Config) -> None:
         tokenizer = load_tokenizer(config.model)
         judge = Judge(config.reward.time_limit, config.reward.workers)
         evaluator = Evaluator(config, tokenizer, judge)
-        model: nn.Module = load_model(config)
-        model.to(comm.device()).eval()
+        model = load_model(config)
+        cast(nn.Module, model).to(comm.device()).eval()  # transformers' own `to` has no type
         evaluator.check_lengths(model_context(model))
     if comm.is_main():
         print(_introduction(config, evaluator), flush=True)

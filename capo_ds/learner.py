@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -111,7 +113,7 @@ class Learner:
         # Without KL, a sample of zero advantage has no gradient: it counts in N and costs nothing.
         active = mask.any(1) & ((batch.advantages != 0) | (self.config.objective.kl_weight > 0))
         rows = active.nonzero().squeeze(1)
-        batch = batch.take(rows[batch.widths[rows].argsort(stable=True)])
+        batch = batch.select(rows[batch.widths[rows].argsort(stable=True)])
         weights = token_weights(
             self.passes.counted_tokens(batch).sum(1).float(),
             self.config.objective.loss_aggregation,
@@ -132,6 +134,7 @@ class Learner:
         self, batch: WeightedBatch, samples: int, number: int, sources: Sequence[str]
     ) -> tuple[list[Tensor], Update]:
         """This rank's part of g~; `samples` is N of g_0's mean."""
+        assert self.per_sample is not None  # the aggregator looks at samples
         with self.timer("backward"), self.passes.around("per-sample gradients"):
             store = self._new_store(batch, number)
             collected = collect(self.passes, self.per_sample, store, batch)
@@ -142,7 +145,8 @@ class Learner:
             blocks = [0] if store.sketch else self.blocks  # of each matrix
             grams = gram_matrices(store.matrices(), roster.counts, blocks, max(blocks) + 1)
         with self.timer("solve"):
-            answer = partial(solve, self.solver, self.config, grams, roster, samples)
+            known = cast(np.ndarray, grams)  # on rank 0, which solves
+            answer = partial(solve, self.solver, self.config, known, roster, samples)
             solved = comm.on_main("solve", partial(answer, number, sources))
         store.discard(torch.as_tensor(solved.mean_weights[roster.mine] == 0))
         with self.timer("reconstruct"):

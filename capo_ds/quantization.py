@@ -94,6 +94,7 @@ def keep_one_arithmetic(model: nn.Module, config: ModelConfig) -> None:
     bitsandbytes packs weights anew for inference, on CPUs with AVX512-BF16, at the first pass
     without gradients: packed ones are multiplied in other rounding and have no backward pass.
     """
+    module: Any  # of bitsandbytes
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
@@ -129,6 +130,7 @@ def entries(parameter: nn.Parameter) -> int:
 def base_precision(model: nn.Module) -> str:
     """In what precision the frozen weights are kept, for people; and what they were, if changed."""
     counts: Counter[str] = Counter()
+    parameter: Any  # of bitsandbytes, it knows its quant_state
     for parameter in model.parameters():
         four_bit = _is_four_bit(parameter)
         if not parameter.requires_grad and (four_bit or parameter.is_floating_point()):

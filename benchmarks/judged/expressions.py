@@ -24,7 +24,7 @@ def changed(coefficients: Mapping[str, int], monomial: str, by: int) -> str:
 
 
 def reversed_terms(coefficients: Mapping[str, int]) -> str:
-    return polynomial(dict(reversed(coefficients.items())))
+    return polynomial(dict(reversed(list(coefficients.items()))))
 
 
 def linear(rng: Random) -> Answer:

@@ -62,9 +62,17 @@ def terminating(value: Fraction) -> str | None:
     return None
 
 
+def written(value: Fraction) -> str:
+    """The decimal that is the value. Raises ValueError where it has no end within 12 places."""
+    text = terminating(value)
+    if text is None:
+        raise ValueError(f"{value} has no decimal of 12 places")
+    return text
+
+
 def rounded(value: Fraction, places: int) -> str:
     """The decimal nearest to the value: not the value, where it needs more places."""
-    return terminating(round(value, places)) or ""
+    return written(round(value, places))
 
 
 def proper_fraction(rng: Random, largest: int = 30) -> Fraction:

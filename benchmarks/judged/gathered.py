@@ -46,8 +46,8 @@ def coordinates(rng: Random) -> Answer:
         )
         answer.same("slash", f"({slashed})")
         answer.same("other fraction command", f"({inside})".replace(r"\frac", r"\dfrac"))
-        decimals = [terminating(number) for number in numbers]
-        if all(decimals):
+        decimals = [decimal for number in numbers if (decimal := terminating(number))]
+        if len(decimals) == len(numbers):
             answer.same("exact decimals", f"({', '.join(decimals)})")
         else:
             answer.differs("rounded", f"({', '.join(f'{float(n):.6f}' for n in numbers)})")
@@ -68,7 +68,7 @@ def coordinates(rng: Random) -> Answer:
         answer.differs(
             "number", f"({_joined([n + 1 if i == place else n for i, n in enumerate(numbers)])})"
         )
-    answer.differs("sum", fraction(sum(numbers)), " + ".join(texts))
+    answer.differs("sum", fraction(sum(numbers, Fraction())), " + ".join(texts))
     if len(numbers) == 2:
         answer.differs("plus-minus", rf"\pm {abs(numbers[0])}")
     return answer
@@ -183,7 +183,7 @@ def finite_set(rng: Random) -> Answer:
     answer.differs("one more", rf"\{{{inside}, {max(numbers).__ceil__() + 1}\}}")
     answer.differs("number", rf"\{{{_joined([numbers[0] + 77, *numbers[1:]])}\}}")
     answer.differs("sign", rf"\{{{_joined([-numbers[0], *numbers[1:]])}\}}", fraction(numbers[0]))
-    answer.differs("sum", fraction(sum(numbers)), r"\emptyset")
+    answer.differs("sum", fraction(sum(numbers, Fraction())), r"\emptyset")
     return answer
 
 
@@ -207,7 +207,7 @@ def listed(rng: Random) -> Answer:
     answer.differs("one more", f"{inside}, {max(numbers).__ceil__() + 1}", f"{inside}, 0")
     answer.differs("number", _joined([numbers[0] + 77, *numbers[1:]]))
     answer.differs("sign", _joined([-numbers[0], *numbers[1:]]), _joined([-n for n in numbers]))
-    answer.differs("sum", fraction(sum(numbers)), "".join(map(fraction, numbers)))
+    answer.differs("sum", fraction(sum(numbers, Fraction())), "".join(map(fraction, numbers)))
     return answer
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 from random import Random
 
-from judged.forms import Answer, grouped, other_numbers, terminating
+from judged.forms import Answer, grouped, other_numbers, written
 
 # Unit of a reference to others that are not it.
 UNITS = {
@@ -91,7 +91,7 @@ def money(rng: Random) -> Answer:
     value = Fraction(cents, 100)
     text = f"{cents // 100}.{cents % 100:02d}"
     answer = Answer("money", rf"\${text}")
-    answer.same("sign dropped", text, terminating(value))
+    answer.same("sign dropped", text, written(value))
     answer.same("sign", f"${text}", rf"\$ {text}", rf"\text{{\${text}}}")
     answer.same(
         "words", f"{text} dollars", rf"{text} \text{{ dollars}}", rf"{text}\text{{ dollars}}"
@@ -119,11 +119,11 @@ def percent(rng: Random) -> Answer:
     answer = Answer("percent", rf"{n}\%")
     answer.same("other sign", f"{n}%", rf"{n} \%", rf"{n}\,\%", rf"{n}.0\%")
     answer.same("words", f"{n} percent", rf"{n} \text{{ percent}}", rf"{n}\text{{ percent}}")
-    answer.same("number", terminating(Fraction(n, 100)))
+    answer.same("number", written(Fraction(n, 100)))
     answer.same("variable before it", rf"x = {n}\%")
     for kind, other in other_numbers(n):
         answer.differs(kind, rf"{other}\%")
-    answer.differs("a hundredth", rf"{terminating(Fraction(n, 100))}\%")
+    answer.differs("a hundredth", rf"{written(Fraction(n, 100))}\%")
     answer.differs("other unit", rf"{n}^\circ", rf"\${n}", f"{n} dollars")
     return answer
 

@@ -13,6 +13,7 @@ from judged.forms import (
     proper_fraction,
     rounded,
     terminating,
+    written,
 )
 
 THINGS = ("apples", "books", "students", "pages", "cookies", "cards", "days", "hours", "miles")
@@ -177,12 +178,10 @@ def decimal(rng: Random) -> Answer:
     answer.same("fraction", fraction(value), f"{value.numerator}/{value.denominator}")
     answer.same("variable before it", f"x = {text}")
     answer.same("unit added", rf"{text} \text{{ cm}}", f"{text} km", rf"\${text}")
-    answer.differs("last digit", terminating(value + Fraction(1, 10**places)))
-    answer.differs("point moved", terminating(value * 10), terminating(value / 10))
-    answer.differs("sign", terminating(-value))
-    answer.differs(
-        "cut", terminating(Fraction(int(value * 10 ** (places - 1)), 10 ** (places - 1)))
-    )
+    answer.differs("last digit", written(value + Fraction(1, 10**places)))
+    answer.differs("point moved", written(value * 10), written(value / 10))
+    answer.differs("sign", written(-value))
+    answer.differs("cut", written(Fraction(int(value * 10 ** (places - 1)), 10 ** (places - 1))))
     answer.differs("a digit more", text + "1", text + "05")
     answer.differs("point for comma", text.replace(".", ", "))
     return answer
@@ -190,16 +189,16 @@ def decimal(rng: Random) -> Answer:
 
 def scientific(rng: Random) -> Answer:
     factor, exponent = Fraction(rng.randint(11, 99), 10), rng.choice((-6, -4, -3, 3, 4, 5, 7, 9))
-    mantissa = terminating(factor)
+    mantissa = written(factor)
     answer = Answer("scientific", rf"{mantissa} \times 10^{{{exponent}}}")
     answer.same(
         "other product sign", rf"{mantissa}\cdot 10^{{{exponent}}}", f"{mantissa}e{exponent}"
     )
-    answer.same("written out", terminating(factor * Fraction(10) ** exponent))
-    answer.same("shifted", rf"{terminating(10 * factor)} \times 10^{{{exponent - 1}}}")
+    answer.same("written out", written(factor * Fraction(10) ** exponent))
+    answer.same("shifted", rf"{written(10 * factor)} \times 10^{{{exponent - 1}}}")
     answer.differs("exponent", rf"{mantissa} \times 10^{{{exponent + 1}}}")
     answer.differs("exponent", rf"{mantissa} \times 10^{{{-exponent}}}", mantissa)
-    answer.differs("mantissa", rf"{terminating(factor + 1)} \times 10^{{{exponent}}}")
+    answer.differs("mantissa", rf"{written(factor + 1)} \times 10^{{{exponent}}}")
     answer.differs("base", rf"{mantissa} \times 2^{{{exponent}}}")
     return answer
 

@@ -50,7 +50,7 @@ def measure(folder: str) -> tuple[list[str], dict[str, np.ndarray], np.ndarray]:
     comm.init()
     trainer = Trainer(config)
     learner = trainer.learner
-    problems, rollout = trainer._sample(0)
+    problems, rollout = trainer.responses.of(0)
     objective = learner.passes.objective
     scored = score(config, trainer.tokenizer, trainer.scorer, objective, problems, rollout)
     batch = learner.prepare(rollout, scored.advantages, trainer.deal.responses())
@@ -60,6 +60,7 @@ def measure(folder: str) -> tuple[list[str], dict[str, np.ndarray], np.ndarray]:
     limit = config.rollout.max_new_tokens
     weights = token_weights(lengths, "sequence_mean", len(batch), float(lengths.sum()), limit)
     store = GradientStore(trainer.engine.shapes, len(batch), comm.device())
+    assert learner.per_sample is not None  # the recipe aggregates
     collect(learner.passes, learner.per_sample, store, batch.weighted(weights))
     flat = np.concatenate([rows.double().numpy().reshape(len(batch), -1) for rows in store.rows], 1)
     kinds = [

@@ -10,6 +10,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 
 from studied.summaries import (
     DATA_SETS,
@@ -189,11 +190,11 @@ def figure(records: Sequence[Record], setting: str, path: Path) -> None:
     plt.close(figure)
 
 
-def _forest(axes: plt.Axes, methods: dict[str, list[Record]], name: str) -> None:
+def _forest(axes: Axes, methods: dict[str, list[Record]], name: str) -> None:
     measure = MEASURES[name][0]
     base = methods.get(BASELINE, [])
-    known = {m: paired(own, base, measure) for m, own in methods.items() if m != BASELINE}
-    rows = sorted((item for item in known.items() if item[1]), key=lambda item: item[1][0])
+    found = ((m, paired(own, base, measure)) for m, own in methods.items() if m != BASELINE)
+    rows = sorted(((m, known) for m, known in found if known), key=lambda row: row[1][0])
     for place, (_, (mean, low, high)) in enumerate(rows):
         axes.plot([100 * low, 100 * high], [place, place], color="tab:blue")
         axes.plot(100 * mean, place, "o", color="tab:blue")

@@ -78,10 +78,10 @@ def tuned(records: Sequence[Record], setting: str) -> dict[str, dict[float, list
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
     """Mean, and the 2.5% and 97.5% quantiles of its bootstrap distribution over seeds."""
-    values = np.asarray(values, dtype=float)
-    draws = np.random.default_rng(0).integers(len(values), size=(DRAWS, len(values)))
-    low, high = np.quantile(values[draws].mean(1), [0.025, 0.975])
-    return float(values.mean()), float(low), float(high)
+    known = np.asarray(values, dtype=float)
+    draws = np.random.default_rng(0).integers(len(known), size=(DRAWS, len(known)))
+    low, high = np.quantile(known[draws].mean(1), [0.025, 0.975])
+    return float(known.mean()), float(low), float(high)
 
 
 def paired(

@@ -168,6 +168,8 @@ class Face:
         own = systems.own
         if refined:
             solved, own = systems.solve(sides.free, rights + own * solved, totals), 0.0
+            if solved is None:
+                return None
         solved[1] += fixed
         u, v = solved
         u_products, v_products = solved @ program.gram + own * solved

@@ -87,5 +87,16 @@ class _Loader(yaml.SafeLoader):
             )
         return super().construct_yaml_int(node)
 
+    def construct_yaml_str(self, node: yaml.ScalarNode) -> str:
+        if node.value == "None" and node.style is None:
+            raise ConstructorError(
+                None,
+                None,
+                "YAML reads None as a text of four letters; write null, or text in quotes",
+                node.start_mark,
+            )
+        return super().construct_yaml_str(node)
+
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+_Loader.add_constructor("tag:yaml.org,2002:str", _Loader.construct_yaml_str)

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 
 from capo_ds.config import Config, ConfigError
@@ -29,11 +30,11 @@ class CapoEngine:
     parameters: the LoRA factors; at ZeRO 3 empty outside `gathered`, so their `shapes` are kept.
     """
 
-    def __init__(self, policy: nn.Module, config: Config, optimizer_steps: int, monitor_dir: Path):
+    def __init__(self, policy: PeftModel, config: Config, optimizer_steps: int, monitor_dir: Path):
         deepspeed = import_deepspeed()
         self.parameters = [p for p in policy.parameters() if p.requires_grad]
         self.names = [n for n, p in policy.named_parameters() if p.requires_grad]
-        self.shapes = [tuple(parameter.shape) for parameter in self.parameters]
+        self.shapes = [(factor.shape[0], factor.shape[1]) for factor in self.parameters]
         settings = deepspeed_settings(config, monitor_dir, sum(map(math.prod, self.shapes)))
         with tables.named(config.train.report_to, monitor_dir):
             self._engine, *_ = deepspeed.initialize(
@@ -44,7 +45,7 @@ class CapoEngine:
                 dist_init_required=False,
             )
         self._zero = Zero(self._engine, zero_stage(settings))
-        self.module = self._engine.module
+        self.module: PeftModel = self._engine.module
         self.module.eval()  # and so it stays: see `load_policy`
         self.writers = Writers(self._engine)
         self.card = ""
@@ -186,9 +187,9 @@ class CapoEngine:
         return [(n, p) for n, p in self.module.named_parameters() if p.requires_grad]
 
 
-def _save_adapter(policy: nn.Module, folder: Path, card: str) -> None:
+def _save_adapter(policy: PeftModel, folder: Path, card: str) -> None:
     with without_card(policy):
-        policy.save_pretrained(folder, selected_adapters=["default"])
+        policy.save_pretrained(str(folder), selected_adapters=["default"])
     if card:
         (folder / "README.md").write_text(card, encoding="utf-8")
 

@@ -41,9 +41,11 @@ def rebuild(
     with passes.around("reconstruction"):
         if not (result.on_boundary and store.sketch):
             return Rebuilt(combine(solved.coefficients), {})
+        assert result.xi is not None and result.average is not None  # set with `on_boundary`
         direction, mean = combine(result.xi[None]), combine(result.average[None])
     with comm.collective("norms"):
         norms = norms_of_sums(mean, direction)
+    assert solved.sketched_norms is not None
     measures: Measured = {}
     for name, sketched, norm in zip(SKETCHED_NORMS, solved.sketched_norms, norms, strict=True):
         measures[name] = sketched
@@ -56,10 +58,11 @@ def _recovered(
     result: Aggregation, mean: list[Tensor], direction: list[Tensor], norms: list[float]
 ) -> list[Tensor]:
     """g~ = centre + C ||g_0|| dg / ||dg||, part by part; norms: of g_0 and dg."""
+    assert result.base is not None  # set with `on_boundary`
     scale = result.direction_scale(*norms)
     if not result.base.any():  # the norm ball is centred on 0
-        return torch._foreach_mul(direction, scale)
-    return torch._foreach_add(mean, direction, alpha=scale)
+        return [scale * part for part in direction]
+    return [part.add(toward, alpha=scale) for part, toward in zip(mean, direction, strict=True)]
 
 
 def _combination(

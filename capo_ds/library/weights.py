@@ -94,8 +94,8 @@ def aggregate(
     """The combination of N samples' gradients by a method of the literature, or by one's own.
 
     Args:
-        method: `capo`, `mean` (what GRPO applies), `mgda`, `pcgrad`, `cagrad`, `config`; a Gramian
-            weighting of the torchjd library, such as `torchjd:UPGrad`; or a function of a
+        method: `capo`, `mean` (what GRPO applies), `mgda`, `pcgrad`, `cagrad`, `conflict_free`; a
+            Gramian weighting of the torchjd library, such as `torchjd:UPGrad`; or a function of a
             `GramProblem` that gives N coefficients.
         gram: (N, N), the inner products <g_i, g_j>, where g_i is the gradient of sample i's own
             objective (or loss), its advantage included. NumPy, or a tensor of any device.
@@ -118,9 +118,11 @@ def aggregate(
     if prompts.shape != (problem.count,):
         raise ValueError(f"groups must be {problem.count} numbers, got shape {prompts.shape}")
     view = given(problem, prompts, _choices(program, groups))
-    if not isinstance(method, str):
-        method = aggregation.own_aggregator(getattr(method, "__name__", repr(method)), method)
-    answer = view.answer(aggregation.aggregate(method, view.problem, **options))
+    if isinstance(method, str):
+        solve = method
+    else:
+        solve = aggregation.own_aggregator(getattr(method, "__name__", repr(method)), method)
+    answer = view.answer(aggregation.aggregate(solve, view.problem, **options))
     report = answer.report | {"dropped": float(problem.dropped.sum())}
     return Combination(answer.coefficients, answer.xi, answer.status, report, problem)
 

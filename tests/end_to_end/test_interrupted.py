@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY, clean_environment, free_port, launch
-from tests.end_to_end.test_train import TRAIN, arguments, wait_for_lines
+from tests.conftest import REPOSITORY, TIMEOUT, clean_environment, free_port, launch
+from tests.end_to_end.test_train import TRAIN, arguments
 
 LONG = {
     "train.steps": 500,
@@ -40,6 +40,14 @@ def start(launcher: str, folder: Path) -> subprocess.Popen:
     )
 
 
+def wait_for_lines(process: subprocess.Popen, folder: Path, count: int) -> None:
+    """Of the metrics log: steps that have been made."""
+    log, deadline = folder / "metrics.jsonl", time.monotonic() + TIMEOUT
+    while not log.exists() or len(log.read_text().splitlines()) < count:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 @pytest.mark.parametrize(
     "launcher", ["deepspeed", pytest.param("torchrun", marks=pytest.mark.slow)]
 )
@@ -47,7 +55,7 @@ def test_ctrl_c_finishes_the_step_and_saves(tmp_path, launcher):
     process = start(launcher, tmp_path / "run")
     wait_for_lines(process, tmp_path / "run", 1)
     os.killpg(process.pid, signal.SIGINT)
-    told, _ = process.communicate(timeout=120)
+    told, _ = process.communicate(timeout=TIMEOUT)
     assert told.count("ending after this step, with a checkpoint") == 1, told
     done = int(re.search(r"terminated after step (\d+)", told)[1])
     assert (tmp_path / "run" / "checkpoints" / f"step{done:06d}" / "manifest.json").is_file()

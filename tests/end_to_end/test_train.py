@@ -1,16 +1,11 @@
 """launchers/train.py as a user runs it: two ranks, the embedded model, a few short steps."""
 
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from peft import PeftModel
@@ -19,9 +14,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from capo_ds.config import BUILTIN_MODELS, load_config
 from capo_ds.dry_run import bytes_per_step
-from tests.conftest import REPOSITORY, clean_environment, free_port, launch
+from tests.conftest import REPOSITORY, launch
 
 TRAIN = REPOSITORY / "launchers" / "train.py"
+SIGNALLED = Path(__file__).with_name("signalled_train.py")
 RECIPE = REPOSITORY / "launchers" / "recipes" / "capo-embedded.yaml"
 SMALL = {
     "train.log_samples_every": 2,
@@ -125,7 +121,10 @@ def pattern_of(told: str) -> str:
 
 
 def test_a_dry_run_foretells_the_communication_and_writes_nothing(undisturbed, tmp_path):
-    result = launch(2, TRAIN, *arguments(tmp_path / "run"), "--dry-run")
+    idle = ["--set", "cagrad.radius=0.3"]
+    result = launch(2, TRAIN, *arguments(tmp_path / "run"), *idle, "--dry-run")
+    warning = "warning: settings without effect here: cagrad.radius (aggregator: capo)\n"
+    assert (result.stdout + result.stderr).count(warning) == 1
     for words in ("prompts_per_step: 6", "1: ", "local rank 1", "3 prompts = 12 samples"):
         assert words in result.stdout
     assert "memory per rank, estimated" in result.stdout
@@ -152,28 +151,6 @@ def test_the_adapter_loads_with_peft_and_changes_the_model(undisturbed):
     assert not torch.allclose(before, after)
 
 
-def start(folder: Path, **changes) -> subprocess.Popen:
-    """The same run in the background."""
-    port = str(free_port())
-    runner = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", "2"]
-    return subprocess.Popen(
-        [*runner, "--master_port", port, str(TRAIN), *arguments(folder, **changes)],
-        cwd=REPOSITORY,
-        env=clean_environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def wait_for_lines(process: subprocess.Popen, folder: Path, count: int) -> None:
-    log, deadline = folder / "metrics.jsonl", time.monotonic() + 240
-    while not log.exists() or len(log.read_text().splitlines()) < count:
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def check_equal(folder: Path, whole: Path) -> None:
     assert metrics(folder) == metrics(whole)
     shown = [event.step for event in tensorboard(folder).Scalars("reward/mean")]
@@ -184,33 +161,24 @@ def check_equal(folder: Path, whole: Path) -> None:
 
 
 def test_killed_and_resumed_equals_undisturbed(undisturbed, tmp_path):
+    """Both ranks, in the last update of the last step."""
     whole, _ = undisturbed
-    process = start(tmp_path / "killed")
-    wait_for_lines(process, tmp_path / "killed", 4)  # steps 0 to 3
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert not (tmp_path / "killed" / "adapter").exists()
-    launch(2, TRAIN, *arguments(tmp_path / "killed"))
-    check_equal(tmp_path / "killed", whole)
+    folder = tmp_path / "killed"
+    launch(2, SIGNALLED, "SIGKILL", "8", *arguments(folder), status=-signal.SIGKILL)
+    assert [line["step"] for line in metrics(folder)] == [0, 1, 2, 3]
+    assert not (folder / "adapter").exists()
+    launch(2, TRAIN, *arguments(folder))
+    check_equal(folder, whole)
 
 
 def test_terminated_saves_and_resumed_equals_undisturbed(undisturbed, tmp_path):
+    """Both ranks, as srun does it, in the first update of a step after which no checkpoint is
+    due."""
     whole, _ = undisturbed
     folder = tmp_path / "terminated"
-    process = start(folder)
-    wait_for_lines(process, folder, 2)  # steps 0 and 1; no checkpoint is due before step 2
-    ranks = [
-        child
-        for child in psutil.Process(process.pid).children(recursive=True)
-        if any(word.startswith("--local_rank") for word in child.cmdline())
-    ]
-    assert len(ranks) == 2
-    for rank in ranks:  # as srun sends it
-        rank.terminate()
-    told, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, told
-    done = int(re.search(r"terminated after step (\d)", told)[1])
-    assert done < 4 and (folder / "checkpoints" / f"step{done:06d}").is_dir()
+    told = launch(2, SIGNALLED, "SIGTERM", "5", *arguments(folder)).stdout
+    assert "terminated after step 3" in told
+    assert (folder / "checkpoints" / "step000003").is_dir()
     launch(2, TRAIN, *arguments(folder))
     check_equal(folder, whole)
 

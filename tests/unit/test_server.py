@@ -3,7 +3,6 @@
 import hashlib
 import json
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -33,7 +32,9 @@ class Answering(BaseHTTPRequestHandler):
 
 
 class Unwilling(Answering):
-    """Knows its model, loads no adapter, and takes its time over completions."""
+    """Knows its model, loads no adapter, and completes nothing while a test waits for it."""
+
+    waited = threading.Event()
 
     def do_GET(self):
         self.answer(200, MODELS)
@@ -45,7 +46,7 @@ class Unwilling(Answering):
     def do_POST(self):
         self.rfile.read(int(self.headers["Content-Length"]))
         if self.path == "/v1/completions":
-            time.sleep(1.0)
+            self.waited.wait(60)
         self.answer(400, {"error": {"message": "rank 64 is greater than max_lora_rank 16"}})
 
 
@@ -62,8 +63,10 @@ def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
 
 @pytest.fixture
 def url() -> Iterator[str]:
+    Unwilling.waited.clear()
     with serving(Unwilling) as address:
         yield f"{address}/"
+        Unwilling.waited.set()
 
 
 def sampler(
@@ -96,7 +99,8 @@ def test_the_servers_own_words(random_model, tmp_path, url):
 
 
 def test_a_slow_server(random_model, tmp_path, url):
-    slow = sampler(random_model, tmp_path, url, timeout=0.2)
+    slow = sampler(random_model, tmp_path, url)
+    slow.servers.every[0].timeout = 0.2
     with pytest.raises(TimeoutError, match=r"not answered within rollout\.timeout = 0\.2 s"):
         greedy(slow, [[5, 6]])
 

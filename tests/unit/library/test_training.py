@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from capo_ds import Callback, ConfigError, Trainer, load_config
 from capo_ds.distributed import comm
-from capo_ds.interruption import Interruption
+from capo_ds.interruption import SAME_KEY, Interruption
 from tests.conftest import clean_environment
 
 SMALL = [
@@ -127,10 +127,13 @@ def test_in_anothers_process_the_second_interrupt_is_a_keyboard_interrupt():
     ending = Interruption(lambda: "", "ending", embedded=True)
     with pytest.raises(KeyboardInterrupt), ending:
         os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(0.6)
+        deadline = time.monotonic() + 60
+        while not ending.asked and time.monotonic() < deadline:
+            time.sleep(0.01)
         assert ending.asked == 1
+        time.sleep(SAME_KEY + 0.1)
         os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(5)
+        time.sleep(60)
     assert signal.getsignal(signal.SIGINT) is before
 
 
