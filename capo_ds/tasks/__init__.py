@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from capo_ds.own_code import place
 from capo_ds.parts import MARK
 from capo_ds.plugins import make_part, what
 from capo_ds.tasks.base import Problem, Split, Wanted
@@ -87,7 +88,9 @@ def _of_ones_own(section: str, task: Callable[[Wanted], Any], wanted: Wanted) ->
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # the user's code may raise anything, sys.exit too
-        raise ConfigError(f"{name}: its {wanted.split} problems: {what(error)}") from error
+        raise ConfigError(
+            f"{name}: its {wanted.split} problems: {what(error)}{place(error)}"
+        ) from error
     if not problems:
         raise ConfigError(f"{name}: it gives no {wanted.split} problems")
     for number, problem in enumerate(problems):

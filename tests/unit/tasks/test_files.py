@@ -267,7 +267,7 @@ def test_what_a_file_is_packed_by_its_content_says(tmp_path, ending, pack):
 def test_a_column_of_a_type_that_cannot_be_had_is_named(tmp_path):
     column = pa.array([[("k", "1")]], pa.map_(pa.string(), pa.string()))
     pq.write_table(pa.table({"q": ["x"], "a": ["1"], "m": column}), tmp_path / "r.parquet")
-    with pytest.raises(ConfigError, match="column 'm' is of type map.*leave it out"):
+    with pytest.raises(ConfigError, match=r"column 'm' is of type map.*leave it out"):
         answers(tmp_path / "r.parquet")
 
 
@@ -294,7 +294,7 @@ def test_splits_and_parts_of_what_save_to_disk_wrote(tmp_path):
         answers(tmp_path / "several")
     with pytest.raises(ConfigError, match="subset 'main' is for data sets of the hub"):
         answers(tmp_path / "one", subset="main")
-    with pytest.raises(ConfigError, match="task.test_path: .* is one split"):
+    with pytest.raises(ConfigError, match=r"task.test_path: .* is one split"):
         keys = {"prompt_column": "q", "answer_column": "a"}
         load_problems(TaskConfig(name="custom", path=str(tmp_path / "one"), **keys), "test")
 
