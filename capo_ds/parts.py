@@ -7,10 +7,12 @@ docs/configuration.md, labels in figures) is read off here. Nothing is imported 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Collection
 from importlib import import_module
 from typing import Any, NamedTuple
 
+ALIKE = 0.65  # of 1, how like each other words are that stand for each other
 MARK = ".py:"  # in the name of a part that the user brings
 
 
@@ -115,9 +117,23 @@ def ships(kind: str, name: str) -> bool:
 def known(kind: str, name: str, hint: str = "") -> str:
     """The name, if it can be one of that kind. Raises `ValueError`."""
     if not ships(kind, name) and MARK not in name:
-        told = f"choose among {', '.join(names(kind))}, FILE.py:NAME{hint}"
+        close = nearest(name, names(kind))
+        meant = f"; did you mean {close}?" if close else ""
+        told = f"choose among {', '.join(names(kind))}, FILE.py:NAME{meant}{hint}"
         raise ValueError(_now(kind, name) or told)
     return name
+
+
+def nearest(word: str, words: Collection[str]) -> str | None:
+    """Which of the words one stands for that is written in another way: openai/GSM8K is gsm8k,
+    bf16 bfloat16, cosine_with_min_lr cosine."""
+    told = word.strip().casefold()
+    last = told.replace(":", "/").split("/")[-1]
+    for other in words:
+        if other.casefold() in (told, last) or told.startswith(other.casefold() + "_"):
+            return other
+    found = difflib.get_close_matches(last, words, n=1, cutoff=ALIKE)
+    return found[0] if found else None
 
 
 def built_in(kind: str, name: str) -> Callable[..., Any]:
