@@ -68,6 +68,7 @@ def _run(
         comm.tell_peers(told)
         if place(error):
             _exit(comm.FAILED, f"error: {told}")
+        comm.abandon(comm.FAILED, error)
         raise
     finally:
         comm.finish()
@@ -118,8 +119,11 @@ def check_files(config: Config) -> None:
 def _exit(status: int, message: str) -> None:
     """End this rank; those that have told nothing later than those that have, for torchrun ends the
     others with the first."""
+    from capo_ds.distributed import comm
+
     if not launch.tell(message):
         time.sleep(LISTENS)
+    comm.abandon(status)
     sys.exit(status)
 
 
