@@ -32,23 +32,25 @@ _context.set_forkserver_preload(list(PRELOADED))
 
 
 def run(
-    ranks: int,
+    ranks: list[dict[str, str]],
     script: Path,
     arguments: list[str],
     environment: dict[str, str],
-    port: str,
     timeout: float,
 ) -> subprocess.CompletedProcess:
-    """As a launcher would: the status is that of the first rank that fails, or 0."""
+    """As a launcher would: the status is that of the first rank that fails, or 0.
+
+    ranks: the variables of each, beside those of the environment.
+    """
     with tempfile.TemporaryDirectory() as folder:
         printed = [Path(folder, name) for name in ("stdout", "stderr")]
         processes = [
             _context.Process(
                 target=_rank,
-                args=(script, arguments, environment | variables, printed),
-                name=f"rank {variables.get('RANK', 0)}",
+                args=(script, arguments, environment | own, printed),
+                name=f"rank {number}",
             )
-            for variables in _variables(ranks, port)
+            for number, own in enumerate(ranks)
         ]
         for process in processes:
             process.start()
@@ -57,7 +59,7 @@ def run(
     return subprocess.CompletedProcess([str(script), *arguments], status, out, error)
 
 
-def _variables(ranks: int, port: str) -> list[dict[str, str]]:
+def variables(ranks: int, port: str) -> list[dict[str, str]]:
     """What torchrun sets; nothing for a process that nobody launched."""
     if ranks == 1:
         return [{}]
