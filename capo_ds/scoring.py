@@ -112,8 +112,7 @@ def score(
     repeated = [problem for problem in problems for _ in range(group)]
     with comm.together("scoring"):
         texts = decode(tokenizer, rollout, config.prompt.stop)
-        rows = zip(rollout.completion_ids, rollout.completion_mask, strict=True)
-        scores = scorer(texts, repeated, [ids[mask].tolist() for ids, mask in rows])
+        scores = scorer(texts, repeated, rollout.responses())
         rewards = torch.tensor(scores.rewards, dtype=torch.float64).view(-1, group)
         rounding = torch.tensor(scores.roundings, dtype=torch.float64).view(-1, group)
     advantages = _advantages(config, objective, rewards, rounding)

@@ -68,14 +68,18 @@ def _settle(program: ConeProgram, sides: Sides, ridge: float) -> int:
     return -max(rounds, 1)
 
 
-def apex(program: ConeProgram, sides: Sides) -> tuple[np.ndarray, np.ndarray] | None:
+def apex(
+    program: ConeProgram, sides: Sides, systems: FreeSystems
+) -> tuple[np.ndarray, np.ndarray] | None:
     """xi = v with Q v = 0, and the step u to the optimal point nearest to c; both (K,).
 
     The ridge's pull on u is taken out by proximal steps, in which it pulls towards the last u
     instead of zero. In v it is no error: with the ridge v is the smallest of all such v, and only
     that one is sure to lie within the bounds.
+
+    Args:
+        systems: at the ridge `LEAST`.
     """
-    systems = FreeSystems(program, LEAST)
     fixed = np.where(sides.upper, program.price, 0.0)
     rights = np.stack([-program.linear, -(program.gram @ fixed)])
     solved = systems.solve(sides.free, rights, np.array([0.0, 1.0]))

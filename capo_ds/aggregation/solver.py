@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from capo_ds.aggregation import interior_point, reference, ridge
-from capo_ds.aggregation.exchange import Sides, exchange
+from capo_ds.aggregation.exchange import Face, Sides, exchange
+from capo_ds.aggregation.free_system import FreeSystems
 from capo_ds.aggregation.polish import polish
 from capo_ds.aggregation.program import ConeProgram
 
@@ -20,6 +21,7 @@ POLISH_FROM = (1e-2, 1e-5, 1e-8)  # gaps at which the active set of an iterate i
 POLISHED = 1e-9  # gap that a polished answer must have to end the iteration
 CLOSE = 1e-2  # gap from which an exchanged answer is worth polishing
 NEAR = 1e-5  # the same, of exchanges that came to no end
+PARALLEL = 0.999  # cosine of dg, small as it may be, with the step that it stands for
 CLEAR = 1e-3  # share of sum xi_i ||g_i|| above which a certified dg is not zero
 ACTIVE = 1e-6  # Clarabel's weights below this share of the largest are at their bound
 USABLE = 1e-3  # with more than this there is no answer
@@ -149,17 +151,34 @@ def _short(program: ConeProgram, xi: np.ndarray) -> bool:
 
 
 def _apex(program: ConeProgram, sides: Sides, spent: int) -> Solution | None:
-    """dg = 0 with the optimal point nearest to c, if that is what the free samples tell."""
-    found = ridge.apex(program, sides)
+    """dg = 0, or a pair of value 0, with the optimal point nearest to c, if `sides` tell of one.
+
+    Where that point is on the boundary of the ball as well (C = 1 and no g aligned with all: it is
+    g = 0), dg may be any multiple of step, and xi = v + s u with dg = s step is often the only one
+    of them between its bounds that the free samples hold.
+    """
+    systems = FreeSystems(program, ridge.LEAST)
+    found = ridge.apex(program, sides, systems)
     if found is None:
         return None
     xi, step = found
-    xi = reference.feasible(program, xi)
-    if not (program.direction_vanishes(xi) and optimum_is_zero(program, xi)):
+    if program.direction_norm(step) > (1.0 + CERTIFIED) * program.radius:
         return None
+    xi = reference.feasible(program, xi)
+    if not program.direction_vanishes(xi):
+        face = Face.solve(program, sides, systems)
+        if face is None or not face.bounded:
+            return None
+        xi = reference.feasible(program, face.xi)
+        if not _parallel(program, xi, step):
+            return None
     solution = Solution(xi, step, False, program.gap(xi, step), spent, fallback=False)
-    inside = program.direction_norm(step) <= (1.0 + CERTIFIED) * program.radius
-    return solution if inside and solution.certified else None
+    return solution if solution.certified and optimum_is_zero(program, xi) else None
+
+
+def _parallel(program: ConeProgram, xi: np.ndarray, step: np.ndarray) -> bool:
+    product = float(xi @ program.gram @ step)
+    return product >= PARALLEL * program.direction_norm(xi) * program.direction_norm(step)
 
 
 def _between_bounds(program: ConeProgram, xi: np.ndarray, margin: float) -> np.ndarray:

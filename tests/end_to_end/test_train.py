@@ -122,7 +122,10 @@ def pattern_of(told: str) -> str:
 
 
 def test_a_dry_run_foretells_the_communication_and_writes_nothing(undisturbed, tmp_path):
-    result = launch(2, TRAIN, *arguments(tmp_path / "run"), "--dry-run")
+    idle = ["--set", "cagrad.radius=0.3"]
+    result = launch(2, TRAIN, *arguments(tmp_path / "run"), *idle, "--dry-run")
+    warning = "warning: settings without effect here: cagrad.radius (aggregator: capo)\n"
+    assert (result.stdout + result.stderr).count(warning) == 1
     for words in ("prompts_per_step: 6", "1: ", "local rank 1", "3 prompts = 12 samples"):
         assert words in result.stdout
     assert "memory per rank, estimated" in result.stdout
