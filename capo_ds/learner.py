@@ -113,7 +113,7 @@ class Learner:
         # Without KL, a sample of zero advantage has no gradient: it counts in N and costs nothing.
         active = mask.any(1) & ((batch.advantages != 0) | (self.config.objective.kl_weight > 0))
         rows = active.nonzero().squeeze(1)
-        batch = batch.take(rows[batch.widths[rows].argsort(stable=True)])
+        batch = batch.select(rows[batch.widths[rows].argsort(stable=True)])
         weights = token_weights(
             self.passes.counted_tokens(batch).sum(1).float(),
             self.config.objective.loss_aggregation,

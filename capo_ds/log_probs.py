@@ -41,37 +41,53 @@ def token_log_probs(
     3's, which gather its weights) run as in an ordinary one. Of a model that changes the logits
     after its output layer (soft caps, scales), the logits of all completion tokens are held.
     """
-    targets = input_ids[:, -completion_mask.shape[1] :][completion_mask]  # (tokens,)
-    ids, predicting = _moved_left(input_ids, attention_mask.bool(), completion_mask)
+    ids, predicting, tokens = _moved_left(input_ids, attention_mask.bool(), completion_mask)
     kept = predicting.shape[1]
+    targets = under(completion_mask, input_ids[:, -completion_mask.shape[1] :], tokens)
     if getattr(policy, WHOLE_LOGITS, False):
         logits = _logits(policy, ids, None, kept)[:, -kept:]
-        values = of_logits(logits[predicting], targets, temperature)
-        return values.new_zeros(completion_mask.shape).masked_scatter(completion_mask, values)
+        values = of_logits(under(predicting, logits, tokens), targets, temperature)
+        return spread(values, completion_mask)
     head = policy.get_output_embeddings()
 
     def log_probs(hidden: Tensor) -> Tensor:
-        hidden = hidden[:, -kept:][predicting]  # (tokens, H), predicting the next
+        hidden = under(predicting, hidden[:, -kept:], tokens)  # (tokens, H), predicting the next
         return linear_log_probs(hidden, head.weight, head.bias, targets, temperature)
 
     with forward_replaced(head, log_probs):
         values = _logits(policy, ids, None, kept)
-    return values.new_zeros(completion_mask.shape).masked_scatter(completion_mask, values)
+    return spread(values, completion_mask)
 
 
-def _moved_left(input_ids: Tensor, mask: Tensor, completion_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows with their padding behind them (B, W), W the longest; and of its last columns,
-    from the first that predicts a completion token on, those which do, (B, K) of bool."""
+def under(mask: Tensor, values: Tensor, count: int) -> Tensor:
+    """values[mask], (count, *), of values (B, T, *); a GPU, told the count, is not waited for."""
+    places = mask.flatten().nonzero_static(size=count).squeeze(1)
+    return values.flatten(0, 1).index_select(0, places)
+
+
+def spread(values: Tensor, mask: Tensor) -> Tensor:
+    """Undo `under`: (B, T) from (count,), with 0 where the mask is not."""
+    places = mask.flatten().nonzero_static(size=len(values)).squeeze(1)
+    return values.new_zeros(mask.numel()).index_copy(0, places, values).view(mask.shape)
+
+
+def _moved_left(
+    input_ids: Tensor, mask: Tensor, completion_mask: Tensor
+) -> tuple[Tensor, Tensor, int]:
+    """The rows with their padding behind them (B, W), W the longest; of its last columns, from the
+    first that predicts a completion token on, those which do, (B, K) of bool; how many they are."""
     lengths, responses = mask.sum(1), completion_mask.sum(1)
     prompts = lengths - responses
-    width, shortest = torch.stack([lengths.max(), prompts.min()]).tolist()
+    # The one number that a GPU is waited for in a pass.
+    told = torch.stack([lengths.max(), prompts.min(), responses.sum()])
+    width, shortest, tokens = told.tolist()
     width, shortest = max(width, 1), max(shortest, 1)
     column = torch.arange(width, device=mask.device)
     first = mask.long().argmax(1, keepdim=True)  # the first real token's place
     places = first + torch.minimum(column, (lengths[:, None] - 1).clamp(min=0))
     start = prompts[:, None] - 1  # predicts the first completion token
     predicting = (column >= start) & (column < start + responses[:, None])
-    return input_ids.gather(1, places), predicting[:, shortest - 1 :]
+    return input_ids.gather(1, places), predicting[:, shortest - 1 :], tokens
 
 
 def find_output_layer(policy: PeftModel, device: torch.device) -> None:

@@ -6,6 +6,7 @@ are parts, one a file in `capo_ds/objectives`; advantages are in `capo_ds/advant
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -83,6 +84,23 @@ def importance_weights(
     if correction == "sequence":
         log_ratio = log_ratio.sum(1, keepdim=True)
     return log_ratio.clamp(max=MAX_LOG_RATIO).exp().clamp(max=cap)
+
+
+def sampler_behaviour(
+    proximal: Tensor,  # (B, T) the trainer's log-probabilities at the start of the step
+    log_ratio: Tensor,  # (B, T) of them to the sampler's
+    correction: str,
+    cap: float,
+) -> Tensor:  # (B, T)
+    """The sampler's log-probabilities mu; with the correction "token" no less than those of
+    pi_proximal / cap.
+
+    The ratio to them is pi / mu = (pi / pi_proximal) (pi_proximal / mu), whose second factor is the
+    importance weight of `importance_weights`, and so truncated in the same way.
+    """
+    if correction == "token":
+        log_ratio = log_ratio.clamp(max=math.log(cap))
+    return proximal - log_ratio
 
 
 class ObjectiveTerms(NamedTuple):

@@ -7,10 +7,12 @@ docs/configuration.md, labels in figures) is read off here. Nothing is imported 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Collection
 from importlib import import_module
 from typing import Any, NamedTuple
 
+ALIKE = 0.65  # of 1, how like each other words are that stand for each other
 MARK = ".py:"  # in the name of a part that the user brings
 
 
@@ -36,7 +38,9 @@ BUILT_IN: dict[str, dict[str, Part]] = {
         "mgda": Part(f"{AGGREGATION}.classics:mgda", "the least vector of the convex hull"),
         "pcgrad": Part(f"{AGGREGATION}.classics:pcgrad", "projections, pair by pair"),
         "cagrad": Part(f"{AGGREGATION}.classics:cagrad", "CAPO with every sample positive"),
-        "config": Part(f"{AGGREGATION}.classics:conflict_free", "equal cosines to all samples"),
+        "conflict_free": Part(
+            f"{AGGREGATION}.classics:conflict_free", "ConFIG, equal cosines to all samples"
+        ),
         "torchjd:": Part(
             f"{AGGREGATION}.torchjd_weightings:torchjd_aggregator",
             "a Gramian weighting of that library, as torchjd:UPGrad",
@@ -88,6 +92,8 @@ BUILT_IN: dict[str, dict[str, Part]] = {
     },
 }
 
+FORMER = {"aggregator": {"config": "conflict_free"}}  # names of earlier versions, and today's
+
 
 def names(kind: str) -> tuple[str, ...]:
     """The names of the parts of a kind that ship, `torchjd:NAME` for a whole library."""
@@ -111,22 +117,38 @@ def ships(kind: str, name: str) -> bool:
 def known(kind: str, name: str, hint: str = "") -> str:
     """The name, if it can be one of that kind. Raises `ValueError`."""
     if not ships(kind, name) and MARK not in name:
-        raise ValueError(f"choose among {', '.join(names(kind))}, FILE.py:NAME{hint}")
+        close = nearest(name, names(kind))
+        meant = f"; did you mean {close}?" if close else ""
+        told = f"choose among {', '.join(names(kind))}, FILE.py:NAME{meant}{hint}"
+        raise ValueError(_now(kind, name) or told)
     return name
+
+
+def nearest(word: str, words: Collection[str]) -> str | None:
+    """Which of the words one stands for that is written in another way: openai/GSM8K is gsm8k,
+    bf16 bfloat16, cosine_with_min_lr cosine."""
+    told = word.strip().casefold()
+    last = told.replace(":", "/").split("/")[-1]
+    for other in words:
+        if other.casefold() in (told, last) or told.startswith(other.casefold() + "_"):
+            return other
+    found = difflib.get_close_matches(last, words, n=1, cutoff=ALIKE)
+    return found[0] if found else None
 
 
 def built_in(kind: str, name: str) -> Callable[..., Any]:
     """The part of that name that ships.
 
     Raises:
-        ValueError: there is none; the text lists them.
+        ValueError: there is none; the text lists them, or tells a former one's name of today.
         ImportError: it needs a package that is not there.
     """
     if name in BUILT_IN[kind]:
         return at(BUILT_IN[kind][name].place)
     if _family(name) in BUILT_IN[kind]:
         return at(BUILT_IN[kind][_family(name)].place)(name)
-    raise ValueError(f"unknown {kind} {name!r}; choose from {', '.join(names(kind))}")
+    now = _now(kind, name) or f"choose from {', '.join(names(kind))}"
+    raise ValueError(f"unknown {kind} {name!r}; {now}")
 
 
 def labels(kind: str) -> dict[str, str]:
@@ -137,6 +159,11 @@ def labels(kind: str) -> dict[str, str]:
 def short(name: str) -> str:
     """What a part is called where it is one of several: of the user's, without the file."""
     return name.rpartition(":")[2] if MARK in name else name
+
+
+def _now(kind: str, name: str) -> str:
+    today = FORMER.get(kind, {}).get(name)
+    return f"it is called {today} now" if today else ""
 
 
 def _family(name: str) -> str:

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from capo_ds.config import Config, ConfigError, EvaluationConfig, WarmupConfig
 from capo_ds.distributed import checkpoint, comm
+from capo_ds.parts import FORMER
 from capo_ds.telemetry.metrics import METRICS_FILE
 
 LOCK_FILE = ".lock"
@@ -153,6 +154,8 @@ def check_unchanged(config: Config, state: dict[str, Any]) -> None:
 def as_now(settings: dict[str, Any]) -> dict[str, Any]:
     """A checkpoint's settings in the words of this version, with keys that it did not have at
     their defaults; as they are, where this version does not take them."""
+    name = settings.get("aggregator")
+    settings = settings | ({"aggregator": FORMER["aggregator"].get(name, name)} if name else {})
     try:
         return Config.model_validate(settings).model_dump(mode="json")
     except ValidationError:
@@ -183,6 +186,8 @@ def _deciding_settings(settings: dict[str, Any]) -> dict[str, Any]:
         for key, value in values.items() if isinstance(values, dict) else [(None, values)]:
             if key not in FREE_ON_RESUME.get(section, ()):
                 flat[f"{section}.{key}" if key else section] = value
+    if not settings["rollout"].get("ahead"):  # null was not a word of the first versions
+        flat["rollout.importance_correction"] = flat["rollout.importance_correction"] or "none"
     if settings["optimizer"]["schedule"] != "constant":  # it ends with the last step
         flat["train.steps"] = settings["train"]["steps"]
     return flat

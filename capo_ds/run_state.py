@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from capo_ds.config import Config
 from capo_ds.distributed import checkpoint, comm
 from capo_ds.distributed.engine import CapoEngine
@@ -42,8 +44,17 @@ class RunState:
         elif accuracy > (self.accuracy["best"] or 0.0):
             self.accuracy["best"], self.best_step = accuracy, step
 
-    def save(self, config: Config, engine: CapoEngine, learner: Learner) -> None:
-        """A checkpoint; all else that a run needs follows from its step (all ranks)."""
+    def save(
+        self,
+        config: Config,
+        engine: CapoEngine,
+        learner: Learner,
+        under_way: dict[str, Tensor],
+    ) -> None:
+        """A checkpoint; all else that a run needs follows from its step (all ranks).
+
+        under_way: of responses to coming steps, see `Responses`.
+        """
         folder, keep = Path(config.train.output_dir), config.train.keep_checkpoints
         state = {
             "step": self.step,
@@ -53,9 +64,16 @@ class RunState:
             "radius": learner.solver.radius.state(),
             "config": config.model_dump(mode="json"),
         }
-        checkpoint.save(folder, checkpoint_name(self.step), engine, state)
+        checkpoint.save(folder, checkpoint_name(self.step), engine, state, under_way)
         best = checkpoint_name(self.best_step)
         comm.on_main("removing old checkpoints", lambda: checkpoint.rotate(folder, keep, {best}))
+
+    def under_way(self, config: Config) -> dict[str, Tensor]:
+        """What the checkpoint that was taken up holds of it (all ranks)."""
+        if not self.step:
+            return {}
+        folder = Path(config.train.output_dir) / checkpoint.CHECKPOINTS / checkpoint_name(self.step)
+        return comm.on_main("resume", lambda: checkpoint.rollouts(folder))
 
 
 def resumed(config: Config, engine: CapoEngine, learner: Learner) -> RunState:

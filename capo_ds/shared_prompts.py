@@ -31,7 +31,9 @@ from capo_ds.log_probs import (
     largest_logit,
     linear_log_probs,
     of_logits,
+    spread,
     token_log_probs,
+    under,
 )
 
 READS_ONCE = "capo_ds_reads_prompts_once"  # attribute of a policy that can go on from a prompt
@@ -79,7 +81,9 @@ def response_log_probs(
         cache = _rows(prompts.cache, of_prompt)
         more, _ = _pass(policy, inputs, mask, positions, cache, kept=inputs.shape[1])
         states = torch.cat([states, more], 1)
-    states, targets = states[completion_mask], completion_ids[completion_mask]
+    tokens = int(completion_mask.sum())
+    states = under(completion_mask, states, tokens)
+    targets = under(completion_mask, completion_ids, tokens)
     if getattr(policy, WHOLE_LOGITS, False):
         values = of_logits(states, targets, temperature)
     else:
@@ -87,7 +91,7 @@ def response_log_probs(
         values = linear_log_probs(
             states.to(head.weight.dtype), head.weight, head.bias, targets, temperature
         )
-    return values.new_zeros(completion_mask.shape).masked_scatter(completion_mask, values)
+    return spread(values, completion_mask)
 
 
 def find_whether_prompts_are_read_once(policy: PeftModel, device: torch.device) -> None:

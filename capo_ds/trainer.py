@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -26,18 +24,15 @@ from capo_ds.learning.passes import with_sample_size
 from capo_ds.memory import plan_on_all_ranks, used_memory
 from capo_ds.preparation import prepare
 from capo_ds.rehearsal import Passes, rehearse
-from capo_ds.rollout.base import Rollout, SamplerRun, Truncation
-from capo_ds.rollout.choose import make_sampler
+from capo_ds.responses import Responses
 from capo_ds.run_folder import going_on
 from capo_ds.run_state import resumed
-from capo_ds.scoring import sample_records, score
-from capo_ds.tasks import Problem
+from capo_ds.scoring import judge, sample_records, score
 from capo_ds.tasks.groups import Groups
 from capo_ds.tasks.prompts import encode
 from capo_ds.telemetry.card import model_card
 from capo_ds.telemetry.divergence import Watch
 from capo_ds.telemetry.metrics import (
-    Largest,
     Measures,
     PhaseTimer,
     Recorder,
@@ -100,13 +95,16 @@ class Trainer:
         store = self.memory.choose(config.gradients.store)
         self.learner = Learner(config, self.engine, store, self.timer)
         self.state = resumed(config, self.engine, self.learner)
-        self.synced = False  # whether the sampler has the weights as they are now
-        run = comm.broadcast(uuid.uuid4().hex[:8])
-        with comm.together("starting the sampler"):
-            self.sampler, self.probe = make_sampler(
-                SamplerRun(config, self.engine.module, self.tokenizer, run, comm.is_main()),
-                prompts=encode(self.tokenizer, self.train_problems[:PROBE_PROBLEMS]),
-            )
+        self.responses = Responses(
+            config,
+            self.engine,
+            self.tokenizer,
+            self.deal,
+            self.timer,
+            self.measures,
+            prompts=encode(self.tokenizer, self.train_problems[:PROBE_PROBLEMS]),
+        )
+        self.responses.take_up(self.state.under_way(config))
 
     # ---------------------------------------------------------------- the loop
 
@@ -192,17 +190,19 @@ class Trainer:
 
     def _step(self, step: int, recorder: Recorder | None) -> dict[str, float]:
         """Sample and judge responses to one step's prompts, and learn from them; the metrics."""
-        with self._current_sampler(), self.timer("rollout"), self._sampling("rollout"):
-            problems, rollout = self._sample(step)
+        problems, rollout = self.responses.of(step)
+        judge_all = partial(judge, self.config, self.tokenizer, self.scorer)
         with self.timer("score"):
-            objective = self.learner.passes.objective
-            scored = score(self.config, self.tokenizer, self.scorer, objective, problems, rollout)
+            judged = judge_all(problems, rollout)
+        rollout, judged = self.responses.with_signal(step, rollout, judged, judge_all)
+        with self.timer("score"):
+            scored = score(self.config, self.learner.passes.objective, judged)
         self.measures.add(scored.measures(rollout, self.groups))
         numbers = self.deal.responses()
         with self.timer("log_probs"):
             batch = self.learner.prepare(rollout, scored.advantages, numbers)
         heard = self._learn(batch, step)
-        self.synced = False
+        self.responses.synced = False
         every = self.config.train.log_samples_every
         if every and step % every == 0:
             with comm.collective("logging samples"):
@@ -223,52 +223,13 @@ class Trainer:
             heard = update.heard | heard
         return heard
 
-    # ---------------------------------------------------------------- sampling
-
-    @contextmanager
-    def _current_sampler(self) -> Iterator[None]:
-        """Inside, the sampler is awake and has the current weights, verified by the probe."""
-        with self.engine.gathered(), self.sampler.awake():
-            if not self.synced:
-                with self.timer("sync"), comm.together("weight sync"):
-                    self.sampler.sync()
-                with self.timer("probe"), self._sampling("probe"):
-                    self._verify()
-                self.synced = True
-            yield
-
-    def _sampling(self, phase: str) -> AbstractContextManager[None]:
-        return comm.phase(phase, self.sampler.collective)
-
-    def _verify(self) -> None:
-        if self.probe:
-            differences = self.probe.check()
-            self.measures.add(
-                {
-                    "rollout/probe_difference": differences,
-                    "rollout/probe_difference_max": Largest(differences),
-                }
-            )
-
-    def _sample(self, step: int) -> tuple[list[Problem], Rollout]:
-        """This rank's prompts of the step, and G responses to each."""
-        rollout, problems = self.config.rollout, self.deal.prompts(step)
-        responses = self.sampler.sample(
-            encode(self.tokenizer, problems),
-            self.deal.draws(step),
-            rollout.group_size,
-            rollout.temperature,
-            truncation=Truncation(rollout.top_p, rollout.top_k, rollout.min_p),
-        )
-        return problems, responses
-
     # ---------------------------------------------------------------- outputs
 
     def _evaluate(self, done: int) -> dict[str, float]:
         """Evaluate after `done` steps; the metrics. Rank 0 writes all completions."""
-        with self._current_sampler(), self.timer("evaluation"):
+        with self.responses.current(), self.timer("evaluation"):
             assert self.evaluator is not None  # with train.eval_every
-            evaluations = self.evaluator.evaluate(self.sampler)
+            evaluations = self.evaluator.evaluate(self.responses.sampler)
         path = self.folder / EVALUATIONS / f"step{done:06d}.jsonl"
         comm.on_main("writing completions", lambda: write_completions(evaluations, path))
         self.state.evaluated(done, evaluations[0].accuracy)
@@ -308,9 +269,10 @@ class Trainer:
         return metrics | seconds | memory
 
     def _save(self) -> None:
+        under_way = self.responses.under_way()
         with self.timer("checkpoint"):
             self.engine.card = self._card()
-            self.state.save(self.config, self.engine, self.learner)
+            self.state.save(self.config, self.engine, self.learner, under_way)
 
     def _card(self) -> str:
         base = cast(PreTrainedModel, self.engine.module.get_base_model())

@@ -88,7 +88,7 @@ def answered(trainer: Any, config: Config, how: EvaluationConfig) -> dict[str, d
         config.model_copy(update={"evaluation": settings}), trainer.tokenizer, judge
     )
     groups: dict[str, list[float]] = defaultdict(list)
-    for evaluation in evaluator.evaluate(trainer.sampler):
+    for evaluation in evaluator.evaluate(trainer.responses.sampler):
         title = evaluation.benchmark.title
         for problem, answer in zip(evaluation.benchmark.problems, evaluation.answered, strict=True):
             right = statistics.fmean(verdict.correct for verdict in answer.verdicts)

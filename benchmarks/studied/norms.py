@@ -50,7 +50,7 @@ def measure(folder: str) -> tuple[list[str], dict[str, np.ndarray], np.ndarray]:
     comm.init()
     trainer = Trainer(config)
     learner = trainer.learner
-    problems, rollout = trainer._sample(0)
+    problems, rollout = trainer.responses.of(0)
     objective = learner.passes.objective
     scored = score(config, trainer.tokenizer, trainer.scorer, objective, problems, rollout)
     batch = learner.prepare(rollout, scored.advantages, trainer.deal.responses())

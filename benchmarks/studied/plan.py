@@ -55,7 +55,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "MGDA": {"aggregator": "mgda"},
     "PCGrad": {"aggregator": "pcgrad"},
     "CAGrad": {"aggregator": "cagrad"},
-    "ConFIG": {"aggregator": "config"},
+    "ConFIG": {"aggregator": "conflict_free"},
     "UPGrad": {"aggregator": "torchjd:UPGrad"},
     "capo 1, rescaled": {"aggregator": f"{OWN}:capo1_rescaled"},
     "norm ball, rescaled": {"aggregator": f"{OWN}:ball_rescaled"},

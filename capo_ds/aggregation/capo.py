@@ -118,7 +118,7 @@ class _Setting:
         self.samples = np.concatenate(
             [np.flatnonzero(problem.positive), np.flatnonzero(problem.negative)]
         )
-        self.base = problem.vanilla if region == "difference" else np.zeros(problem.count)
+        self.base = problem.average if region == "difference" else np.zeros(problem.count)
 
     def program(self, price: float, base: np.ndarray | None = None) -> ConeProgram:
         base = self.base if base is None else base
@@ -162,7 +162,7 @@ def _with_direction(setting: _Setting, program: ConeProgram, on_infeasible: str)
     coefficients = setting.base + setting.spread(solution.step)
     on_boundary, status = solution.on_boundary, _status(solved)
     if hard and not solved.feasible and on_infeasible == "vanilla":
-        coefficients, on_boundary = setting.problem.vanilla.copy(), False
+        coefficients, on_boundary = setting.problem.average.copy(), False
         status = "infeasible-vanilla"
     elif status == "degenerate" and setting.region == "norm":
         coefficients = _nearest_to_vanilla(setting, solved, otherwise=coefficients)
@@ -186,7 +186,7 @@ def _with_direction(setting: _Setting, program: ConeProgram, on_infeasible: str)
         status,
         report,
         base=setting.base,
-        average=setting.problem.vanilla,
+        average=setting.problem.average,
         radius=setting.radius,
         on_boundary=on_boundary,
     )
@@ -194,7 +194,7 @@ def _with_direction(setting: _Setting, program: ConeProgram, on_infeasible: str)
 
 def _without_direction(setting: _Setting, program: ConeProgram) -> Aggregation:
     """The ball is a point, or no sample has a gradient that could pull g away from g_0."""
-    coefficients = setting.shrunk_into_ball(setting.problem.vanilla.copy())
+    coefficients = setting.shrunk_into_ball(setting.problem.average.copy())
     products = (setting.problem.gram @ coefficients)[setting.samples]
     feasible = not _violated(program, products)
     if np.isinf(program.price):
@@ -214,7 +214,7 @@ def _without_direction(setting: _Setting, program: ConeProgram) -> Aggregation:
         "degenerate",
         report,
         base=setting.base,
-        average=setting.problem.vanilla,
+        average=setting.problem.average,
         radius=setting.radius,
     )
 
@@ -282,13 +282,13 @@ def _nearest_to_vanilla(setting: _Setting, solved: _Solved, otherwise: np.ndarra
     the projection cannot be resolved in float64.
     """
     problem, xi = setting.problem, solved.solution.xi
-    program = setting.program(solved.program.price, problem.vanilla)
+    program = setting.program(solved.program.price, problem.average)
     # 0 is optimal, so a ball of twice ||g_0|| does not bind.
     wide = replace(program, radius=2.0 * problem.vanilla_norm)
     solution = solver.solve(wide, guess=solved.solution.sides)
     if solution.on_boundary:
         return otherwise
-    nearest = setting.shrunk_into_ball(problem.vanilla + setting.spread(solution.step))
+    nearest = setting.shrunk_into_ball(problem.average + setting.spread(solution.step))
     value = solved.program.primal_value((problem.gram @ nearest)[setting.samples])
     accurate = value >= -solver.CERTIFIED * solved.program.cancellation_scale(xi)
     return nearest if accurate else otherwise

@@ -18,7 +18,7 @@ from capo_ds.aggregation.program import ConeProgram
 
 def mean(problem: GramProblem) -> Aggregation:
     """g_0 itself, which is what GRPO applies."""
-    return Aggregation(problem.vanilla.copy())
+    return Aggregation(problem.average.copy())
 
 
 def mgda(problem: GramProblem) -> Aggregation:
@@ -61,7 +61,7 @@ def pcgrad(problem: GramProblem, seed: int = 0) -> Aggregation:
     """Each task's gradient loses its components against the others (Yu et al., 2020).
 
     For each task i, over the other tasks j in a random order, where <g_i', g_j> < 0:
-    g_i' <- g_i' - <g_i', g_j> / ||g_j||^2 g_j. Then g~ = sum_i w_i g_i' with the vanilla weights,
+    g_i' <- g_i' - <g_i', g_j> / ||g_j||^2 g_j. Then g~ = sum_i w_i g_i' with g_0's weights,
     neutral samples unchanged, so that without conflict g~ = g_0.
 
     Args:
@@ -80,8 +80,8 @@ def pcgrad(problem: GramProblem, seed: int = 0) -> Aggregation:
         shift = overlap / gram[other, other]
         weights[rows, other] -= shift
         products -= shift[:, None] * gram[other]
-    coefficients = problem.vanilla.copy()
-    coefficients[tasks] = problem.vanilla[tasks] @ weights
+    coefficients = problem.average.copy()
+    coefficients[tasks] = problem.average[tasks] @ weights
     return Aggregation(coefficients)
 
 

@@ -35,7 +35,7 @@ class Applied:
             part = block.gram @ weights
             products += part
             square += float(weights @ part)
-        overlap = float(blocks[0].vanilla @ products)
+        overlap = float(blocks[0].average @ products)
         return cls(products, float(np.sqrt(max(square, 0.0))), overlap)
 
 
@@ -114,7 +114,7 @@ def between(problem: GramProblem, sources: np.ndarray) -> dict[str, float]:
         has a negative cosine with the mean gradient of B (B = A too).
     """
     names = sorted(set(sources.tolist()))
-    weights = np.stack([problem.vanilla * (sources == name) for name in names])
+    weights = np.stack([problem.average * (sources == name) for name in names])
     products = weights @ problem.gram  # (sources, N)
     overlaps = products @ weights.T
     lengths = np.sqrt(np.maximum(np.diag(overlaps), 0.0))

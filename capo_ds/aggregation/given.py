@@ -94,11 +94,11 @@ def given(problem: GramProblem, groups: np.ndarray, choices: Choices) -> Given:
     if choices.as_published:
         return Given(problem, np.arange(count), np.ones(count))
     scale = norm_scale(problem, choices.norms, choices.norm_quantile)
-    weights = problem.vanilla * prompt_weights(problem, groups, scale, choices)
+    weights = problem.average * prompt_weights(problem, groups, scale, choices)
     scaled = replace(
         problem,
         gram=problem.gram * scale[:, None] * scale,
-        vanilla=weights if choices.norms_in == "all" else weights / scale,
+        average=weights if choices.norms_in == "all" else weights / scale,
     )
     if choices.tasks == "sample":
         return Given(scaled, np.arange(count), scale)
@@ -126,7 +126,7 @@ def norm_scale(problem: GramProblem, norms: str, quantile: float) -> np.ndarray:
 def prompt_weights(
     problem: GramProblem, groups: np.ndarray, scale: np.ndarray, choices: Choices
 ) -> np.ndarray:
-    """(N,) factors of the vanilla weights, one for all samples of a prompt, that sum to N over it.
+    """(N,) factors of the weights in g_0, one for all samples of a prompt, that sum to N over it.
 
     geometric_median: Weiszfeld's iteration for argmin_x sum_p ||m_p - x||, where m_p is the average
     of prompt p; x stays a convex combination of the m_p, so it needs their Gram matrix alone.
@@ -137,7 +137,7 @@ def prompt_weights(
         scale = np.ones(problem.count)
     names, place = np.unique(groups, return_inverse=True)
     sums = np.zeros((len(names), problem.count))
-    sums[place, np.arange(problem.count)] = problem.vanilla * scale
+    sums[place, np.arange(problem.count)] = problem.average * scale
     shares = geometric_median(sums @ problem.gram @ sums.T)
     return len(names) * shares[place]
 
@@ -175,12 +175,12 @@ def _group_sums(
     members = np.zeros((keys.shape[1], scaled.count))
     members[task[kept], np.flatnonzero(kept)] = 1.0
     # All samples of a prompt weigh the same in g_0; one that was dropped weighs nothing.
-    vanilla = np.zeros(len(members))
-    np.maximum.at(vanilla, task, scaled.vanilla)
+    average = np.zeros(len(members))
+    np.maximum.at(average, task, scaled.average)
     problem = GramProblem(
         gram=members @ scaled.gram @ members.T,
         positive=keys[1] == 1,
         negative=keys[1] == -1,
-        vanilla=vanilla,
+        average=average,
     )
     return Given(problem, task, np.where(kept, scale, 0.0))

@@ -34,7 +34,7 @@ def restricted(problem: GramProblem, kept: np.ndarray) -> GramProblem:
         gram=problem.gram[np.ix_(kept, kept)],
         positive=problem.positive[kept],
         negative=problem.negative[kept],
-        vanilla=problem.vanilla[kept],
+        average=problem.average[kept],
     )
 
 
@@ -72,10 +72,10 @@ def _one_way(
     parts = [restricted(block, fitted) for block in blocks]
     if not any((part.positive | part.negative).any() for part in parts):
         return {}
-    vanilla = np.stack([part.vanilla for part in parts])
+    average = np.stack([part.average for part in parts])
     after = fit(parts, groups[fitted])
     measures = {}
-    for when, coefficients in (("before", vanilla), ("after", after)):
+    for when, coefficients in (("before", average), ("after", after)):
         cosines, with_mean = _cosines(blocks, fitted, coefficients)
         positive, negative = blocks[0].positive[other], blocks[0].negative[other]
         for name, share in conflicting(cosines, positive, negative).items():
@@ -98,7 +98,7 @@ def _cosines(
     squares, own, means = 0.0, np.zeros(len(products)), 0.0
     for block, weights in zip(blocks, coefficients, strict=True):
         across = block.gram[np.ix_(other, fitted)] @ weights
-        held = block.vanilla[other]
+        held = block.average[other]
         products += across
         overlap += float(held @ across)
         squares += float(weights @ block.gram[np.ix_(fitted, fitted)] @ weights)

@@ -16,17 +16,17 @@ class GramProblem:
 
     Sample i has the ascent direction g_i in R^d (the gradient of its own objective, advantage
     included). A sample in neither mask is *neutral*: its advantage is zero, it carries at most a
-    KL gradient, so it enters g_0 = sum_i vanilla_i g_i and no constraint.
+    KL gradient, so it enters g_0 = sum_i average_i g_i and no constraint.
 
     A sample whose gradient holds NaN or Inf is *dropped*: it counts as a zero gradient, in no
-    mask, with vanilla weight 0, and every aggregator gives it coefficient 0. The other weights are
+    mask, with weight 0 in g_0, and every aggregator gives it coefficient 0. The other weights are
     not renormalised. (A caller that rebuilds sum_i c_i g_i must skip it: 0 * NaN is NaN.)
 
     Attributes:
         gram: (N, N) float64, Q_ij = <g_i, g_j>; symmetrised, rows of dropped samples zeroed.
         positive: (N,) bool, samples with positive advantage.
         negative: (N,) bool, samples with negative advantage.
-        vanilla: (N,) float64, weights w of g_0 = sum_i w_i g_i; 1/N each when not given.
+        average: (N,) float64, weights w of g_0 = sum_i w_i g_i; 1/N each when not given.
         dropped: (N,) bool, found from `gram`.
 
     Raises:
@@ -37,7 +37,7 @@ class GramProblem:
     gram: np.ndarray
     positive: np.ndarray
     negative: np.ndarray
-    vanilla: np.ndarray = None  # pyright: ignore[reportAssignmentType]
+    average: np.ndarray = None  # pyright: ignore[reportAssignmentType]
     dropped: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
@@ -48,20 +48,20 @@ class GramProblem:
         masks = [_mask(getattr(self, name), name, count) for name in MASKS]
         if np.any(masks[0] & masks[1]):
             raise ValueError("a sample cannot be both positive and negative")
-        vanilla = np.full(count, 1.0 / count) if self.vanilla is None else self.vanilla
-        vanilla = np.array(vanilla, dtype=np.float64)
-        if vanilla.shape != (count,) or not np.all(np.isfinite(vanilla)):
-            raise ValueError(f"vanilla must be {count} finite weights, got shape {vanilla.shape}")
+        average = np.full(count, 1.0 / count) if self.average is None else self.average
+        average = np.array(average, dtype=np.float64)
+        if average.shape != (count,) or not np.all(np.isfinite(average)):
+            raise ValueError(f"average must be {count} finite weights, got shape {average.shape}")
 
         dropped = _non_finite_samples(gram)
         gram[dropped, :] = 0.0
         gram[:, dropped] = 0.0
-        vanilla[dropped] = 0.0
+        average[dropped] = 0.0
         arrays = {
             "gram": _symmetrised(gram),
             "positive": masks[0] & ~dropped,
             "negative": masks[1] & ~dropped,
-            "vanilla": vanilla,
+            "average": average,
             "dropped": dropped,
         }
         for name, value in arrays.items():
@@ -76,12 +76,12 @@ class GramProblem:
     @cached_property
     def q0(self) -> np.ndarray:
         """(N,) inner products q_0 = Q w = <g_i, g_0>."""
-        return self.gram @ self.vanilla
+        return self.gram @ self.average
 
     @cached_property
     def vanilla_norm(self) -> float:
         """||g_0|| = sqrt(w' Q w)."""
-        return float(np.sqrt(max(self.vanilla @ self.q0, 0.0)))
+        return float(np.sqrt(max(self.average @ self.q0, 0.0)))
 
     @cached_property
     def norms(self) -> np.ndarray:

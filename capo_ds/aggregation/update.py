@@ -156,7 +156,7 @@ class Solver:
             metrics |= unseen(radius)
         solved = Solved(
             results,
-            whole.vanilla,
+            whole.average,
             whole.norms,
             ratio(whole.q0, whole.norms * whole.vanilla_norm),
             ratio(applied.products, whole.norms * applied.norm),

@@ -49,8 +49,8 @@ def command(config: Config, number: int | None = None) -> list[str]:
         revision=config.model.revision or "main",
     )
     settings = engine_settings(config, context_length(config, architecture))
-    settings |= {"host": place.hostname, "port": place.port or 80, "max_cpu_loras": 2}
-    settings |= {"middleware": DOOR}
+    settings |= {"host": place.hostname, "port": place.port or 80, "middleware": DOOR}
+    settings["max_cpu_loras"] = settings["max_loras"] + 1  # one is loaded before one is unloaded
     flags = [part for name, value in settings.items() for part in flag(name, value)]
     return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *flags]
 

@@ -81,6 +81,13 @@ class ObjectiveConfig(Section):
         ge=0,
         description="the ratio is clipped above 1 + this (0.28 in DAPO, 0.0004 in GSPO)",
     )
+    ratio_to: Literal["trainer", "sampler"] | None = Field(
+        default=None,
+        description="what the policy's ratio is taken to, and clipped around: the policy at the "
+        "start of the step as the trainer computes it (the decoupled objective: how far it is from "
+        "what sampled is rollout.importance_correction's alone), or what the responses were "
+        "sampled with; null: sampler where rollout.ahead > 0, else trainer",
+    )
     dual_clip: Number | None = Field(
         default=None,
         gt=1,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
@@ -23,6 +24,7 @@ from capo_ds.config.paths import expand
 from capo_ds.config.section import Section
 from capo_ds.config.settings import Config
 from capo_ds.config.text import decode, parse_yaml
+from capo_ds.parts import nearest
 
 PACKAGE = Path(__file__).resolve().parents[1]
 REPOSITORY = PACKAGE.parent
@@ -34,6 +36,9 @@ BUILTIN_MODELS = {"builtin:tiny": PACKAGE / "assets" / "tiny"}
 
 
 TOP_LEVEL = tuple(Config.model_fields)
+BOOLEANS = dict.fromkeys(("true", "yes", "on", "1"), "true")
+BOOLEANS |= dict.fromkeys(("false", "no", "off", "0"), "false")
+WORD, SURE_WORD = 0.72, 0.85  # how like each other words are, of 1, that stand for each other
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
@@ -76,9 +81,11 @@ def parse_config(settings: dict[str, Any]) -> Config:
     try:
         return Config.model_validate(settings)
     except ValidationError as error:
-        raise ConfigError(
-            "\n".join(_explain(dict(problem)) for problem in error.errors())
-        ) from error
+        told: dict[str, str] = {}  # of a value that may be of two types, what the first says
+        for problem in error.errors():
+            key = ".".join(_key(dict(problem)))
+            told.setdefault(key, _explain(dict(problem)))
+        raise ConfigError("\n".join(told.values())) from error
 
 
 def config_reference() -> str:
@@ -104,7 +111,9 @@ def resolve_path(key: str, path: str) -> Path:
     for candidate in (Path(path), HOME / path):
         if candidate.is_file():
             return candidate
-    raise ConfigError(f"{key}: no file {path!r} in {Path.cwd()} or in {HOME}")
+    others = [file.relative_to(HOME).as_posix() for file in sorted(HOME.glob("ds_configs/*.json"))]
+    there = f"; there are {', '.join(others)}" if key == "deepspeed" and others else ""
+    raise ConfigError(f"{key}: no file {path!r} in {Path.cwd()} or in {HOME}{there}")
 
 
 def _apply_override(settings: dict[str, Any], override: str) -> None:
@@ -121,34 +130,78 @@ def _apply_override(settings: dict[str, Any], override: str) -> None:
 
 def _explain(problem: dict[str, Any]) -> str:
     """One pydantic error as `key: value; remedy`."""
-    location = [part for part in problem["loc"] if isinstance(part, str)]
-    key = ".".join(str(part) for part in problem["loc"])
+    parts = _key(problem)
+    location, key = [part for part in parts if not part.isdigit()], ".".join(parts)
     if problem["type"] == "extra_forbidden":
-        return f"{key}: unknown key (value {problem['input']!r}); {_did_you_mean(location)}"
+        return "\n".join(_unknown(key, location, problem["input"]))
     if isinstance(problem["input"], dict) and problem["type"] == "value_error":
         return problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "model_type":
         if problem["input"] is None:
             return f"{key}: a section without keys; write them below it, or remove the line"
-        return f"{key}: {problem['input']!r} is not a section; write its keys below it"
+        example = _example(location, problem["input"])
+        return f"{key}: {problem['input']!r} is not a section; write its keys below it{example}"
     if problem["type"] == "invalid_key":
         return f"{key}: a key must be text; YAML reads on, off, yes, no and numbers as such"
     meaning = dict(_fields(Config)).get(".".join(location))
     hint = f" ({meaning.description})" if meaning else ""
     return f"{key}: bad value {problem['input']!r}; {_first_lower(problem['msg'])}{hint}" + (
-        _unquoted(problem)
+        _remedy(key, problem["type"], problem["input"], problem.get("ctx", {}))
     )
 
 
-def _unquoted(problem: dict[str, Any]) -> str:
-    """What YAML makes of words that look like other things, where text was asked for."""
-    if problem["type"] not in ("string_type", "literal_error"):
+def _key(problem: dict[str, Any]) -> list[str]:
+    """The parts of its key, without the type that pydantic names where there are several."""
+    parts = [str(part) for part in problem["loc"]]
+    if problem["type"] == "extra_forbidden":
+        return parts
+    return [part for part in parts if not re.fullmatch(r"str|int|float|list\[.*\]", part)]
+
+
+def _example(location: list[str], value: Any) -> str:
+    """An entry of a list that is written as the value of its first key."""
+    first = {
+        "reward.functions": "function",
+        "evaluation.benchmarks": "name",
+        "task.mixture": "name",
+        "task": "name",
+        "model": "path",
+    }.get(".".join(location))
+    if first is None or not isinstance(value, str):
         return ""
-    if isinstance(problem["input"], bool):
+    return f", as {{{first}: {json.dumps(value)}}}"
+
+
+def _remedy(key: str, kind: str, value: Any, told: dict[str, Any]) -> str:
+    """What to write in place of a value of the wrong type, where that is plain."""
+    if kind == "list_type":
+        if value in (None, False, "none", "None", "null", ""):
+            return "; for none, write []"
+        return "" if isinstance(value, dict) else f"; write a list, [{value}]"
+    if kind == "int_type" and (number := _whole(value)) is not None:
+        return f"; write {number}"
+    if kind == "bool_type" and str(value).lower() in BOOLEANS:
+        return f"; write {BOOLEANS[str(value).lower()]}, without quotes"
+    if kind not in ("string_type", "literal_error"):
+        return ""
+    if isinstance(value, bool):
         return "; YAML reads on, off, yes and no as true and false: put text in quotes"
-    if isinstance(problem["input"], int | float | date):
+    if isinstance(value, int | float | date) and key != "deepspeed":
         return "; put it in quotes to make it text"
+    if isinstance(value, str) and (
+        word := nearest(value, re.findall(r"'([^']+)'", told.get("expected", "")))
+    ):
+        return f"; did you mean {word}?"
     return ""
+
+
+def _whole(value: Any) -> int | None:
+    """The whole number that a value says in other words: 1e3, 100.0, '100'."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return int(number) if not isinstance(value, bool) and number.is_integer() else None
 
 
 def _first_lower(message: str) -> str:
@@ -156,18 +209,43 @@ def _first_lower(message: str) -> str:
     return message[0].lower() + message[1:]
 
 
+def _unknown(key: str, location: list[str], value: Any) -> Iterator[str]:
+    """What to write in place of an unknown key; of a section of another library, of each of its
+    own."""
+    if isinstance(value, dict) and value:
+        for name, inner in value.items():
+            yield from _unknown(f"{key}.{name}", [*location, str(name)], inner)
+    else:
+        yield f"{key}: unknown key (value {value!r}); {_did_you_mean(location)}"
+
+
 def _did_you_mean(location: list[str]) -> str:
-    *section, name = location
+    *sections, name = location
     if told := elsewhere_called(location):
         return told
     known = [key for key, _ in _fields(Config)]
-    prefix = ".".join([*section, ""]) if section else ""
-    siblings = [key for key in known if key.startswith(prefix)] if section else [*TOP_LEVEL]
-    elsewhere = [key for key in known if key.rpartition(".")[2] == name]
-    close = difflib.get_close_matches(".".join(location), siblings, n=1)
-    if elsewhere or close:
-        return f"did you mean {' or '.join(elsewhere or close)}?"
-    return f"known keys: {', '.join(siblings)}"
+    prefix = ".".join([*sections, ""])
+    siblings = [key for key in known if key.startswith(prefix)] if sections else [*TOP_LEVEL]
+    if close := _closest(name, siblings, WORD):
+        return f"did you mean {close}?"
+    if alike := [key for key in known if key.rpartition(".")[2] == name]:
+        nearer = [key for key in alike if key.split(".")[0] in sections]
+        return f"did you mean {' or '.join(nearer or alike)}?"
+    if close := _closest(name, known, SURE_WORD):
+        return f"did you mean {close}?"
+    for depth in range(len(sections), 0, -1):  # such as reward_model, whatever is in it
+        if told := elsewhere_called(sections[:depth]):
+            return told
+    if siblings:
+        return f"known keys: {', '.join(siblings)}"
+    return "there is no such setting here; remove it"
+
+
+def _closest(name: str, keys: list[str], alike: float) -> str | None:
+    """The key whose last word is most like the name."""
+    words = {key.rpartition(".")[2]: key for key in reversed(keys)}
+    found = difflib.get_close_matches(name, words, n=1, cutoff=alike)
+    return words[found[0]] if found else None
 
 
 def _fields(section: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:

@@ -62,6 +62,12 @@ class RolloutConfig(TruncatedSampling):
         default=64, ge=1, description="prompts in a step, over all ranks"
     )
     group_size: StrictInt = Field(default=8, ge=2, description="responses sampled per prompt (G)")
+    dynamic_sampling: StrictInt = Field(
+        default=0,
+        ge=0,
+        description="how often a prompt whose responses all get the same reward is replaced by "
+        "another of its data set (DAPO's dynamic sampling); 0 = never",
+    )
     max_new_tokens: StrictInt = Field(default=48, ge=1, description="longest response, in tokens")
     max_prompt_tokens: StrictInt = Field(
         default=1024, ge=1, description="prompts longer than this are left out (and counted)"
@@ -87,10 +93,18 @@ class RolloutConfig(TruncatedSampling):
         default="http://127.0.0.1:8000",
         description="address of the vLLM server, if it is the sampler; of several, a list",
     )
+    ahead: StrictInt = Field(
+        default=0,
+        ge=0,
+        description="steps by which responses are asked for before they are learned from, so that "
+        "sampling and learning overlap: the responses of a step are always sampled by the weights "
+        "of so many steps before (docs/overlap.md); needs the sampler process or server",
+    )
     timeout: Number = Field(
         default=1800.0,
         gt=0,
-        description="seconds that any wait for vLLM may take before the run ends",
+        description="seconds that any wait for a sampler outside the trainer may take before the "
+        "run ends",
     )
     probe_bound: Number | None = Field(
         default=None,
@@ -100,10 +114,12 @@ class RolloutConfig(TruncatedSampling):
         "ends beyond it; null: by model.dtype and the size of the logits (float32 0.001, "
         "bfloat16 0.1 and more where logits exceed 6)",
     )
-    importance_correction: Literal["none", "token", "sequence"] = Field(
-        default="none",
+    importance_correction: Literal["none", "token", "sequence"] | None = Field(
+        default=None,
         description="weigh the objective by the truncated ratio of the trainer's probabilities to "
-        "the sampler's, of each token or of the whole response",
+        "the sampler's, of each token or of the whole response; with objective.ratio_to sampler "
+        "the objective's own ratio has it as a factor, and token truncates that; null: token "
+        "where ahead > 0, else none",
     )
     importance_cap: Number = Field(
         default=2.0, gt=0, description="the ratio is truncated above this"

@@ -100,6 +100,32 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _sampler_can_be_asked_early(self) -> Config:
+        ahead, sampler = self.rollout.ahead, self.rollout.sampler
+        if ahead and sampler in ("hf", "vllm"):
+            raise ValueError(
+                f"rollout.ahead: {ahead} needs a sampler outside the training process, which "
+                f"{sampler} is not; set rollout.sampler to process or server, or rollout.ahead to 0"
+            )
+        if ahead and self.rollout.dynamic_sampling:
+            raise ValueError(
+                f"rollout.dynamic_sampling: {self.rollout.dynamic_sampling} asks for responses "
+                f"once a step's are judged, when with rollout.ahead = {ahead} the weights that "
+                "sampled them are gone; set one of the two to 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _ratio_and_correction_fit(self) -> Config:
+        if self.ratio_to == "sampler" and self.importance_correction == "sequence":
+            raise ValueError(
+                "rollout.importance_correction: sequence weighs whole responses, where the ratio "
+                "of each token to the sampler's has its correction in it; set it to token, or "
+                "objective.ratio_to to trainer"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _program_is_used(self) -> Config:
         program = self.program
         if self.capo.radius == "auto" and self.capo.region == "norm":
@@ -129,6 +155,16 @@ class Config(Section):
     @property
     def uses_per_sample_gradients(self) -> bool:
         return self.aggregator != "mean" or self.measure_conflict
+
+    @property
+    def ratio_to(self) -> str:
+        """`objective.ratio_to`, decided."""
+        return self.objective.ratio_to or ("sampler" if self.rollout.ahead else "trainer")
+
+    @property
+    def importance_correction(self) -> str:
+        """`rollout.importance_correction`, decided."""
+        return self.rollout.importance_correction or ("token" if self.rollout.ahead else "none")
 
     @property
     def on_policy(self) -> bool:

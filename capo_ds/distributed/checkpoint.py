@@ -1,8 +1,9 @@
 """Checkpoints that know nothing of ranks and ZeRO stages: factors and moments whole, by name.
 
 A folder `checkpoints/step000020` holds `factors.safetensors` (each LoRA factor and its two Adam
-moments, float32), `adapter/` (the factors in PEFT format), `state.json` (what else the run needs)
-and `manifest.json` (digests of the others). It is written under another name and takes its own
+moments, float32), `adapter/` (the factors in PEFT format), `rollouts.safetensors` (responses that
+are still to be learned from, if there are any), `state.json` (what else the run needs) and
+`manifest.json` (digests of the others). It is written under another name and takes its own
 only when it is whole, so a crash at any moment leaves the checkpoint before it as the newest.
 Rank 0 alone reads and writes; folders need not be shared between machines.
 """
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from capo_ds.distributed import comm
 from capo_ds.distributed.engine import CapoEngine
@@ -25,11 +27,19 @@ from capo_ds.distributed.engine import CapoEngine
 CHECKPOINTS = "checkpoints"
 ADAPTER = "adapter"
 FACTORS, STATE, MANIFEST = "factors.safetensors", "state.json", "manifest.json"
+ROLLOUTS = "rollouts.safetensors"
 UNFINISHED = ".unfinished"
 
 
-def save(run: Path, name: str, engine: CapoEngine, state: dict[str, Any]) -> None:
-    """Write a checkpoint of the engine and `state` (JSON) under run/checkpoints/name (all ranks).
+def save(
+    run: Path,
+    name: str,
+    engine: CapoEngine,
+    state: dict[str, Any],
+    rollouts: dict[str, Tensor] | None = None,
+) -> None:
+    """Write a checkpoint of the engine, `state` (JSON) and rollouts, if there are any, under
+    run/checkpoints/name (all ranks).
 
     Raises `PeerError` on all ranks if it cannot be written; those before it are then untouched.
     """
@@ -41,6 +51,8 @@ def save(run: Path, name: str, engine: CapoEngine, state: dict[str, Any]) -> Non
 
     def finish() -> None:
         save_file(factors, folder / FACTORS)
+        if rollouts:
+            save_file(rollouts, folder / ROLLOUTS)
         (folder / STATE).write_text(json.dumps({"engine": schedule, "run": state}))
         (folder / MANIFEST).write_text(json.dumps(_digests(folder)))
         _to_disk(folder)
@@ -71,6 +83,11 @@ def load(
             factors = load_file(folder / FACTORS)
     engine.restore(factors, found["engine"])
     return found["run"]
+
+
+def rollouts(folder: Path) -> dict[str, Tensor]:
+    """Those that `save` wrote into the folder of a checkpoint."""
+    return load_file(folder / ROLLOUTS) if (folder / ROLLOUTS).exists() else {}
 
 
 def newest_state(run: Path) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from capo_ds.config import Config, ConfigError, resolve_path
+from capo_ds.config import Config, ConfigError, decode, resolve_path
 
 STAGES = (0, 1, 2, 3)
 DECIDED_ELSEWHERE = (
@@ -69,10 +69,19 @@ def monitors(names: Sequence[str], folder: Path) -> dict[str, Any]:
     return {{"csv": "csv_monitor"}.get(name, name): known[name] for name in names}
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; Python's own keeps the last of two equal keys without a word."""
+    keys = [key for key, _ in pairs]
+    if doubles := sorted({key for key in keys if keys.count(key) > 1}):
+        raise ConfigError(f"deepspeed: {', '.join(doubles)} is there twice in the JSON; write once")
+    return dict(pairs)
+
+
 def read_deepspeed_json(path: str) -> dict[str, Any]:
     """A file of `ds_configs/`, checked. Raises `ConfigError`."""
     try:
-        settings = json.loads(resolve_path("deepspeed", path).read_text())
+        content = resolve_path("deepspeed", path).read_bytes()
+        settings = json.loads(decode(content, f"deepspeed: {path}"), object_pairs_hook=_once)
     except (OSError, json.JSONDecodeError) as error:
         raise ConfigError(f"deepspeed: {path} is not a readable JSON file: {error}") from error
     if not isinstance(settings, dict):

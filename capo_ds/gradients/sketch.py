@@ -178,7 +178,7 @@ class OuterSketch(Sketch):
         """R applied to (B, r, w), laid out as (B, dim); outputs beyond r w stay 0."""
         rank = products.shape[1]
         before, after = _signs(_key(self.seed, index, 1), 0, 2, rank, products.device)
-        rotation = after[:, None] * _cosine_transform(rank).to(products) * before
+        rotation = after[:, None] * _cosine_transform(rank, products.device) * before
         rotated = (rotation @ products).flatten(1)
         return pad(rotated, (0, self.dim - rotated.shape[1]))
 
@@ -283,9 +283,9 @@ def _signed(word: int) -> int:
 
 
 @cache
-def _cosine_transform(size: int) -> Tensor:
-    """The orthogonal DCT-II matrix (size, size), float64: it spreads every unit vector out."""
+def _cosine_transform(size: int, device: torch.device) -> Tensor:
+    """The orthogonal DCT-II matrix (size, size), float32: it spreads every unit vector out."""
     index = torch.arange(size, dtype=torch.float64)
     matrix = torch.cos(torch.outer(index, index + 0.5) * math.pi / size) * math.sqrt(2 / size)
     matrix[0] /= math.sqrt(2)
-    return matrix
+    return matrix.to(device, torch.float32)

@@ -42,7 +42,7 @@ class Store(Protocol):
         ...
 
     def discard(self, samples: Tensor) -> None:
-        """Keep a NaN of some samples out of later sums. samples: (n,) of bool."""
+        """Keep a NaN of some samples out of later sums. samples: (n,) of bool, on the CPU."""
 
 
 class GradientStore:
@@ -88,8 +88,10 @@ class GradientStore:
         ]
 
     def discard(self, samples: Tensor) -> None:
-        for rows in self.rows:
-            rows[samples.to(rows.device)] = 0
+        if samples.any():
+            which = samples.nonzero().squeeze(1).to(self.rows[0].device)
+            for rows in self.rows:
+                rows.index_fill_(0, which, 0)
 
     def _on_device(self) -> Iterator[Tensor]:
         yield from self.rows
@@ -131,7 +133,7 @@ class HostStore(GradientStore):
         made.record_stream(self._stream)  # not to be reused before it is copied
 
     def discard(self, samples: Tensor) -> None:
-        if self._stream is not None:
+        if self._stream is not None and samples.any():
             self._stream.synchronize()
         super().discard(samples)
 

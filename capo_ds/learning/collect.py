@@ -67,14 +67,14 @@ def collect(
     measures: list[Measured] = []
     for rows, part in passes.micro_batches(batch):
 
-        def objectives(rows: Tensor = rows, part: WeightedBatch = part) -> Tensor:
+        def objectives(rows: range = rows, part: WeightedBatch = part) -> Tensor:
             found = passes.objectives(part)
             measures.append(passes.measures(found))
-            live[rows] = found.live[: len(rows)]
+            live[rows.start : rows.stop] = found.live[: len(rows)]
             return found.values
 
         if len(rows):
-            per_sample.backward(objectives, store, first=int(rows[0]))
+            per_sample.backward(objectives, store, first=rows.start)
         else:
             per_sample.backward(objectives, store=None)
         passes.engine.end_of_pass()

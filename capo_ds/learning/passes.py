@@ -19,12 +19,13 @@ from capo_ds.objective import (
     ObjectiveTerms,
     importance_weights,
     make_objective,
+    sampler_behaviour,
     token_objective,
 )
 from capo_ds.objectives import MAX_LOG_RATIO, Tokens
 from capo_ds.rollout.base import Rollout, Rows
 from capo_ds.shared_prompts import read_prompts, reads_prompts_once, response_log_probs
-from capo_ds.telemetry.metrics import Largest, Measured
+from capo_ds.telemetry.metrics import Largest, Mean, Measured
 
 SEQUENCE_RATIO_SQUARE = "rollout/sequence_ratio_square"
 
@@ -54,29 +55,30 @@ class Objectives:
         """Metrics of the pass."""
         counted, terms = self.counted, self.terms
         measured = self._mismatch() | {
-            "loss/clip_fraction": terms.clipped[counted],
-            "loss/ratio": terms.ratio[counted],
+            "loss/clip_fraction": Mean.over(terms.clipped, counted),
+            "loss/ratio": Mean.over(terms.ratio, counted),
             "loss/padding": self._padding(),
         }
-        return measured | {"loss/kl": terms.kl[counted]} if with_kl else measured
+        return measured | {"loss/kl": Mean.over(terms.kl, counted)} if with_kl else measured
 
-    def _padding(self) -> Tensor:
-        """(B, W) of bool: positions of the pass that hold no token."""
-        columns = torch.arange(int(self.widths.max()), device=self.widths.device)
-        return columns >= self.widths[:, None]
+    def _padding(self) -> Mean:
+        """The share of the pass's positions, as many a row as the longest has, without a token."""
+        positions = self.widths.max() * len(self.widths)
+        return Mean(positions - self.widths.sum(), positions)
 
     def _mismatch(self) -> Measured:
         """Trainer against sampler."""
         counted, log_ratio = self.counted, self.log_ratio
-        difference = log_ratio[counted].abs()
-        ratios = log_ratio[counted.any(1)].double().sum(1).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-        ratios = ratios.exp()
+        difference, rows = log_ratio.abs(), counted.any(1)
+        ratios = log_ratio.double().sum(1).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
         return {
-            "rollout/log_prob_difference": difference,
-            "rollout/log_prob_difference_max": Largest(difference),
-            "rollout/importance_ratio": log_ratio[counted].clamp(max=MAX_LOG_RATIO).exp(),
-            "rollout/sequence_ratio": ratios,
-            SEQUENCE_RATIO_SQUARE: ratios.square(),
+            "rollout/log_prob_difference": Mean.over(difference, counted),
+            "rollout/log_prob_difference_max": Largest.of(difference, counted),
+            "rollout/importance_ratio": Mean.over(
+                log_ratio.clamp(max=MAX_LOG_RATIO).exp(), counted
+            ),
+            "rollout/sequence_ratio": Mean.over(ratios, rows),
+            SEQUENCE_RATIO_SQUARE: Mean.over(ratios.square(), rows),
         }
 
 
@@ -97,19 +99,29 @@ class PolicyPasses:
     def objectives(self, batch: WeightedBatch) -> Objectives:
         """One forward pass over all samples of the batch."""
         log_probs = self._log_probs(batch)
-        behaviour = log_probs.detach() if self.config.on_policy else batch.behaviour
+        proximal = log_probs.detach() if self.config.on_policy else batch.behaviour
         counted = self.counted_tokens(batch)
-        log_ratio = (behaviour - batch.log_probs) * batch.completion_mask
-        rollout = self.config.rollout
+        log_ratio = (proximal - batch.log_probs) * batch.completion_mask
+        behaviour, importance = self._behaviour(proximal, log_ratio)
         terms = token_objective(
             self.objective,
             Tokens(log_probs, behaviour, batch.advantages, counted),
             batch.reference if self.config.objective.kl_weight else None,
             self.config.objective,
-            importance_weights(log_ratio, rollout.importance_correction, rollout.importance_cap),
+            importance,
         )
         values = (terms.value * counted).sum(1) * batch.weights
         return Objectives(values, terms, counted, log_ratio, batch.widths)
+
+    def _behaviour(self, proximal: Tensor, log_ratio: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The log-probabilities that the objective's ratio is to (B, T), and the weights beside it.
+
+        proximal: of the trainer at the start of the step. log_ratio: of it to the sampler.
+        """
+        correction, cap = self.config.importance_correction, self.config.rollout.importance_cap
+        if self.config.ratio_to == "trainer":
+            return proximal, importance_weights(log_ratio, correction, cap)
+        return sampler_behaviour(proximal, log_ratio, correction, cap), None
 
     def measures(self, found: Objectives) -> Measured:
         """Metrics of a pass."""
@@ -124,7 +136,7 @@ class PolicyPasses:
         """
         total, measures = self.engine.zeros(), []
         weighted = replace(batch, weights=batch.weights * coefficients)
-        for _, part in self.micro_batches(weighted.take(coefficients.nonzero().squeeze(1))):
+        for _, part in self.micro_batches(weighted.select(coefficients.nonzero().squeeze(1))):
             found = self.objectives(part)
             measures.append(self.measures(found))
             parts = torch.autograd.grad(found.values.sum(), self.engine.parameters)
@@ -139,9 +151,10 @@ class PolicyPasses:
             return self._by_prompts(rollout)
         result = torch.zeros_like(rollout.log_probs)
         by_width = rollout.widths.argsort(stable=True)
-        for rows, part in self.micro_batches(rollout.take(by_width)):
+        for rows, part in self.micro_batches(rollout.select(by_width)):
             values = self._log_probs(part)
-            result[by_width[rows], : values.shape[1]] = values[: len(rows)]
+            mine = by_width[rows.start : rows.stop]
+            result[mine, : values.shape[1]] = values[: len(rows)]
         return result
 
     @property
@@ -154,21 +167,22 @@ class PolicyPasses:
         """(n, T) of `fixed_log_probs`, from one reading of each prompt for all its responses."""
         result = torch.zeros_like(rollout.log_probs)
         first, of_prompt = _distinct_prompts(rollout)
-        for some, prompts in self.micro_batches(rollout.take(first)):
+        prompt_of, lengths = torch.stack([of_prompt, rollout.lengths]).tolist()
+        for some, prompts in self.micro_batches(rollout.select(first)):
             read = read_prompts(self.policy, prompts.prompt_ids, prompts.prompt_mask)
-            theirs = (of_prompt >= some[0]) & (of_prompt <= some[-1])
-            rows = theirs.nonzero().squeeze(1)
-            rows = rows[rollout.lengths[rows].argsort(stable=True)]
-            for part, responses in self.micro_batches(rollout.take(rows)):
+            theirs = [row for row, prompt in enumerate(prompt_of) if prompt in some]
+            rows = torch.tensor(sorted(theirs, key=lengths.__getitem__), device=comm.device())
+            for part, responses in self.micro_batches(rollout.select(rows)):
+                mine = rows[part.start : part.stop]
                 values = response_log_probs(
                     self.policy,
                     read,
-                    of_prompt[rows[part]] - some[0],
+                    of_prompt[mine] - some.start,
                     responses.completion_ids,
                     responses.completion_mask,
                     self.config.rollout.temperature,
                 )
-                result[rows[part], : values.shape[1]] = values
+                result[mine, : values.shape[1]] = values
         return result
 
     def counted_tokens(self, batch: Rollout) -> Tensor:
@@ -177,20 +191,21 @@ class PolicyPasses:
             return batch.completion_mask & ~batch.truncated[:, None]
         return batch.completion_mask
 
-    def micro_batches(self, batch: Rows) -> Iterator[tuple[Tensor, Rows]]:
+    def micro_batches(self, batch: Rows) -> Iterator[tuple[range, Rows]]:
         """The batch part by part, each with its rows in the batch.
 
         Where passes are collective, every rank gets as many as the busiest; those it has no
         samples for are `idle`, and theirs are no rows.
         """
-        rows = torch.arange(len(batch), device=comm.device())
-        parts = micro_batches(batch.widths.tolist(), self.config.train)
+        prompts, responses = batch.sizes().tolist()
+        widths = [sum(row) for row in zip(prompts, responses, strict=True)]
+        parts = micro_batches(widths, self.config.train)
         passes = comm.max_over_ranks(len(parts)) if self.engine.lockstep else len(parts)
-        for part in parts:
-            some = rows[part.start : part.stop]
-            yield some, batch.take(some)
+        for rows in parts:
+            some = slice(rows.start, rows.stop)
+            yield rows, batch.cut(rows, max(prompts[some]), max(responses[some]))
         for _ in range(passes - len(parts)):
-            yield rows[:0], idle(batch)
+            yield range(0), idle(batch)
 
     def _log_probs(self, batch: Rollout) -> Tensor:
         return token_log_probs(

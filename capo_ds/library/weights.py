@@ -94,8 +94,8 @@ def aggregate(
     """The combination of N samples' gradients by a method of the literature, or by one's own.
 
     Args:
-        method: `capo`, `mean` (what GRPO applies), `mgda`, `pcgrad`, `cagrad`, `config`; a Gramian
-            weighting of the torchjd library, such as `torchjd:UPGrad`; or a function of a
+        method: `capo`, `mean` (what GRPO applies), `mgda`, `pcgrad`, `cagrad`, `conflict_free`; a
+            Gramian weighting of the torchjd library, such as `torchjd:UPGrad`; or a function of a
             `GramProblem` that gives N coefficients.
         gram: (N, N), the inner products <g_i, g_j>, where g_i is the gradient of sample i's own
             objective (or loss), its advantage included. NumPy, or a tensor of any device.

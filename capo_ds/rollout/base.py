@@ -97,7 +97,7 @@ class Sampled(NamedTuple):
     seconds: float
 
 
-Asked = Callable[[], Sampled]  # waits for the responses
+Asked = Callable[[], Sampled]  # waits for the responses; the same when called again
 
 
 class EarlySampler(Sampler, Protocol):
@@ -115,6 +115,14 @@ class EarlySampler(Sampler, Protocol):
         """What `sample` would return, with the weights as they are now: a later `sync` changes
         nothing in it."""
         ...
+
+
+def asked_of(sampler: Sampler, *arguments: Any, **options: Any) -> Asked:
+    """Responses, asked for now where the sampler can be asked early; else sampled when they are
+    waited for. Arguments: of `Sampler.sample`."""
+    if ask := getattr(sampler, "ask", None):
+        return ask(*arguments, **options)
+    return lambda: Sampled(sampler.sample(*arguments, **options), seconds=0.0)
 
 
 @dataclass(frozen=True)
@@ -200,6 +208,11 @@ class Rollout:
         """(n,) lengths of prompt and response together, in tokens."""
         return self.prompt_mask.sum(1) + self.lengths
 
+    def responses(self) -> list[list[int]]:
+        """The responses' tokens, without padding."""
+        rows = zip(self.completion_ids.tolist(), self.lengths.tolist(), strict=True)
+        return [ids[:length] for ids, length in rows]
+
     def input_ids(self) -> Tensor:
         """(n, P + T), as `token_log_probs` takes it."""
         return torch.cat([self.prompt_ids, self.completion_ids], 1)
@@ -210,18 +223,34 @@ class Rollout:
 
     def take(self: Rows, indices: Tensor | Sequence[int]) -> Rows:
         """Some of the responses, padded no further than they need."""
+        taken = self.select(indices)
+        if not len(taken):
+            return taken
+        prompt, response = taken.sizes().max(1).values.tolist()
+        return taken.cut(range(len(taken)), prompt, response)
+
+    def select(self: Rows, indices: Tensor | Sequence[int]) -> Rows:
+        """Some of the responses, padded as they are: a GPU is not waited for."""
         index = torch.as_tensor(indices, dtype=torch.long, device=self.prompt_ids.device)
-        first, last = 0, None
-        if len(index):
-            first = self.prompt_mask.shape[1] - int(self.prompt_mask[index].sum(1).max())
-            last = max(int(self.lengths[index].max()), 1)
-        columns = {"prompt": slice(first, None), "token": slice(0, last)}
+        return type(self)(**{item.name: getattr(self, item.name)[index] for item in fields(self)})
+
+    def cut(self: Rows, rows: range, prompt: int, response: int) -> Rows:
+        """Neighbouring responses, as views: the prompts' last and the responses' first columns.
+
+        prompt, response: how many columns, at least those that hold tokens.
+        """
+        first = self.prompt_mask.shape[1] - prompt
+        columns = {"prompt": slice(first, None), "token": slice(0, max(response, 1))}
+        some = slice(rows.start, rows.stop)
         taken = {}
         for item in fields(self):
-            rows = getattr(self, item.name)[index]
-            layout = item.metadata.get("layout")
-            taken[item.name] = rows[:, columns[layout]] if layout else rows
+            values, layout = getattr(self, item.name)[some], item.metadata.get("layout")
+            taken[item.name] = values[:, columns[layout]] if layout else values
         return type(self)(**taken)
+
+    def sizes(self) -> Tensor:
+        """(2, n) lengths of prompts and of responses, in tokens."""
+        return torch.stack([self.prompt_mask.sum(1), self.lengths])
 
 
 def model_context(model: nn.Module) -> int:

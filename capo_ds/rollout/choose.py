@@ -14,6 +14,7 @@ from capo_ds.rollout.probe import Probe
 
 KEY = "rollout.sampler"
 METHODS = ("awake", "sync", "sample")
+EARLY = "ask"
 
 
 def make_sampler(run: SamplerRun, prompts: list[list[int]]) -> tuple[Sampler, Probe | None]:
@@ -28,6 +29,13 @@ def make_sampler(run: SamplerRun, prompts: list[list[int]]) -> tuple[Sampler, Pr
         raise ConfigError(
             f"{KEY}: {config.rollout.sampler} has no method {missing[0]} (see "
             "capo_ds.rollout.base.Sampler)"
+        )
+    if config.rollout.ahead and not callable(getattr(sampler, EARLY, None)):
+        raise ConfigError(
+            f"rollout.ahead: {config.rollout.ahead} needs a sampler that can be asked early, and "
+            f"{config.rollout.sampler} has no method {EARLY} (see "
+            "capo_ds.rollout.base.EarlySampler); set it to 0, or rollout.sampler to process or "
+            "server"
         )
     if getattr(sampler, "shares_policy", False):
         return sampler, None

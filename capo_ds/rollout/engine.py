@@ -78,7 +78,7 @@ def engine_settings(config: Config, context: int) -> dict[str, Any]:
         "block_size": CACHE_BLOCK,
         "enable_prefix_caching": True,
         "enable_lora": True,
-        "max_loras": 1,
+        "max_loras": config.rollout.ahead + 1,  # those of the responses under way too
         "max_lora_rank": max_rank(_rank(config)),
         "trust_remote_code": config.model.trust_remote_code,
         "logprobs_mode": "processed_logprobs",  # at the sampling temperature, as the trainer's

@@ -43,7 +43,9 @@ from capo_ds.rollout.base import (
 )
 from capo_ds.rollout.caches import select_rows
 
-LOGIT_BYTES = 3 * 4 + 2 * 8  # a vocabulary entry: logits, log-probs, probs; two in float64
+LOGIT_BYTES = 4 * 4  # a vocabulary entry: logits, log-probs, probs, and one of them padded
+BLOCK = 512  # tokens that are added up together
+FLOOR = torch.finfo(torch.float32).min
 TRIAL = (7, 5, 3, 11, 2)  # tokens that padded and unpadded decoding are compared on
 PADDING = 3  # columns of padding before them
 COMPACT_BELOW = 0.8  # drop ended rows once fewer than this share of the batch is alive
@@ -195,7 +197,7 @@ class HuggingFaceSampler:
             completion_mask=torch.zeros(n, limit, dtype=torch.bool, device=device),
             log_probs=torch.zeros(n, limit, device=device),
             entropy=torch.zeros(n, limit, device=device),
-            truncated=torch.ones(n, dtype=torch.bool, device=device),
+            truncated=torch.zeros(n, dtype=torch.bool, device=device),
         )
         if n == 0:
             return result
@@ -209,29 +211,33 @@ class HuggingFaceSampler:
             logits, mask = logits[each], mask[each]
         rows = torch.arange(n, device=device)  # of `result`, one per row still in the batch
         alive = torch.ones(n, dtype=torch.bool, device=device)
-        for step in range(limit):
-            tokens, log_probs, entropy = _draw(logits, uniform[rows, step], temperature, truncation)
-            writing = rows[alive]
-            result.completion_ids[writing, step] = tokens[alive]
-            result.completion_mask[writing, step] = True
-            result.log_probs[writing, step] = log_probs[alive]
-            result.entropy[writing, step] = entropy[alive]
-            ended = alive & torch.isin(tokens, ends)
+        width = 0
+        while True:
+            tokens, log_probs, entropy = _draw(
+                logits, uniform[:, width][rows], temperature, truncation
+            )
+            # Rows that have ended write as well, what stands there already: masks would have to
+            # become lists first, for which a GPU's host waits.
+            result.completion_ids[:, width][rows] = tokens.where(alive, self.pad)
+            result.completion_mask[:, width][rows] = alive
+            result.log_probs[:, width][rows] = log_probs.where(alive, 0.0)
+            result.entropy[:, width][rows] = entropy.where(alive, 0.0)
+            width += 1
+            ended = torch.isin(tokens, ends)
             if self.stop:
-                ended |= alive & self.stop(result.completion_ids[rows, : step + 1])
-            result.truncated[rows[ended]] = False
-            alive &= ~ended
-            left = int(alive.sum())
-            if left == 0 or step + 1 == limit:
+                ended |= self.stop(result.completion_ids[:, :width][rows])
+            alive = alive & ~ended
+            left = int(alive.sum())  # the one number of a token that is waited for
+            if left == 0 or width == limit:
                 break
             if left < COMPACT_BELOW * len(rows) and not self._fixed_rows:
-                select_rows(cache, len(rows), alive.nonzero().squeeze(1))
-                tokens, mask, rows = tokens[alive], mask[alive], rows[alive]
-                alive = alive[alive]
+                kept = alive.nonzero_static(size=left).squeeze(1)
+                select_rows(cache, len(rows), kept)
+                tokens, mask, rows, alive = tokens[kept], mask[kept], rows[kept], alive[kept]
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
             positions = mask.sum(1, keepdim=True) - 1
             logits, cache = self._forward(tokens[:, None], mask, positions, cache)
-        width = max(1, int(result.completion_mask.sum(1).max()))
+        result.truncated[rows] = alive
         for name in ("completion_ids", "completion_mask", "log_probs", "entropy"):
             setattr(result, name, getattr(result, name)[:, :width])
         return result
@@ -281,16 +287,35 @@ def _draw(
     if temperature and truncation != WHOLE:
         all_log_probs = truncate(all_log_probs, truncation)
     probs = all_log_probs.exp()
-    if temperature == 0:
-        tokens = logits.argmax(-1)
-    else:
-        cumulative = probs.double().cumsum(-1)
-        # Scaled to the sum actually reached, so that rounding never points beyond the last token.
-        point = uniform[:, None] * cumulative[:, -1:]
-        tokens = torch.searchsorted(cumulative, point, right=True).squeeze(1)
+    tokens = drawn(probs, uniform) if temperature else logits.argmax(-1)
     log_probs = all_log_probs.gather(1, tokens[:, None]).squeeze(1)
-    entropy = -(probs * all_log_probs.nan_to_num(neginf=0.0)).sum(-1)
+    # vecdot: one reading of both. What cannot be drawn has -inf beside its 0.
+    finite = all_log_probs if truncation == WHOLE else all_log_probs.clamp(min=FLOOR)
+    entropy = -torch.linalg.vecdot(probs, finite)
     return tokens, log_probs, entropy
+
+
+def drawn(probs: Tensor, uniform: Tensor) -> Tensor:
+    """The least token of each row whose cumulative probability exceeds the row's number.
+
+    Sums are in float64. Of a large vocabulary first those of blocks, then within the block that the
+    number falls into, so that no cumulative sum over all of it is ever written.
+
+    probs: (rows, vocabulary). uniform: (rows,), float64, in [0, 1).
+    """
+    rows = torch.arange(len(probs), device=probs.device)
+    size = BLOCK if probs.shape[1] > 8 * BLOCK else probs.shape[1]
+    blocks = torch.nn.functional.pad(probs, (0, -probs.shape[1] % size)).unflatten(1, (-1, size))
+    sums = blocks.sum(2, dtype=torch.float64).cumsum(1)
+    # Scaled to the sum actually reached, so that rounding never points beyond the last token.
+    point = uniform[:, None] * sums[:, -1:]
+    block = torch.searchsorted(sums, point, right=True)
+    before = torch.nn.functional.pad(sums, (1, 0)).gather(1, block)
+    within = blocks[rows, block[:, 0]]
+    token = torch.searchsorted(within.double().cumsum(1) + before, point, right=True)[:, 0]
+    # The sum within may fall short of the block's by rounding: then the last that can be drawn.
+    last = size - 1 - (within > 0).int().flip(1).argmax(1)
+    return block[:, 0] * size + token.minimum(last)
 
 
 def truncate(log_probs: Tensor, truncation: Truncation) -> Tensor:

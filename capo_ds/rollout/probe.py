@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import chain, cycle, islice
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from capo_ds.config import Config
 from capo_ds.log_probs import largest_logit, log_prob_bound, token_log_probs
 from capo_ds.models import reference_policy
-from capo_ds.rollout.base import Draw, Rollout, Sampler, SamplesEach
+from capo_ds.rollout.base import Draw, Rollout, Sampler, SamplesEach, asked_of
 from capo_ds.rollout.engine import PROBE_LENGTHS, PROBE_TOKENS
 
 SAME = 1e-4  # nats a token; sequences closer than this come from the same weights
@@ -48,24 +49,33 @@ class Probe:
         self._last: dict[str, Rollout] = {}  # by server, if there are several
 
     def check(self) -> Tensor:
-        """The absolute differences of all tokens' log-probabilities, in nats.
+        """`ask`, and wait."""
+        return self.ask()()
+
+    def ask(self) -> Callable[[], Tensor]:
+        """The sequences are asked for; what is returned waits for them, and returns the absolute
+        differences of all tokens' log-probabilities, in nats.
 
         Raises:
-            SamplerMismatch: if their mean over any sequence exceeds the bound.
+            SamplerMismatch: if their mean over any sequence exceeds the bound (from the latter).
         """
-        rollouts = self._rollouts()
-        differences = [self._check(where, rollout) for where, rollout in rollouts.items()]
-        self._last = rollouts
-        return torch.cat(differences)
+        asked = self._ask()
 
-    def _rollouts(self) -> dict[str, Rollout]:
-        """What each server answers, or under no name what the sampler does."""
-        if isinstance(self.sampler, SamplesEach):
-            return self.sampler.sample_each(
-                self.prompts, self.draws, self.temperature, PROBE_TOKENS
-            )
-        sampled = self.sampler.sample(self.prompts, self.draws, 1, self.temperature, PROBE_TOKENS)
-        return {"": sampled}
+        def differences() -> Tensor:
+            rollouts = asked()
+            found = [self._check(where, rollout) for where, rollout in rollouts.items()]
+            self._last = rollouts
+            return torch.cat(found)
+
+        return differences
+
+    def _ask(self) -> Callable[[], dict[str, Rollout]]:
+        """For what each server answers, or under no name what the sampler does."""
+        sampler, arguments = self.sampler, (self.prompts, self.draws)
+        if isinstance(sampler, SamplesEach):
+            return lambda: sampler.sample_each(*arguments, self.temperature, PROBE_TOKENS)
+        asked = asked_of(sampler, *arguments, 1, self.temperature, PROBE_TOKENS)
+        return lambda: {"": asked().rollout}
 
     def _check(self, where: str, rollout: Rollout) -> Tensor:
         if not self.bound:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -13,8 +14,10 @@ from capo_ds.config import Config, ConfigError
 from capo_ds.rollout.adapter import packed_adapter
 from capo_ds.rollout.base import (
     WHOLE,
+    Asked,
     Draw,
     Rollout,
+    Sampled,
     SamplerRun,
     Truncation,
     assemble,
@@ -25,8 +28,7 @@ from capo_ds.rollout.engine import context_length
 from capo_ds.rollout.server_client import LOST, Server, ServerFailed
 from capo_ds.rollout.server_key import server_key
 from capo_ds.rollout.servers import Servers
-
-Answers = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
+from capo_ds.rollout.waiting import in_background
 
 
 def server(run: SamplerRun) -> ServerSampler:
@@ -68,7 +70,7 @@ class ServerSampler:
     ):
         self.policy, self.ends, self.pad, self.context = policy, list(ends), pad, context
         self.max_new_tokens, self.stop = config.rollout.max_new_tokens, config.prompt.stop
-        self.run, self.loads = run, loads
+        self.run, self.loads, self.ahead = run, loads, config.rollout.ahead
         every = [Server(url, _key(), config.rollout.timeout) for url in config.rollout.server_urls]
         for each in every:
             _check(each, context)
@@ -86,8 +88,10 @@ class ServerSampler:
             self.servers.each("the weight sync", partial(self._load, adapter))
 
     def _load(self, adapter: bytes, server: Server) -> None:
+        """And unload those that nothing under way is sampled with any more."""
         server.load(self._name, adapter)
-        for name in sorted(server.adapters() - {self._name}):
+        kept = {self._name_of(self._syncs - before) for before in range(self.ahead + 1)}
+        for name in sorted(server.adapters() - kept):
             if name.startswith(self._names):
                 server.unload(name)
 
@@ -98,7 +102,8 @@ class ServerSampler:
         self._find()
 
         def ask(server: Server) -> Rollout:
-            return self._generate(prompts, settings, max_new_tokens, Servers([server]).answers)
+            requests = self._requests(prompts, settings, max_new_tokens)
+            return self._assembled(requests, Servers([server]).answers(requests))
 
         return self.servers.each("the probe", ask)
 
@@ -111,9 +116,32 @@ class ServerSampler:
         max_new_tokens: int | None = None,
         truncation: Truncation = WHOLE,
     ) -> Rollout:
+        return self.ask(prompts, draws, samples, temperature, max_new_tokens, truncation)().rollout
+
+    def ask(
+        self,
+        prompts: list[list[int]],
+        draws: list[Draw],
+        samples: int,
+        temperature: float,
+        max_new_tokens: int | None = None,
+        truncation: Truncation = WHOLE,
+    ) -> Asked:
         settings, limit = request_settings(draws, samples, temperature, truncation), max_new_tokens
         self._find()
-        return self._generate(prompts, settings, limit or self.max_new_tokens, self.servers.answers)
+        requests = self._requests(prompts, settings, limit or self.max_new_tokens)
+        began, among = time.perf_counter(), list(self.servers.living)  # they have the adapter
+
+        def answers() -> tuple[list[dict[str, Any]], float]:
+            return self.servers.answers(requests, among), time.perf_counter() - began
+
+        asked = in_background(answers)
+
+        def sampled() -> Sampled:
+            told, seconds = asked.result()
+            return Sampled(self._assembled(requests, told), seconds)
+
+        return sampled
 
     def _find(self) -> None:
         """Who has the adapter: rank 0 may have left out a server that this rank can reach."""
@@ -128,15 +156,15 @@ class ServerSampler:
 
     @property
     def _name(self) -> str:
-        return f"{self._names}{self._syncs:06d}"
+        return self._name_of(self._syncs)
 
-    def _generate(
-        self,
-        prompts: list[list[int]],
-        settings: list[dict[str, Any]],
-        limit: int,
-        answer: Answers,
-    ) -> Rollout:
+    def _name_of(self, sync: int) -> str:
+        return f"{self._names}{sync:06d}"
+
+    def _requests(
+        self, prompts: list[list[int]], settings: list[dict[str, Any]], limit: int
+    ) -> list[dict[str, Any]]:
+        """One a prompt: the prompts of a request would share a seed."""
         check_prompts(prompts, limit, self.context)
         fixed = {
             "model": self._name,
@@ -149,15 +177,15 @@ class ServerSampler:
             "logprobs": 0,  # of the sampled token alone
             "return_token_ids": True,
         }
-        # One request a prompt: the prompts of a request would share a seed.
-        requests = [
-            fixed | {"prompt": prompt} | own for prompt, own in zip(prompts, settings, strict=True)
-        ]
-        choices = [choice for told in answer(requests) for choice in _in_order(told)]
+        pairs = zip(prompts, settings, strict=True)
+        return [fixed | {"prompt": prompt} | own for prompt, own in pairs]
+
+    def _assembled(self, requests: list[dict[str, Any]], answers: list[dict[str, Any]]) -> Rollout:
+        choices = [choice for told in answers for choice in _in_order(told)]
         if broken := {choice["finish_reason"] for choice in choices} - {"stop", "length"}:
             raise RuntimeError(f"the vLLM server ended a response with {broken}")
         return assemble(
-            [p for p, own in zip(prompts, settings, strict=True) for _ in range(own.get("n", 1))],
+            [request["prompt"] for request in requests for _ in range(request["n"])],
             [choice["token_ids"] for choice in choices],
             [choice["logprobs"]["token_logprobs"] for choice in choices],
             [choice["finish_reason"] == "length" for choice in choices],

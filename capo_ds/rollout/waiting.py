@@ -16,6 +16,20 @@ T = TypeVar("T")
 FRAMES_TOLD = 4
 
 
+def in_background(function: Callable[[], T]) -> Future[T]:
+    """The function's result or error, from a thread that keeps no process from ending."""
+    future: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:  # for the caller
+            future.set_exception(error)
+
+    Thread(target=work, name="in background", daemon=True).start()
+    return future
+
+
 class EngineThread:
     """The one thread that makes all calls on an engine, so that whoever waits for it can stop.
 

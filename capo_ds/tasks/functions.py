@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
 from functools import cache
+from itertools import islice
 from typing import Any
 
 from capo_ds.config import ConfigError
@@ -15,6 +16,13 @@ from capo_ds.tasks.base import Problem
 
 RewardFunction = Callable[..., Any]
 OURS = ("prompts", "completions", "completion_ids", "references", "verdicts")
+# What other trainers call them, or give one at a time.
+THEIRS = {
+    "references": "ground_truth answer answers solution solutions label labels target targets",
+    "completions": "solution_str completion response responses output outputs queries",
+    "prompts": "prompt question questions prompt_str",
+}
+MEANT = {word: name for name, words in THEIRS.items() for word in words.split()}
 
 
 def check_arguments(functions: Mapping[str, RewardFunction], columns: Iterable[str]) -> None:
@@ -26,10 +34,19 @@ def check_arguments(functions: Mapping[str, RewardFunction], columns: Iterable[s
     for name, function in functions.items():
         needed, _ = _arguments(function)
         if missing := sorted(needed - known):
+            meant = [f"{MEANT[word]} for {word}" for word in missing if word in MEANT]
+            did_you = (
+                f"did you mean {', '.join(meant)} (lists, all of them)? else " if meant else ""
+            )
             raise ConfigError(
                 f"reward.functions: {name} needs {', '.join(missing)}, which is no column of the "
-                f"data and none of {', '.join(OURS)}; give it a default, or take it out (columns: "
-                f"{', '.join(sorted(set(columns))) or 'none'})"
+                f"data and none of {', '.join(OURS)}; {did_you}give it a default, or take it out "
+                f"(columns: {', '.join(sorted(set(columns))) or 'none'})"
+            )
+        if by_place := _by_place_only(function):
+            raise ConfigError(
+                f"reward.functions: {name} takes {', '.join(by_place)} by place alone; arguments "
+                "are given by name: take out the / behind them"
             )
 
 
@@ -71,10 +88,11 @@ def _keywords(
 ) -> dict[str, list[Any]]:
     """Lists by keyword, one per column of the data set; a column cannot take the place of ours.
 
-    Where the data set holds conversations, prompts and completions are lists of messages.
+    Where the data set holds conversations, prompts and completions are lists of messages. What a
+    function does to its lists changes no problem.
     """
-    given = {name: [problem.columns.get(name) for problem in problems] for name in columns}
-    given["prompts"] = [problem.messages or problem.prompt for problem in problems]
+    given = {name: [_own(problem.columns.get(name)) for problem in problems] for name in columns}
+    given["prompts"] = [_own(problem.messages or problem.prompt) for problem in problems]
     given["completions"] = [
         [{"role": "assistant", "content": text}] if problem.messages else text
         for text, problem in zip(completions, problems, strict=True)
@@ -82,6 +100,22 @@ def _keywords(
     given["completion_ids"] = [list(ids) for ids in completion_ids]
     given["references"] = [problem.answer for problem in problems]
     return given
+
+
+def _own(value: Any) -> Any:
+    """A copy of lists and dicts, of those in them too."""
+    if isinstance(value, dict):
+        return {name: _own(part) for name, part in value.items()}
+    return [_own(part) for part in value] if isinstance(value, list) else value
+
+
+def _by_place_only(function: RewardFunction) -> list[str]:
+    """Arguments without a default that cannot be given by name."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    return [p.name for p in parameters if p.kind is p.POSITIONAL_ONLY and p.default is p.empty]
 
 
 def _arguments(function: RewardFunction) -> tuple[set[str], bool]:
@@ -137,18 +171,29 @@ def _loop() -> asyncio.AbstractEventLoop:
 
 def _read(name: str, returned: Any, count: int) -> list[float | None]:
     """A list of numbers or None. Raises `RuntimeError` for anything else."""
-    kind = type(returned).__name__
+    kind, dimensions = type(returned).__name__, getattr(returned, "ndim", 1)
+    if (
+        isinstance(returned, str | bytes | Mapping | Set)
+        or not isinstance(returned, Iterable)
+        or dimensions != 1
+    ):
+        size = "" if dimensions == 1 else f" of {dimensions} dimensions"
+        raise RuntimeError(
+            f"reward function {name}: it returned {_article(kind)} {kind}{size}; it must return a "
+            f"list of {count} numbers, one a completion"
+        )
     if hasattr(returned, "tolist"):  # of NumPy, torch, pandas
         returned = returned.tolist()
-    if isinstance(returned, str | bytes | Mapping | set) or not isinstance(returned, Iterable):
-        raise RuntimeError(
-            f"reward function {name}: it returned a {kind}; it must return a list of "
-            f"{count} numbers, one a completion"
-        )
-    values = [_number(name, index, value) for index, value in enumerate(returned)]
-    if len(values) != count:
-        raise RuntimeError(f"reward function {name}: {len(values)} rewards for {count} completions")
-    return values
+    # A generator runs only now, and may have no end.
+    given = _guarded(name, lambda: list(islice(iter(returned), count + 1)))
+    if len(given) != count:
+        told = f"more than {count}" if len(given) > count else str(len(given))
+        raise RuntimeError(f"reward function {name}: {told} rewards for {count} completions")
+    return [_number(name, index, value) for index, value in enumerate(given)]
+
+
+def _article(kind: str) -> str:
+    return "an" if kind[0] in "aeiouAEIOU" else "a"
 
 
 def _number(name: str, index: int, value: Any) -> float | None:
@@ -158,9 +203,9 @@ def _number(name: str, index: int, value: Any) -> float | None:
         if isinstance(value, str) or not hasattr(value, "__float__"):
             raise TypeError(f"a {type(value).__name__}")
         number = float(value)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:  # numbers of the user's own among them
         raise RuntimeError(
-            f"reward function {name}: {value!r} is no reward (of completion {index}); numbers "
+            f"reward function {name}: {value!r:.100} is no reward (of completion {index}); numbers "
             "are, and None where the function does not apply"
         ) from error
     if not math.isfinite(number):

@@ -222,8 +222,7 @@ def decode(
     tokenizer: PreTrainedTokenizerBase, rollout: Rollout, stop: Sequence[str] = ()
 ) -> list[str]:
     """Completions as text, without padding, special tokens, and what ended them."""
-    rows = zip(rollout.completion_ids, rollout.completion_mask, strict=True)
-    return [text_before(tokenizer, ids[mask].tolist(), list(stop)) for ids, mask in rows]
+    return [text_before(tokenizer, ids, list(stop)) for ids in rollout.responses()]
 
 
 def text_before(tokenizer: PreTrainedTokenizerBase, ids: list[int], stop: Sequence[str]) -> str:

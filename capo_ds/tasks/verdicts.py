@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -55,13 +56,16 @@ def own_verdict(name: str, function: Callable[..., Any]) -> Callable[..., list[V
     ) -> list[Verdict]:
         more = {JUDGE: judge} if judged else {}
         try:
-            found = list(function(completions, problems, **more))
+            found = function(completions, problems, **more)
+            found = found.tolist() if hasattr(found, "tolist") else found  # of NumPy and torch
+            found = list(islice(iter(found), len(completions) + 1))  # generators may have no end
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # the user's code may raise anything, sys.exit too
             raise RuntimeError(f"{name}: {what(error)}") from error
         if len(found) != len(completions):
-            raise RuntimeError(f"{name}: {len(found)} verdicts on {len(completions)} completions")
+            told = len(found) if len(found) < len(completions) else f"more than {len(completions)}"
+            raise RuntimeError(f"{name}: {told} verdicts on {len(completions)} completions")
         return [_read(name, value) for value in found]
 
     return verdict

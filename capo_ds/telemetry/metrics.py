@@ -6,12 +6,13 @@ import json
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 import yaml
@@ -55,45 +56,71 @@ COMPARED = ("eval/accuracy", "reward/mean", "conflict/all_after")  # by TensorBo
 
 @dataclass(frozen=True)
 class Largest:
-    """Of these values the largest is told, not the mean."""
+    """Of these values the largest is told, not the mean; -inf says that there is none."""
 
     values: Tensor
 
+    @staticmethod
+    def of(values: Tensor, mask: Tensor) -> Largest:
+        """Of those under the mask."""
+        return Largest(values.masked_fill(~mask, -math.inf))
 
-Measured = dict[str, Tensor | float | Largest]  # numbers of one place, by the metric they count for
+
+@dataclass(frozen=True)
+class Mean:
+    """Values that have been added up already, and how many they are: a GPU's host need not wait to
+    learn either."""
+
+    total: Tensor
+    count: Tensor
+
+    @staticmethod
+    def over(values: Tensor, mask: Tensor) -> Mean:
+        """Of those under the mask, of the same shape."""
+        return Mean(torch.where(mask, values, 0.0).sum(dtype=torch.float64), mask.sum())
+
+
+# Numbers of one place, by the metric they count for.
+Measured = dict[str, Tensor | float | Largest | Mean]
 
 
 class Measures:
     """Means and maxima of named quantities, mergeable over ranks."""
 
     def __init__(self) -> None:
-        # Totals stay on the device until `take`: reading one would wait for the device.
-        self.sums: dict[str, tuple[Tensor | float, int]] = {}
-        self.maxima: dict[str, float] = {}
+        # All stay on the device until `take`: reading one would wait for the device.
+        self.sums: dict[str, tuple[Tensor | float, Tensor | int]] = {}
+        self.maxima: dict[str, list[Tensor | float]] = {}
 
     def add(self, measured: Measured) -> None:
         """Take in one number, or every entry of a tensor, for each name."""
         for name, values in measured.items():
             if isinstance(values, Largest):
                 if values.values.numel():
-                    self._raise(name, float(values.values.max()))
-                continue
-            entries = torch.as_tensor(values, dtype=torch.float64)
-            self._add(name, entries.sum(), entries.numel())
+                    self._raise(name, [values.values.max()])
+            elif isinstance(values, Mean):
+                self._add(name, values.total, values.count)
+            else:
+                entries = torch.as_tensor(values, dtype=torch.float64)
+                self._add(name, entries.sum(), entries.numel())
 
-    def _raise(self, name: str, value: float) -> None:
-        self.maxima[name] = max(value, self.maxima.get(name, -math.inf))
+    def _raise(self, name: str, values: Sequence[Tensor | float]) -> None:
+        self.maxima[name] = [*self.maxima.get(name, []), *values]
 
-    def _add(self, name: str, total: Tensor | float, count: int) -> None:
+    def _add(self, name: str, total: Tensor | float, count: Tensor | int) -> None:
         known_total, known_count = self.sums.get(name, (0.0, 0))
         self.sums[name] = (known_total + total, known_count + count)
 
     def take(self) -> Measures:
         """What has been added since the last `take`; starts afresh."""
         taken = Measures()
-        taken.sums = {name: (float(total), count) for name, (total, count) in self.sums.items()}
-        self.sums = {}
-        taken.maxima, self.maxima = self.maxima, {}
+        numbers = iter(_read([*chain(*self.sums.values()), *chain(*self.maxima.values())]))
+        taken.sums = {name: (next(numbers), int(next(numbers))) for name in self.sums}
+        for name, values in self.maxima.items():
+            largest = max([next(numbers) for _ in values])
+            if largest != -math.inf:
+                taken.maxima[name] = [largest]
+        self.sums, self.maxima = {}, {}
         return taken
 
     @staticmethod
@@ -103,10 +130,22 @@ class Measures:
         for part in parts:
             for name, (total, count) in part.sums.items():
                 whole._add(name, total, count)
-            for name, value in part.maxima.items():
-                whole._raise(name, value)
-        means = {name: float(total) / count for name, (total, count) in whole.sums.items() if count}
-        return means | whole.maxima
+            for name, values in part.maxima.items():
+                whole._raise(name, values)
+        taken = whole.take()
+        means = {name: total / count for name, (total, count) in taken.sums.items() if count}
+        return means | {name: largest for name, (largest,) in taken.maxima.items()}
+
+
+def _read(values: Sequence[Tensor | float]) -> list[float]:
+    """Numbers, of which some are on a device: it is waited for once."""
+    there = [value.double() for value in values if _on_device(value)]
+    read = iter(torch.stack(there).tolist() if there else [])
+    return [next(read) if _on_device(value) else float(value) for value in values]
+
+
+def _on_device(value: Tensor | float) -> TypeGuard[Tensor]:
+    return isinstance(value, Tensor) and value.device.type != "cpu"
 
 
 class PhaseTimer:

@@ -38,7 +38,7 @@ def startup_summary(
         "rollout": f"{rollout.prompts_per_step} prompts x {rollout.group_size} responses = "
         f"{samples} samples a step, up to {rollout.max_new_tokens} tokens, "
         f"temperature {rollout.temperature:g}, sampler {rollout.sampler}, importance correction "
-        f"{rollout.importance_correction}" + (OFF_POLICY if rollout.truncates else ""),
+        f"{config.importance_correction}" + (OFF_POLICY if rollout.truncates else ""),
         "aggregator": _aggregator_row(config),
         "gradients": _gradients_row(config, store),
         "objective": _values(objective),

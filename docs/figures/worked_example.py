@@ -19,7 +19,7 @@ RADIUS = 0.5
 def main() -> None:
     positive = np.array([True, False])
     problem = GramProblem(ROWS @ ROWS.T, positive, ~positive)
-    vanilla = problem.vanilla @ ROWS
+    vanilla = problem.average @ ROWS
     solved = {
         price: aggregate("capo", problem, radius=RADIUS, slack_price=price).coefficients @ ROWS
         for price in (10.0, 3.0)

@@ -48,6 +48,7 @@ RECIPES = sorted((REPOSITORY / "launchers" / "recipes").glob("*.yaml"))
         ),
         ({"evaluation": {"benchmarks": [{"name": "math"}] * 2}}, ["benchmarks", "math", "relabel"]),
         ({"evaluation": {"samples": 4}}, ["evaluation.samples", "4", "evaluation.temperature"]),
+        ({"aggregator": "config"}, ["aggregator", "'config'", "it is called conflict_free now"]),
         ({"zzz": 1}, ["zzz", "unknown key", "rollout"]),
     ],
 )

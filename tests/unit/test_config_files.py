@@ -75,6 +75,7 @@ def test_paths_that_lead_nowhere(path, message):
         ("capo:\n", "capo: a section without keys"),
         ("task: {subset: on}\n", "task.subset: bad value True.*quotes"),
         ("task: {subset: 2024}\n", "task.subset: bad value 2024.*quotes"),
+        ("task: {path: None}\n", "line 1.*None as a text.*null"),
     ],
 )
 def test_yaml_that_does_not_say_what_it_seems_to(tmp_path, text, message):
@@ -121,6 +122,65 @@ def test_words_of_trl_and_verl_are_known(section, key, expected):
         parse_config({section: {key: 1}} if section else {key: 1})
 
 
+def test_a_section_of_verls_is_told_key_by_key():
+    verl = {
+        "actor_rollout_ref": {
+            "model": {"path": "m"},
+            "rollout": {"n": 8, "name": "vllm", "enforce_eager": True, "val_kwargs": {"n": 4}},
+            "actor": {"optim": {"lr": 1e-6}, "kl_loss_coef": 0.1, "clip_ratio_c": 3},
+        },
+        "custom_reward_function": {"path": "f.py"},
+        "algorithm": {"gamma": 1.0},
+    }
+    with pytest.raises(ConfigError) as error:
+        parse_config(verl)
+    told = dict(line.split(": ", 1) for line in str(error.value).splitlines())
+    for key, remedy in {
+        "actor_rollout_ref.model.path": "did you mean model.path?",
+        "actor_rollout_ref.rollout.n": "did you mean rollout.group_size?",
+        "actor_rollout_ref.rollout.name": "did you mean rollout.sampler?",
+        "actor_rollout_ref.rollout.enforce_eager": "remove it",
+        "actor_rollout_ref.rollout.val_kwargs.n": "did you mean evaluation.samples?",
+        "actor_rollout_ref.actor.optim.lr": "did you mean optimizer.learning_rate?",
+        "actor_rollout_ref.actor.kl_loss_coef": "did you mean objective.kl_weight?",
+        "actor_rollout_ref.actor.clip_ratio_c": "did you mean objective.dual_clip?",
+        "custom_reward_function.path": "did you mean reward.functions?",
+        "algorithm.gamma": "no critic",
+    }.items():
+        assert remedy in told[key]
+
+
+@pytest.mark.parametrize("key", ["group", "dropout", "async_train", "format_reward"])
+def test_words_that_are_like_no_key_are_not_taken_for_one(key):
+    with pytest.raises(ConfigError, match="known keys: model, task"):
+        parse_config({key: 1})
+
+
+@pytest.mark.parametrize(
+    ("settings", "remedy"),
+    [
+        ({"model": {"dtype": "bf16"}}, "model.dtype.*did you mean bfloat16"),
+        ({"model": {"dtype": "torch.bfloat16"}}, "did you mean bfloat16"),
+        ({"train": {"report_to": "none"}}, r"train.report_to.*write \[\]"),
+        ({"train": {"report_to": "wandb"}}, r"write a list, \[wandb\]"),
+        ({"train": {"steps": "1e3"}}, "write 1000$"),
+        ({"train": {"steps": 100.0}}, "write 100$"),
+        ({"optimizer": {"schedule": "cosine_with_min_lr"}}, "did you mean cosine"),
+        ({"aggregator": "CAPO"}, "did you mean capo"),
+        ({"task": {"name": "openai/GSM8K"}}, "did you mean gsm8k"),
+        ({"evaluation": {"benchmarks": ["gsm8k"]}}, 'as {name: "gsm8k"}'),
+        ({"reward": {"functions": ["f.py:g"]}}, 'as {function: "f.py:g"}'),
+        ({"model": {"gradient_checkpointing": "True"}}, "write true, without quotes"),
+        ({"model": {"lora_targets": []}}, "^model.lora_targets: bad value"),
+        ({"prompt": {"str": 1}}, "^prompt.str: unknown key"),
+    ],
+)
+def test_values_as_others_write_them_are_told_how_to_write(settings, remedy):
+    with pytest.raises(ConfigError, match=remedy) as error:
+        parse_config(settings)
+    assert len(str(error.value).splitlines()) == 1
+
+
 def test_what_is_proposed_exists():
     known = {line.split(" (")[0] for line in config_reference().splitlines() if line[0] != " "}
     sections = {key.rpartition(".")[0] for key in known}
@@ -129,6 +189,17 @@ def test_what_is_proposed_exists():
     words = [word for told in (*KEYS.values(), *NOTES) for word in told.split()]
     assert len(words) == len(set(words))
     assert not set(words) & {key for key in known}
+
+
+def test_deepspeeds_json_in_other_encodings_and_with_a_key_twice(tmp_path):
+    file = tmp_path / "zero.json"
+    file.write_bytes('{"zero_optimization": {"stage": 1}}'.encode("utf-16"))  # PowerShell's
+    assert read_deepspeed_json(str(file))["zero_optimization"]["stage"] == 1
+    file.write_text('{"zero_optimization": {"stage": 1}, "zero_optimization": {"stage": 2}}')
+    with pytest.raises(ConfigError, match="zero_optimization is there twice"):
+        read_deepspeed_json(str(file))
+    with pytest.raises(ConfigError, match=r"no file 'zero2' .*there are .*ds_configs/zero2\.json"):
+        read_deepspeed_json("zero2")
 
 
 @pytest.mark.parametrize("text", ['{"bf16": true}', '{"fp16": null}', '{"zero_optimization": 2}'])

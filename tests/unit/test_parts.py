@@ -31,16 +31,16 @@ def shares(problem, positive: Annotated[float, Field(ge=0, le=1)] = 1.0):
     return np.where(problem.positive, positive, 1 - positive) / problem.count
 
 def noisy(problem, seed, size: int):
-    return problem.vanilla + size * np.random.default_rng(seed).normal(size=problem.count)
+    return problem.average + size * np.random.default_rng(seed).normal(size=problem.count)
 
 def longer(problem):
     """g_0 + ||g_0|| g_0 / ||g_0||."""
-    weights = problem.vanilla
+    weights = problem.average
     return Aggregation(2 * weights, weights, base=weights, average=weights, radius=1.0,
                        on_boundary=True, report={"length": np.float32(2)})
 
 def half_done(problem):
-    return Aggregation(problem.vanilla, on_boundary=True)
+    return Aggregation(problem.average, on_boundary=True)
 
 @dataclass
 class Quantile:
@@ -48,7 +48,7 @@ class Quantile:
     kind: Literal["low", "high"] = "low"
 
     def __call__(self, problem):
-        return problem.vanilla * (self.q if self.kind == "low" else 1 - self.q)
+        return problem.average * (self.q if self.kind == "low" else 1 - self.q)
 
 class Strided(Sketch):
     """Every stride-th entry, in sums."""
@@ -176,7 +176,11 @@ class TestAggregators:
         ("name", "options", "told"),
         [
             (":shares", {"positive": 2}, r"aggregator_options\.positive: bad value 2 .*equal to 1"),
-            (":shares", {"positve": 1}, r"aggregator_options\.positve: .*it has positive"),
+            (
+                ":shares",
+                {"positve": 1},
+                r"aggregator_options\.positve: .*did you mean positive",
+            ),
             (":noisy", {"size": 1, "seed": 3}, r"aggregator_options\.seed: .*it has size"),
             (":noisy", {"size": "1"}, r"aggregator_options\.size: bad value '1'"),
             (":noisy", {}, r"aggregator_options\.size: .* needs it"),
@@ -354,7 +358,10 @@ class TestTasks:
             ({"name": "empty"}, "task.name: .*empty: it gives no train problems"),
             ({"name": "texts"}, "task.name: .*texts: train problem 0 is no .*Problem"),
             ({"name": "broken"}, "task.name: .*broken: its train problems: ZeroDivisionError"),
-            ({"name": "Words", "options": {"wrd": 1}}, "task.options.wrd: .*it has word, limit"),
+            (
+                {"name": "Words", "options": {"wrd": 1}},
+                "task.options.wrd: .*mean word.* word",
+            ),
             ({"name": "plain", "verdict": "nowhere"}, "task.verdict: .*no function 'nowhere'"),
         ],
     )

@@ -147,8 +147,8 @@ def test_handlers_are_put_back():
 
 
 def test_a_checkpoint_of_an_older_version_is_read_in_todays_words():
-    config = parse_config({})
-    old = config.model_dump(mode="json")
+    config = parse_config({"aggregator": "conflict_free"})
+    old = config.model_dump(mode="json") | {"aggregator": "config"}
     del old["objective"]["baseline"], old["objective"]["name"], old["aggregator_options"]
     old["objective"]["scale_advantages"] = True
     check_unchanged(config, {"config": old})

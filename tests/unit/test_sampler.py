@@ -18,7 +18,7 @@ from capo_ds.rollout.adapter import adapter_settings, adapter_tensors
 from capo_ds.rollout.base import Draw, Rollout, Truncation, end_tokens, request_seed
 from capo_ds.rollout.colocated import ColocatedSampler
 from capo_ds.rollout.engine import PROBE_LENGTHS, max_rank
-from capo_ds.rollout.hf import HuggingFaceSampler, truncate
+from capo_ds.rollout.hf import BLOCK, HuggingFaceSampler, drawn, truncate
 from capo_ds.rollout.probe import Probe, SamplerMismatch
 from capo_ds.rollout.process import ProcessSampler
 from capo_ds.rollout.waiting import EngineThread
@@ -439,3 +439,17 @@ def test_a_wait_ends_with_the_functions_own_timeout():
 
     with pytest.raises(TimeoutError, match="its own"):
         EngineThread(limit=5).call("a call", slow)
+
+
+@pytest.mark.parametrize("vocabulary", [3, 90, 8 * BLOCK, 8 * BLOCK + 1, 20 * BLOCK])
+def test_the_token_at_a_number_is_the_cumulative_sums(vocabulary):
+    generator = torch.Generator().manual_seed(0)
+    probs = (3 * torch.randn(64, vocabulary, generator=generator)).softmax(1)
+    probs[:, ::3] = 0  # truncated away
+    uniform = torch.rand(64, generator=generator, dtype=torch.float64)
+    uniform[:2] = torch.tensor([0.0, np.nextafter(1.0, 0.0)])
+    found = drawn(probs, uniform)
+    below = (probs.double().cumsum(1) <= uniform[:, None] * probs.double().sum(1, True)).sum(1)
+    last = vocabulary - 1 - (probs > 0).int().flip(1).argmax(1)
+    assert torch.equal(found, below.minimum(last))
+    assert (probs.gather(1, found[:, None]) > 0).all()

@@ -100,7 +100,7 @@ def test_the_servers_own_words(random_model, tmp_path, url):
 
 def test_a_slow_server(random_model, tmp_path, url):
     slow = sampler(random_model, tmp_path, url)
-    slow.timeout = 0.2
+    slow.servers.every[0].timeout = 0.2
     with pytest.raises(TimeoutError, match=r"not answered within rollout\.timeout = 0\.2 s"):
         greedy(slow, [[5, 6]])
 

@@ -15,7 +15,7 @@ import torch
 from capo_ds.config import ConfigError, parse_config
 from capo_ds.distributed.launch import free_port
 from capo_ds.models import load_policy
-from capo_ds.rollout.base import Draw, Rollout
+from capo_ds.rollout.base import Asked, Draw, Rollout
 from capo_ds.rollout.probe import Probe, SamplerMismatch
 from capo_ds.rollout.server import ServerSampler
 from capo_ds.rollout.server_client import Server, ServerFailed
@@ -56,11 +56,18 @@ def start() -> Iterator[Start]:
 
 @pytest.fixture
 def sampler(random_model, tmp_path) -> Callable[..., ServerSampler]:
-    def make(*urls: str, loads: bool = True, timeout: float = 20.0) -> ServerSampler:
+    def make(
+        *urls: str, loads: bool = True, timeout: float = 20.0, ahead: int = 0
+    ) -> ServerSampler:
         config = parse_config(
             {
                 "model": {"path": random_model, "lora_rank": 2, "lora_alpha": 4},
-                "rollout": {"server_url": list(urls), "timeout": timeout},
+                "rollout": {
+                    "sampler": "server",
+                    "ahead": ahead,
+                    "server_url": list(urls),
+                    "timeout": timeout,
+                },
                 "train": {"output_dir": str(tmp_path)},
             }
         )
@@ -70,9 +77,13 @@ def sampler(random_model, tmp_path) -> Callable[..., ServerSampler]:
     return make
 
 
-def sample(sampler: ServerSampler, step: int = 0) -> Rollout:
+def ask(sampler: ServerSampler, step: int = 0) -> Asked:
     draws = [Draw(0, step, number) for number in range(len(PROMPTS))]
-    return sampler.sample(PROMPTS, draws, 3, 1.0, 6)
+    return sampler.ask(PROMPTS, draws, 3, 1.0, 6)
+
+
+def sample(sampler: ServerSampler, step: int = 0) -> Rollout:
+    return ask(sampler, step)().rollout
 
 
 def same(one: Rollout, other: Rollout) -> bool:
@@ -119,6 +130,26 @@ def test_a_server_that_dies_is_left_out_and_taken_back(start, sampler, expected)
     sample(both, step=1)
     assert asked(other) > 0
     assert Server(other, None, 5.0).adapters() == {"capo-test-000003"}  # older ones are gone
+
+
+def test_what_is_under_way_keeps_its_adapter(start, sampler, expected):
+    """Asked for under the first weights, sampled while the second come, and while a server dies."""
+    (one, _), (other, process) = start(0.05), start(0.3)
+    both, server = sampler(one, other, ahead=1), Server(one, None, 5.0)
+    both.sync()
+    under_way = ask(both)
+    both.sync()
+    after = ask(both, step=1)
+    assert server.adapters() == {"capo-test-000001", "capo-test-000002"}
+    with pytest.warns(UserWarning, match=f"{other} is lost in sampling"):
+        process.kill()
+        rollout, seconds = under_way()
+    assert same(rollout, expected) and not same(after().rollout, expected)
+    assert 0 < seconds < 20 and under_way().seconds == seconds
+    start(0.0, int(other.rpartition(":")[2]))
+    both.sync()
+    assert server.adapters() == {"capo-test-000002", "capo-test-000003"}
+    assert Server(other, None, 5.0).adapters() == {"capo-test-000003"}
 
 
 def test_the_last_one_lost_ends_the_run_with_its_error(start, sampler):

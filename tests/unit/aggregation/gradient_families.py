@@ -64,7 +64,7 @@ def primal_by_cvxpy(
 
     max min_i <g, g_i^+> - rho sum_j s_j, <g, g_j^-> >= -s_j, s >= 0, ||g - c|| <= C ||g_0||.
     """
-    vanilla = problem.vanilla @ rows
+    vanilla = problem.average @ rows
     centre = vanilla if region == "difference" else np.zeros_like(vanilla)
     g = cvxpy.Variable(rows.shape[1])
     constraints = [cvxpy.norm(g - centre) <= radius * np.linalg.norm(vanilla)]

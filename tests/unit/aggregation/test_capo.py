@@ -21,7 +21,7 @@ REGIONS = st.sampled_from(["difference", "norm"])
 def program_of(problem, radius, price, region):
     """The cone program in sample order positives, negatives (as `problem_of` lays them out)."""
     used = np.flatnonzero(problem.positive | problem.negative)
-    base = problem.vanilla if region == "difference" else np.zeros(problem.count)
+    base = problem.average if region == "difference" else np.zeros(problem.count)
     return ConeProgram(
         problem.gram[np.ix_(used, used)],
         (problem.gram @ base)[used],
@@ -104,7 +104,7 @@ def test_stays_in_the_trust_region(draw, radius, price):
     rows, positives = draw
     problem = problem_of(rows, positives)
     answer = aggregate("capo", problem, radius=radius, slack_price=price)
-    distance = np.linalg.norm((answer.coefficients - problem.vanilla) @ rows)
+    distance = np.linalg.norm((answer.coefficients - problem.average) @ rows)
     assert distance <= radius * problem.vanilla_norm * (1.0 + 1e-7)
     limited = aggregate("capo", problem, radius=radius, slack_price=price, region="norm")
     length = np.linalg.norm(limited.coefficients @ rows)
@@ -328,7 +328,7 @@ def test_no_answer_leaves_its_ball(family, count, seed, radius, price, region, a
         region=region,
         on_infeasible=answer,
     )
-    centre = problem.vanilla @ rows if region == "difference" else 0.0
+    centre = problem.average @ rows if region == "difference" else 0.0
     distance = np.linalg.norm(result.coefficients @ rows - centre)
     largest = np.linalg.norm(rows, axis=1).max()
     allowed = 1e-7 * radius * problem.vanilla_norm + 1e-9 * largest

@@ -93,7 +93,7 @@ def test_cagrad_is_capo_with_every_task_positive():
 
 def test_config_has_equal_cosines_and_the_projected_length():
     rows = gradients("mixed", 6, 3)
-    g = answer_of("config", rows).coefficients @ rows
+    g = answer_of("conflict_free", rows).coefficients @ rows
     cosines = rows @ g / np.linalg.norm(rows, axis=1) / np.linalg.norm(g)
     np.testing.assert_allclose(cosines, cosines[0], rtol=1e-9)
     assert g @ rows.mean(axis=0) == pytest.approx(g @ g)
@@ -123,7 +123,7 @@ class TestTorchjd:
 
     def test_config(self):
         rows = gradients("mixed", 6, 3)
-        ours = answer_of("config", rows).coefficients @ rows
+        ours = answer_of("conflict_free", rows).coefficients @ rows
         theirs = self.torchjd.ConFIG()(self.torch.from_numpy(rows)).numpy() / 6
         np.testing.assert_allclose(ours, theirs, atol=1e-9 * np.linalg.norm(ours))
 

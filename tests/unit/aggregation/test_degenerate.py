@@ -28,11 +28,11 @@ def test_no_advantage_at_all():
     rows = gradients("shared", 5, 0)
     problem = problem_of(rows, positives=0, negatives=0)
     answer, g = vector(problem, rows, radius=0.5)
-    np.testing.assert_array_equal(answer.coefficients, problem.vanilla)
+    np.testing.assert_array_equal(answer.coefficients, problem.average)
     assert answer.status == "degenerate"
     for radius, factor in ((0.5, 0.5), (3.0, 1.0)):  # nearest to g_0 in the norm ball
         _, g = vector(problem, rows, radius=radius, region="norm")
-        np.testing.assert_allclose(g, factor * problem.vanilla @ rows, rtol=1e-12)
+        np.testing.assert_allclose(g, factor * problem.average @ rows, rtol=1e-12)
 
 
 @pytest.mark.parametrize("price", [1.0, 10.0, np.inf])
@@ -53,7 +53,7 @@ def test_no_positive_and_no_conflict_leaves_g0():
     rows = gradients("shared", 6, 0)
     problem = problem_of(rows, positives=0, negatives=6)
     _, g = vector(problem, rows, radius=0.5)
-    np.testing.assert_allclose(g, problem.vanilla @ rows, atol=1e-9 * problem.vanilla_norm)
+    np.testing.assert_allclose(g, problem.average @ rows, atol=1e-9 * problem.vanilla_norm)
 
 
 def test_no_positive_and_a_small_ball_violates_least():
@@ -89,7 +89,7 @@ def test_radius_zero():
     rows = gradients("orthogonal", 6, 0)
     problem = problem_of(rows, positives=3)
     answer, _ = vector(problem, rows, radius=0.0)
-    np.testing.assert_array_equal(answer.coefficients, problem.vanilla)
+    np.testing.assert_array_equal(answer.coefficients, problem.average)
     assert answer.report["primal"] == answer.report["dual"]
     _, g = vector(problem, rows, radius=0.0, region="norm")
     np.testing.assert_array_equal(g, np.zeros(12))
@@ -107,7 +107,7 @@ def test_zero_in_the_hull_takes_the_nearest_optimal_point():
     rows = np.array([[1.0, 0.0], [-1.0, 0.0], [0.3, 1.0]])
     problem = problem_of(rows, positives=2, negatives=0)
     answer, g = vector(problem, rows, radius=0.9)
-    np.testing.assert_allclose(problem.vanilla @ rows, [0.1, 1 / 3])
+    np.testing.assert_allclose(problem.average @ rows, [0.1, 1 / 3])
     np.testing.assert_allclose(g, [0.0, 1 / 3], atol=1e-9)
     assert answer.status == "degenerate" and not answer.on_boundary
     _, g = vector(problem, rows, radius=0.5, region="norm")  # the same, shrunk to C ||g_0||
@@ -121,8 +121,8 @@ def test_zero_in_the_hull_of_many(price):
     rows = rng.normal(size=(12, 4)) + np.array([0.0, 0.0, 0.0, 1.2])
     rows[0] = -rows[1:4].mean(axis=0)  # zero lies in the hull of the first four
     problem = problem_of(rows, positives=4, negatives=0)
-    expected = projected_on_cone(problem.vanilla @ rows, rows[:4])
-    assert np.linalg.norm(expected - problem.vanilla @ rows) > 1e-2 * problem.vanilla_norm
+    expected = projected_on_cone(problem.average @ rows, rows[:4])
+    assert np.linalg.norm(expected - problem.average @ rows) > 1e-2 * problem.vanilla_norm
     _, g = vector(problem, rows, radius=0.99, slack_price=price)
     np.testing.assert_allclose(g, expected, atol=1e-6 * problem.vanilla_norm)
 
@@ -152,7 +152,7 @@ def test_duplicated_samples_change_nothing_but_the_weights(region):
         twice @ twice.T,
         np.arange(9) < 6,
         np.arange(9) >= 6,
-        np.concatenate([problem.vanilla[:3] / 2, problem.vanilla[:3] / 2, problem.vanilla[3:]]),
+        np.concatenate([problem.average[:3] / 2, problem.average[:3] / 2, problem.average[3:]]),
     )
     _, again = vector(copies, twice, region=region, slack_price=2.0)
     np.testing.assert_allclose(again, g, atol=1e-6 * problem.vanilla_norm)

@@ -59,11 +59,11 @@ def test_a_constraint_active_at_zero_is_no_conflict():
         rows @ rows.T, np.array([True, False]), np.array([False, True]), np.array([0.0, 1.0])
     )
     rotated = np.array([[0.0, 1.0], [1.0, -1e-9]])
-    problem = GramProblem(rotated @ rotated.T, problem.positive, problem.negative, problem.vanilla)
-    assert diagnose(problem, problem.vanilla)["conflict/positive_before"] == 0.0
+    problem = GramProblem(rotated @ rotated.T, problem.positive, problem.negative, problem.average)
+    assert diagnose(problem, problem.average)["conflict/positive_before"] == 0.0
     rotated[1, 1] = -1e-3
-    clear = GramProblem(rotated @ rotated.T, problem.positive, problem.negative, problem.vanilla)
-    assert diagnose(clear, clear.vanilla)["conflict/positive_before"] == 1.0
+    clear = GramProblem(rotated @ rotated.T, problem.positive, problem.negative, problem.average)
+    assert diagnose(clear, clear.average)["conflict/positive_before"] == 1.0
 
 
 def test_empty_groups_have_no_share():

@@ -74,8 +74,8 @@ def test_scaled_norms_in_the_program_alone_keep_the_average(norms, seed):
     rows, problem = drawn(seed)
     scaled = scaled_by_hand(rows, problem, norms)
     scale = np.linalg.norm(scaled, axis=1) / np.linalg.norm(rows, axis=1)
-    centred = replace(problem_of(scaled, POSITIVES, NEGATIVES), vanilla=problem.vanilla / scale)
-    np.testing.assert_allclose(centred.vanilla @ scaled, rows.mean(0), atol=1e-12)
+    centred = replace(problem_of(scaled, POSITIVES, NEGATIVES), average=problem.average / scale)
+    np.testing.assert_allclose(centred.average @ scaled, rows.mean(0), atol=1e-12)
     _, g = primal_by_cvxpy(scaled, centred, 0.5, 10.0)
     choices = Choices(norms=norms, norms_in="program")
     np.testing.assert_allclose(

@@ -112,7 +112,7 @@ def test_keys_without_samples_are_left_out(sign, groups, missing):
     assert np.isfinite(list(metrics.values())).all()
 
 
-@pytest.mark.parametrize("name", ["mean", "capo", "mgda", "pcgrad", "cagrad", "config"])
+@pytest.mark.parametrize("name", ["mean", "capo", "mgda", "pcgrad", "cagrad", "conflict_free"])
 def test_every_aggregator_is_measured(name):
     rows = gradients("mixed", 16, seed=3)
     samples = Samples((rows @ rows.T)[None], signs(16), np.repeat(np.arange(4), 4), 16)

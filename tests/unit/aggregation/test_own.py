@@ -15,10 +15,10 @@ def short(problem):
     return [1.0]
 
 def endless(problem):
-    return problem.vanilla / 0.0
+    return problem.average / 0.0
 
 def broken(problem):
-    return problem.vanilla @ problem.nothing if hasattr(problem, "nothing") else {}["key"]
+    return problem.average @ problem.nothing if hasattr(problem, "nothing") else {}["key"]
 """
 
 
@@ -60,5 +60,5 @@ def test_a_function_that_is_not_there_is_a_bad_setting(file, problem):
 
 
 def test_options_reach_it_by_keyword(problem):
-    scaled = own_aggregator("scaled", lambda problem, factor: factor * problem.vanilla)
+    scaled = own_aggregator("scaled", lambda problem, factor: factor * problem.average)
     np.testing.assert_array_equal(aggregate(scaled, problem, factor=2.0).coefficients, [0.5] * 4)

@@ -15,7 +15,7 @@ POSITIVE, NEGATIVE = np.array([True, False, False]), np.array([False, True, Fals
 def test_g0_from_the_gram_matrix():
     problem = GramProblem(GRAM, POSITIVE, NEGATIVE)
     vanilla = ROWS.mean(axis=0)
-    np.testing.assert_allclose(problem.vanilla, 1 / 3)
+    np.testing.assert_allclose(problem.average, 1 / 3)
     np.testing.assert_allclose(problem.q0, ROWS @ vanilla)
     assert problem.vanilla_norm == pytest.approx(np.linalg.norm(vanilla))
     weighted = GramProblem(GRAM, POSITIVE, NEGATIVE, np.array([1.0, 0.0, 2.0]))
@@ -45,8 +45,8 @@ def test_the_callers_array_is_left_alone():
         ((GRAM, POSITIVE[:2], NEGATIVE), "positive must be 3 booleans"),
         ((GRAM, POSITIVE, NEGATIVE.astype(float)), "negative must be 3 booleans"),
         ((GRAM, POSITIVE, POSITIVE), "both positive and negative"),
-        ((GRAM, POSITIVE, NEGATIVE, np.ones(2)), "vanilla must be 3 finite"),
-        ((GRAM, POSITIVE, NEGATIVE, np.array([1.0, np.nan, 0.0])), "vanilla must be 3 finite"),
+        ((GRAM, POSITIVE, NEGATIVE, np.ones(2)), "average must be 3 finite"),
+        ((GRAM, POSITIVE, NEGATIVE, np.array([1.0, np.nan, 0.0])), "average must be 3 finite"),
         ((GRAM + np.triu(np.ones((3, 3)), 1), POSITIVE, NEGATIVE), "not symmetric"),
     ],
 )
@@ -60,7 +60,7 @@ def test_a_gradient_with_nan_spoils_its_row_and_is_dropped():
     rows[0, 1] = np.nan
     problem = GramProblem(rows @ rows.T, POSITIVE, NEGATIVE)
     np.testing.assert_array_equal(problem.dropped, [True, False, False])
-    np.testing.assert_array_equal(problem.vanilla, [0.0, 1 / 3, 1 / 3])
+    np.testing.assert_array_equal(problem.average, [0.0, 1 / 3, 1 / 3])
     assert not problem.positive.any() and problem.negative[1]
     assert np.all(problem.gram[0] == 0.0) and np.all(np.isfinite(problem.gram))
 

@@ -54,7 +54,7 @@ def test_tensors_are_taken_too(gradients, dtype):
     np.testing.assert_array_equal(answer.weights, exact.weights)
 
 
-@pytest.mark.parametrize("method", ["mean", "mgda", "pcgrad", "cagrad", "config"])
+@pytest.mark.parametrize("method", ["mean", "mgda", "pcgrad", "cagrad", "conflict_free"])
 def test_other_methods_come_the_same_way(gradients, method):
     gram = gradients @ gradients.T
     problem = GramProblem(gram, ADVANTAGES > 0, ADVANTAGES < 0)
@@ -134,6 +134,8 @@ def test_what_is_no_gram_matrix_is_told(gram):
 def test_an_unknown_method_is_told_with_those_there_are():
     with pytest.raises(ValueError, match="unknown aggregator 'capoo'; choose from mean, capo"):
         aggregate("capoo", np.eye(2))
+    with pytest.raises(ValueError, match="'config'; it is called conflict_free now"):
+        aggregate("config", np.eye(2))
 
 
 def test_an_option_that_a_method_does_not_have():

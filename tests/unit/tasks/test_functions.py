@@ -2,6 +2,7 @@
 
 import pickle
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -37,6 +38,20 @@ def single(completions, **kwargs): return 1.0
 def never(completions, **kwargs): return [None] * len(completions)
 def leaves(completions, **kwargs): sys.exit(0)
 def interrupted(completions, **kwargs): raise KeyboardInterrupt
+def breaks_off(completions):
+    yield 1.0
+    sys.exit(0)
+def endless(completions):
+    while True: yield 1.0
+def huge(completions): return [10**400] * len(completions)
+def table(completions): return np.ones((len(completions), 1))
+def unordered(completions): return frozenset(range(len(completions)))
+def lines(completions): raise ValueError("two\\n  lines")
+def by_place(completions, /, **kwargs): return [1.0] * len(completions)
+def one_by_one(solution_str, ground_truth): return 1.0
+def spoils(prompts, completions, cases):
+    for prompt, case in zip(prompts, cases): prompt.append(0), case["a"].pop()
+    return [1.0] * len(completions)
 def wants(completions, nowhere): return [1.0] * len(completions)
 def talk(completions, prompts, **kwargs):
     return [float(c[0]["content"] == "yes" and p[0]["role"] == "user")
@@ -101,6 +116,12 @@ def test_token_ids_conversations_and_functions_at_the_same_time(judge, file):
         ("text", "'1' is no reward .of completion 0."),
         ("never", "no function rewards a completion, number 0: 'yes', of the prompt '.'"),
         ("leaves", "leaves: SystemExit: 0"),
+        ("breaks_off", "breaks_off: SystemExit: 0"),
+        ("endless", "more than 2 rewards for 2 completions"),
+        ("huge", "huge: 1000.* is no reward .of completion 0."),
+        ("table", "returned an? ndarray of 2 dimensions"),
+        ("unordered", "returned a frozenset"),
+        ("lines", "ValueError: two lines$"),
     ],
 )
 def test_what_is_no_reward(judge, file, name, message):
@@ -113,6 +134,19 @@ def test_a_missing_argument_is_told_before_the_run(judge, file):
         rewards(judge, file, "wants")
     with pytest.raises(ConfigError, match=r"reward.functions.options.size: .*Needy needs it"):
         rewards(judge, file, "Needy")
+
+
+def test_arguments_of_other_trainers_are_told_their_names_here(judge, file):
+    with pytest.raises(ConfigError, match="references for ground_truth, completions for solution"):
+        rewards(judge, file, "one_by_one")
+    with pytest.raises(ConfigError, match="by_place takes completions by place alone"):
+        rewards(judge, file, "by_place")
+
+
+def test_a_function_that_changes_its_lists_changes_no_problem(judge, file):
+    problem = replace(TALK, columns={"cases": {"a": [1]}})
+    assert rewards(judge, file, "spoils", problem=problem) == [1.0, 1.0]
+    assert problem.columns == {"cases": {"a": [1]}} and problem.messages == TALK.messages
 
 
 def test_an_interruption_passes(judge, file):
