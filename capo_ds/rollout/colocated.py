@@ -41,9 +41,7 @@ if TYPE_CHECKING:
 
 BATCHED = 16384  # tokens of the pass that vLLM tries at its start, its default on large GPUs
 LOGIT_BYTES = 3 * 4  # an entry: logits, log-probabilities, and a sorted or scaled copy
-GRAPHS = (
-    2**30
-)  # of captured CUDA graphs: what vLLM tells of models of 0.5 to 8 B; not measured here
+GRAPHS = 2**30  # of captured CUDA graphs, as vLLM tells of models of some billions; not measured
 
 
 def vllm(run: SamplerRun) -> ColocatedSampler | None:
