@@ -12,14 +12,13 @@ import pytest
 import torch
 
 from tests.conftest import REPOSITORY, clean_environment, free_port, launch
-from tests.end_to_end.test_interrupted import LONG
+from tests.end_to_end.test_interrupted import LONG, wait_for_lines
 from tests.end_to_end.test_train import (
     TRAIN,
     adapter,
     arguments,
     check_equal,
     metrics,
-    wait_for_lines,
 )
 
 LAUNCHERS = ["deepspeed", "torchrun", "mpirun"]
