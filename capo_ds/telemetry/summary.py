@@ -41,7 +41,7 @@ def startup_summary(
         f"{config.importance_correction}" + (OFF_POLICY if rollout.truncates else ""),
         "aggregator": _aggregator_row(config),
         "gradients": _gradients_row(config, store),
-        "objective": _values(objective),
+        "objective": _values(objective.model_copy(update={"ratio_to": config.ratio_to})),
         "optimizer": _values(config.optimizer),
         "memory per rank": _memory_row(plan),
         "output": config.train.output_dir,

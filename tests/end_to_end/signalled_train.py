@@ -17,7 +17,8 @@ def send() -> None:
     if SIGNAL != "SAMPLER":
         os.kill(os.getpid(), signal.Signals[SIGNAL])
     elif os.environ["RANK"] == "1":
-        (sampler,) = psutil.Process().children()
+        children = psutil.Process().children()
+        (sampler,) = (c for c in children if any("rollout.child" in w for w in c.cmdline()))
         sampler.kill()
 
 
