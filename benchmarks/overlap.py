@@ -2,8 +2,8 @@
 
 python benchmarks/overlap.py [--steps 12] [--prompts 32] [--figure FILE]: the quickstart's model on
 one rank. First by the sampler `process` as it is; then with one that takes as long as the update
-does (it waits, as for a machine elsewhere, until that time is over). A step's time is from one line of
-the log to the next, without evaluations and checkpoints. The figure shows three steps of the
+does (it waits, as for a machine elsewhere, until that time is over). A step's time is from one line
+of the log to the next, without evaluations and checkpoints. The figure shows three steps of the
 latter, from the logs.
 """
 

@@ -37,7 +37,9 @@ def startup_summary(
         **facts,
         "rollout": f"{rollout.prompts_per_step} prompts x {rollout.group_size} responses = "
         f"{samples} samples a step, up to {rollout.max_new_tokens} tokens, "
-        f"temperature {rollout.temperature:g}, sampler {rollout.sampler}, importance correction "
+        f"temperature {rollout.temperature:g}, sampler {rollout.sampler}"
+        + (f" {rollout.ahead} steps ahead" if rollout.ahead else "")
+        + ", importance correction "
         f"{config.importance_correction}" + (OFF_POLICY if rollout.truncates else ""),
         "aggregator": _aggregator_row(config),
         "gradients": _gradients_row(config, store),
