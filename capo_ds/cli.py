@@ -14,6 +14,7 @@ from capo_ds.config import Config, ConfigError, config_reference, load_config
 from capo_ds.distributed import launch
 from capo_ds.hub import fetch_once
 from capo_ds.interruption import Interruption
+from capo_ds.own_code import place
 
 BAD_CONFIG = 2
 LISTENS = 1.0  # seconds
@@ -58,11 +59,15 @@ def _run(
     except ConfigError as error:  # found on all ranks alike
         _exit(BAD_CONFIG, f"config error\n{error}")
     except comm.PeerError as error:
-        if error.__cause__ and error.rank in (None, comm.rank()):
+        mine = error.__cause__ and error.rank in (None, comm.rank())
+        if mine and not place(error.__cause__):  # of a user's file, the message shows it
             traceback.print_exception(error.__cause__)  # on the rank where it happened
         _exit(comm.FAILED, f"error: {error}")
-    except Exception as error:  # of this rank alone, where no phase was named
-        comm.tell_peers(f"rank {comm.rank()}: {type(error).__name__}: {error}")
+    except (Exception, SystemExit) as error:  # of this rank alone, where no phase was named
+        told = f"rank {comm.rank()}: {type(error).__name__}: {comm.told_error(error)}"
+        comm.tell_peers(told)
+        if place(error):
+            _exit(comm.FAILED, f"error: {told}")
         raise
     finally:
         comm.finish()

@@ -11,8 +11,9 @@ from capo_ds.config import Config, ConfigError
 from capo_ds.config.method import GradientsConfig
 from capo_ds.gradients.sketch import Sketch
 from capo_ds.objective import make_objective
+from capo_ds.own_code import place
 from capo_ds.parts import MARK
-from capo_ds.plugins import find_part, make_part
+from capo_ds.plugins import find_part, make_part, what
 from capo_ds.rollout.choose import sampler_maker
 from capo_ds.tasks.functions import OURS
 from capo_ds.tasks.rewards import KEY as REWARDS
@@ -76,7 +77,8 @@ def sketches(
     try:
         made = sketch(0)
     except Exception as error:
-        raise ConfigError(f"{key}: {settings.sketch}: {type(error).__name__}: {error}") from error
+        told = f"{key}: {settings.sketch}: {what(error)}{place(error)}"
+        raise ConfigError(told) from error
     if not isinstance(made, Sketch):
         raise ConfigError(
             f"{key}: {settings.sketch} must give a capo_ds.gradients.sketch.Sketch, and gives a "

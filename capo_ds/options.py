@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, get_type_hints
@@ -41,8 +42,11 @@ def check_options(
     """
     known, takes_all = _parameters(part, first, given)
     if unknown := [option for option in options if option not in known and not takes_all]:
+        close = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f"did you mean {close[0]}? It" if close else "it"
         raise ConfigError(
-            f"{key}.{unknown[0]}: {name} has no such option; it has {', '.join(known) or 'none'}"
+            f"{key}.{unknown[0]}: {name} has no such option; {hint} has "
+            f"{', '.join(known) or 'none'}"
         )
     needed = [option for option, parameter in known.items() if parameter.default is parameter.empty]
     filled = columns and not isinstance(part, type)

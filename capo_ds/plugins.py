@@ -14,6 +14,7 @@ from typing import Any
 
 from capo_ds.config import ConfigError, resolve_path
 from capo_ds.options import check_options
+from capo_ds.own_code import place, remember
 from capo_ds.parts import built_in, ships
 
 
@@ -37,8 +38,11 @@ def make_part(
         return part
     try:
         return part()
-    except Exception as error:
-        raise ConfigError(f"{key}: {name} cannot be made: {what(error)}") from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the user's code may raise anything, sys.exit too
+        told = f"{key}: {name} cannot be made: {what(error)}{place(error)}"
+        raise ConfigError(told) from error
 
 
 def find_part(
@@ -94,12 +98,13 @@ def named(key: str, name: str) -> Callable[..., Any]:
     if not separator or not path.endswith(".py"):
         raise ConfigError(f"{key}: {name!r} is not of the form file.py:function")
     file = resolve_path(key, path)
+    remember(str(file.resolve()))
     try:
         module = _load(file.resolve())
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # sys.exit in it too
-        raise ConfigError(f"{key}: {file} does not run: {what(error)}") from error
+        raise ConfigError(f"{key}: {file} does not run: {what(error)}{place(error)}") from error
     part = reduce(lambda owner, part: getattr(owner, part, None), attribute.split("."), module)
     if not callable(part):
         raise ConfigError(f"{key}: {file} has no function {attribute!r}")

@@ -12,6 +12,7 @@ KEYS = {
     "rollout.max_new_tokens": "max_completion_length max_response_length generate_max_len "
     "max_tokens response_length",
     "rollout.max_prompt_tokens": "max_prompt_length prompt_max_len",
+    "rollout.dynamic_sampling": "filter_groups dynamic_filtering max_num_gen_batches",
     "rollout.max_prompt_tokens and rollout.max_new_tokens": "max_model_len max_model_length "
     "vllm_max_model_length max_length max_seq_length max_len",
     "rollout.sampler": "use_vllm vllm_mode rollout.name fast_inference",

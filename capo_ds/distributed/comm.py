@@ -24,6 +24,7 @@ from capo_ds.config import ConfigError
 from capo_ds.distributed import accelerator
 from capo_ds.distributed.launch import busy_port, discover_ranks, launcher, ranks_here, tell
 from capo_ds.distributed.watchdog import LAUNCHER_GONE, POLL, Watchdog
+from capo_ds.own_code import place
 
 T = TypeVar("T")
 GLOO_SETTLES = 0.2  # seconds
@@ -240,19 +241,25 @@ def together(phase: str) -> Iterator[None]:
         PeerError: on every rank otherwise, naming the phase, that rank and its error.
     """
     _enter(phase)
-    error: Exception | None = None
+    error: BaseException | None = None
     try:
         yield
-    except Exception as caught:
+    except (Exception, SystemExit) as caught:  # a user's part may call sys.exit
         error = caught
-    reports = gather(error and (isinstance(error, ConfigError), type(error).__name__, str(error)))
+    told = error and (isinstance(error, ConfigError), type(error).__name__, told_error(error))
+    reports = gather(told)
     for peer, report in enumerate(reports):
         if report:
             bad_config, kind, text = report
             if bad_config:
                 raise ConfigError(text) from error
-            told = f"{phase} failed on rank {peer}: {kind}: {text}"
-            raise PeerError(told, peer) from error
+            raise PeerError(f"{phase} failed on rank {peer}: {kind}: {text}", peer) from error
+
+
+def told_error(error: BaseException) -> str:
+    """Its text, and where it happened if that is in a user's file."""
+    where = "" if isinstance(error, ConfigError) else place(error)
+    return f"{error}{where}"
 
 
 @contextmanager
@@ -270,8 +277,8 @@ def collective(phase: str) -> Iterator[None]:
         yield
     except PeerError:
         raise
-    except Exception as error:
-        text = f"{phase} failed on rank {rank()}: {type(error).__name__}: {error}"
+    except (Exception, SystemExit) as error:
+        text = f"{phase} failed on rank {rank()}: {type(error).__name__}: {told_error(error)}"
         tell_peers(text)
         raise PeerError(text) from error
 

@@ -23,6 +23,8 @@ LOCAL_SIZES = (
     "SLURM_STEP_TASKS_PER_NODE",  # such as 8(x2), of each node
 )
 DEEPSPEED_NODE = "deepspeed.launcher.launch"  # among the words of its command
+RANK_VARIABLES = ("RANK", *MPI_RANKS, "SLURM_PROCID")
+KEEPER = "CAPO_KEEPER"  # the process of `capo launch` above this one
 PORTS = 20000  # and up, for SLURM jobs without a MASTER_PORT
 
 
@@ -116,14 +118,17 @@ class Launcher:
 
     def __init__(self) -> None:
         self._chain: list[tuple[psutil.Process, int]] = []  # a process, its parent at the start
-        if not any(variable in os.environ for variable in LOCAL_SIZES):
-            return
         process = psutil.Process()
-        self._chain.append((process, process.ppid()))
-        parent = process.parent()
-        # deepspeed starts a launcher on each node, which outlives the first one.
-        if parent and DEEPSPEED_NODE in parent.cmdline():
-            self._chain.append((parent, parent.ppid()))
+        above = [str(ancestor.pid) for ancestor in process.parents()]
+        count = 0
+        if os.environ.get(KEEPER) in above:
+            count = above.index(os.environ[KEEPER]) + 1
+        elif any(variable in os.environ for variable in LOCAL_SIZES):
+            parent = process.parent()
+            # deepspeed starts a launcher on each node, which outlives the first one.
+            count = 2 if parent and DEEPSPEED_NODE in parent.cmdline() else 1
+        for one in [process, *process.parents()][:count]:
+            self._chain.append((one, one.ppid()))
 
     def gone(self) -> bool:
         """Whether one of them has ended: its children are others' by now."""

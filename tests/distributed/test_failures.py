@@ -44,12 +44,54 @@ def test_no_rank_waits_for_one_that_has_failed(way, words, launcher, ranks):
     assert told in result.stderr, result.stderr
 
 
+OWN = """
+import json
+from pathlib import Path
+
+def divide():
+    return 1 / int(Path("/dev/null").stat().st_size)
+
+def part():
+    return divide()  # too bold
+
+def leaves():
+    raise SystemExit(0)
+
+def elsewhere():
+    return json.loads("{")
+"""
+
+
+@pytest.mark.parametrize("kind", ["together", "collective", "own"])
+@pytest.mark.parametrize(
+    ("name", "error", "places"),
+    [
+        ("part", "division by zero", ["line 9, in part", "return divide()", "line 6, in divide"]),
+        ("leaves", "SystemExit: 0", ["line 12, in leaves", "raise SystemExit(0)"]),
+        ("elsewhere", "JSONDecodeError: Expecting", ["line 15, in elsewhere"]),
+    ],
+)
+def test_an_error_of_users_code_is_told_once_with_its_place(tmp_path, kind, name, error, places):
+    file = tmp_path / "mine.py"
+    file.write_text(OWN)
+    way = f"train.output_dir={kind}:{file}:{name}"
+    result = launch(2, SCRIPT, "--config", str(RECIPE), "--set", way, status=1)
+    assert result.stderr.count("error: ") == 1 and "Traceback" not in result.stderr
+    assert result.stderr.count(str(file)) == 1 + (name == "part")
+    for words in (error, *places):
+        assert result.stderr.count(words) == 1, result.stderr
+    for words in ("plugins.py", "comm.py", "failures.py", "decoder.py"):
+        assert words not in result.stderr
+
+
 @pytest.mark.parametrize("launcher", ["deepspeed", "torchrun", "mpirun"])
 def test_no_rank_outlives_one_that_was_killed(launcher):
-    """Within a minute, and somebody says what happened: the peer that noticed, or the launcher."""
+    """Within a minute, and somebody says what happened: the peer that noticed, or the launcher.
+    Before that, the collectives are sound under this launcher."""
     arguments = ["--config", str(RECIPE), "--set", "train.output_dir=killed"]
     result = launch(2, SCRIPT, *arguments, launcher=launcher, status=None)
     told = result.stdout + result.stderr
+    assert result.stdout.count("collectives are sound") == 2
     assert since_failure(result.stdout) < MINUTE
     assert result.returncode != 0
     assert any(word in told for word in ("local_rank=1", "local_rank: 1", "SIGKILL", "signal 9")), (

@@ -176,7 +176,11 @@ class TestAggregators:
         ("name", "options", "told"),
         [
             (":shares", {"positive": 2}, r"aggregator_options\.positive: bad value 2 .*equal to 1"),
-            (":shares", {"positve": 1}, r"aggregator_options\.positve: .*it has positive"),
+            (
+                ":shares",
+                {"positve": 1},
+                r"aggregator_options\.positve: .*did you mean positive",
+            ),
             (":noisy", {"size": 1, "seed": 3}, r"aggregator_options\.seed: .*it has size"),
             (":noisy", {"size": "1"}, r"aggregator_options\.size: bad value '1'"),
             (":noisy", {}, r"aggregator_options\.size: .* needs it"),
@@ -354,7 +358,10 @@ class TestTasks:
             ({"name": "empty"}, "task.name: .*empty: it gives no train problems"),
             ({"name": "texts"}, "task.name: .*texts: train problem 0 is no .*Problem"),
             ({"name": "broken"}, "task.name: .*broken: its train problems: ZeroDivisionError"),
-            ({"name": "Words", "options": {"wrd": 1}}, "task.options.wrd: .*it has word, limit"),
+            (
+                {"name": "Words", "options": {"wrd": 1}},
+                "task.options.wrd: .*mean word.* word",
+            ),
             ({"name": "plain", "verdict": "nowhere"}, "task.verdict: .*no function 'nowhere'"),
         ],
     )
