@@ -1,11 +1,12 @@
 """One update of a saved model on the ranks that this is launched on, against one rank in float64.
 
-torchrun --nproc_per_node 2 benchmarks/one_update.py FOLDER
+torchrun --nproc_per_node 2 benchmarks/one_update.py FOLDER [REFERENCE]
 
 At ZeRO 2 and 3, the ranks make the aggregated gradient g~ of CAPO (exact Gram matrix) for some
 responses to some prompts, each its share of them. The reference is made by rank 0 alone: autograd,
 one sample at a time, without padding, in float64, and the same aggregator on the Gram matrix of
-those gradients. Prints the relative errors of g~.
+those gradients. Prints the relative errors of g~. REFERENCE: a folder of the same weights, for the
+reference, where autograd has no float64 on those of FOLDER (4 bits).
 """
 
 from __future__ import annotations
@@ -42,13 +43,14 @@ NOISE = 0.02  # on the LoRA factors, which would start at B = 0
 
 def main() -> None:
     comm.init()
-    errors = {f"ZeRO {stage}": error_at(sys.argv[1], stage) for stage in (2, 3)}
+    folders = [word for word in sys.argv[1:] if not word.startswith("--local_rank")]
+    errors = {f"ZeRO {stage}": error_at(folders[0], folders[-1], stage) for stage in (2, 3)}
     if comm.is_main():
         print(json.dumps(errors))
     comm.finish()
 
 
-def error_at(folder: str, stage: int) -> float:
+def error_at(folder: str, same_weights: str, stage: int) -> float:
     """Relative error of the ranks' g~ at a ZeRO stage; on all ranks."""
     with tempfile.TemporaryDirectory() as place:
         # A threshold of 0, or ZeRO 3 would leave weights as small as these whole.
@@ -70,7 +72,8 @@ def error_at(folder: str, stage: int) -> float:
         policy = moved(load_policy(config.model, seed=0))
         vocabulary = policy.get_input_embeddings().weight.shape[0]
         found = on_ranks(config, policy, responses(vocabulary))
-    expected = reference(config, moved(load_policy(config.model, seed=0)), responses(vocabulary))
+    model = config.model.model_copy(update={"path": same_weights})
+    expected = reference(config, moved(load_policy(model, seed=0)), responses(vocabulary))
     return float((found - expected).norm() / expected.norm())
 
 

@@ -9,6 +9,7 @@ from peft.tuners.lora import LoraLayer
 
 from capo_ds.adapters import add_reference, continued_adapter, fresh_adapter, reference_policy
 from capo_ds.architecture import checkpoint_layers, first_pass, position_ids
+from capo_ds.causality import check_causal
 from capo_ds.config import ConfigError, ModelConfig
 from capo_ds.log_probs import (
     LOGIT_CHUNK_TOKENS,
@@ -60,8 +61,9 @@ def load_policy(config: ModelConfig, seed: int, device: torch.device = CPU) -> P
     if isinstance(policy.get_output_embeddings(), LoraLayer):
         raise ConfigError("model.lora_targets: the output layer cannot have LoRA factors")
     with first_pass(policy):
+        check_causal(policy.eval())
         find_output_layer(policy, device)
-        find_whether_prompts_are_read_once(policy.eval(), device)
+        find_whether_prompts_are_read_once(policy, device)
     return policy.eval()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 from peft import PeftModel
@@ -9,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from capo_ds.architecture import check_positions
 from capo_ds.config import Config, ConfigError
+from capo_ds.config.idle import idle_line
 from capo_ds.distributed import comm
 from capo_ds.evaluation import Evaluator
 from capo_ds.models import load_policy, load_tokenizer
@@ -34,13 +36,15 @@ class Prepared:
 
 
 def prepare(config: Config, dry: bool = False) -> Prepared:
-    """Load and check all that a run starts from; on all ranks.
+    """Load and check all that a run starts from; on all ranks. Rank 0 warns of idle settings.
 
     dry: leave the output folder as it is.
 
     Raises:
         ConfigError, PeerError: on all ranks, if anything cannot be had on any.
     """
+    if comm.is_main() and (idle := idle_line(config)):
+        print(f"warning: {idle}", file=sys.stderr, flush=True)
     with comm.together("start-up"):
         lock = claim_run(config, dry)
         tokenizer = load_tokenizer(config.model)

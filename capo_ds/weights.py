@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -18,7 +21,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from capo_ds.causality import check_kind
 from capo_ds.config import BUILTIN_MODELS, ConfigError, ModelConfig
+from capo_ds.config.text import LFS_POINTER
+from capo_ds.distributed.launch import tell
 from capo_ds.quantization import (
     RUNS,
     STORED_AS,
@@ -29,7 +35,6 @@ from capo_ds.quantization import (
 )
 
 ADAPTER_CONFIG = "adapter_config.json"
-LFS_POINTER = b"version https://git-lfs"
 WEIGHTS = (".safetensors", ".bin", ".model")
 WHOLE_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 JSON_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
@@ -44,6 +49,9 @@ def load_tokenizer(model: ModelConfig | str) -> PreTrainedTokenizerBase:
     config = ModelConfig(path=model) if isinstance(model, str) else model
     location = find_location(config.path)
     check_folder(config.path, location)
+    folder = _on_disk(location)
+    if folder and (folder / "config.json").is_file():  # a tokenizer may stand alone
+        _read_config(config, location)
     try:
         tokenizer = AutoTokenizer.from_pretrained(location, **_source(config))
     except Exception as error:  # of as many kinds as there are formats
@@ -71,17 +79,19 @@ def load_base_model(config: ModelConfig) -> PreTrainedModel:
     if config.load_in_4bit:
         arguments["quantization_config"] = four_bits(config)
     try:
-        architecture = AutoConfig.from_pretrained(location, **_source(config))
+        architecture = _read_config(config, location)
         _without_dropout(architecture)
         stored = prepare_quantised(architecture, config)
-        # A pair, with output_loading_info.
-        model, loaded = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
-            location,
-            config=architecture,
-            dtype=getattr(torch, config.dtype),
-            output_loading_info=True,
-            **arguments,
-        )
+        with _without_adapter(location) as place:
+            # A pair, with output_loading_info.
+            model, loaded = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
+                place,
+                config=architecture,
+                dtype=getattr(torch, config.dtype),
+                output_loading_info=True,
+                **arguments,
+            )
+        model.name_or_path = model.config.name_or_path = str(location)
     except (ConfigError, torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:
@@ -93,6 +103,14 @@ def load_base_model(config: ModelConfig) -> PreTrainedModel:
             "config.json is of another model; get the folder whole"
         )
     check_read(config, loaded["unexpected_keys"])
+    folder = _on_disk(location)
+    if folder and (folder / ADAPTER_CONFIG).is_file() and not config.adapter:
+        tell(
+            f"model.path: {config.path!r} holds an adapter's files beside the whole weights; the "
+            "weights are taken as they are, without it. If it is not merged into them, set "
+            "model.adapter to the same folder; if it is, move its files away: transformers puts "
+            "it on once more"
+        )
     keep_one_arithmetic(model, config)
     setattr(model, STORED_AS, stored)
     return model.eval()
@@ -115,16 +133,7 @@ def check_folder(path: str, location: Path | str) -> None:
     folder = _on_disk(location)
     if folder is None:
         return
-    if (folder / ADAPTER_CONFIG).is_file():
-        if (folder / "config.json").is_file() and any(
-            file for pattern in WHOLE_WEIGHTS for file in folder.glob(pattern)
-        ):
-            raise ConfigError(
-                f"model.path: {path!r} holds a whole model and {ADAPTER_CONFIG} beside it, so that "
-                "transformers would put that adapter on it (a second time, if it is merged). Move "
-                f"the adapter's files elsewhere ({ADAPTER_CONFIG}, adapter_model.*), and set "
-                "model.adapter to them if they are not merged"
-            )
+    if (folder / ADAPTER_CONFIG).is_file() and not _is_whole(folder):
         base = json.loads((folder / ADAPTER_CONFIG).read_text()).get("base_model_name_or_path")
         raise ConfigError(
             f"model.path: {path!r} is an adapter; set model.adapter to it and model.path to its "
@@ -135,6 +144,38 @@ def check_folder(path: str, location: Path | str) -> None:
             raise ConfigError(f"model.path: {file} {problem}")
     for index in folder.glob("*.index.json"):
         _check_shards(index)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether it holds a model's own weights, whatever else."""
+    return (folder / "config.json").is_file() and any(
+        file for pattern in WHOLE_WEIGHTS for file in folder.glob(pattern)
+    )
+
+
+@contextmanager
+def _without_adapter(location: Path | str) -> Iterator[Path | str]:
+    """Where to load the weights from as they are: transformers puts an adapter whose files are
+    beside them on the model, so then a folder of links to the others."""
+    folder = _on_disk(location)
+    if folder is None or not (folder / ADAPTER_CONFIG).is_file():
+        yield location
+        return
+    with TemporaryDirectory(prefix="capo_ds-") as links:
+        for file in folder.iterdir():
+            if not file.name.startswith("adapter_"):
+                (Path(links) / file.name).symlink_to(file.resolve())
+        yield Path(links)
+
+
+def _read_config(config: ModelConfig, location: Path | str) -> PretrainedConfig:
+    """Raises `ConfigError` if it cannot be read, or is not that of a causal language model."""
+    try:
+        architecture = AutoConfig.from_pretrained(location, **_source(config))
+    except Exception as error:  # of as many kinds as there are configs
+        raise _unreadable(config, "cannot load", location, error) from error
+    check_kind(architecture, config.path)
+    return architecture
 
 
 def _without_dropout(architecture: PretrainedConfig) -> None:

@@ -12,6 +12,7 @@ from yaml.constructor import ConstructorError
 
 from capo_ds.config.errors import ConfigError
 
+LFS_POINTER = b"version https://git-lfs"  # how a file begins that Git LFS has not fetched
 _MARKS = {  # byte order marks, the longest first: UTF-16's begins UTF-32's
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -35,7 +36,8 @@ def decode(content: bytes, name: str) -> str:
         line = content[: error.start].count(b"\n") + 1
         raise ConfigError(
             f"{name}, line {line}: byte 0x{content[error.start]:02x} is not {encoding.upper()}; "
-            "convert the file, from Latin-1 for example: iconv -f latin1 -t utf-8 OLD > NEW"
+            "convert the file, from Latin-1 or Windows-1252 for example: iconv -f cp1252 -t utf-8 "
+            "OLD > NEW"
         ) from error
 
 

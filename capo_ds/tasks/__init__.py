@@ -13,6 +13,7 @@ from capo_ds.own_code import place
 from capo_ds.parts import MARK
 from capo_ds.plugins import make_part, what
 from capo_ds.tasks.base import Problem, Split, Wanted
+from capo_ds.tasks.files import is_one_split
 from capo_ds.tasks.judge import Judge
 from capo_ds.tasks.rewards import Scorer, Scores, Verdict, score
 from capo_ds.tasks.verdicts import verdict_of
@@ -53,10 +54,10 @@ def load_data_set(config: "TrainingSetConfig", split: Split) -> list[Problem]:
     if split == "train":
         wanted = Wanted(split, config.train_problems, config.path, config.train_split, config)
         return _load(wanted, "task")
-    if config.test_path is None and config.path is not None and Path(config.path).is_file():
+    if config.test_path is None and config.path is not None and is_one_split(Path(config.path)):
         raise ConfigError(
-            f"task.test_path: {config.path!r} is one file, for training; name another for testing, "
-            "or evaluation.benchmarks, or set train.eval_every=0"
+            f"task.test_path: {config.path!r} is one split, for training; name another for "
+            "testing, or evaluation.benchmarks, or set train.eval_every=0"
         )
     path = config.test_path or config.path
     return _load(Wanted(split, config.test_problems, path, config.test_split, config), "task")

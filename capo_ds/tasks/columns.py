@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
 from typing import Any
+
+from capo_ds.tasks.files import exact_text
+
+MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 
 
 def holds(row: dict[str, Any], name: str) -> bool:
@@ -31,6 +37,30 @@ def value_at(row: dict[str, Any], name: str) -> Any:
     return value
 
 
+def check_media(row: dict[str, Any]) -> None:
+    """Raises `ValueError` for a row with an image or the like, which no text model would see."""
+    for name in MEDIA:
+        if row.get(name):
+            raise ValueError(
+                f"column {name!r} holds what the model would not see: it reads text alone; take "
+                "problems without it, or, where the text says all, leave the column out"
+            )
+
+
+def decoded(value: Any) -> Any:
+    """A conversation that is stored as the text of its JSON; any other value as it is."""
+    if not isinstance(value, str) or not re.match(r"\s*\[\s*\{", value):
+        return value
+    try:
+        messages = json.loads(value)
+    except ValueError:
+        return value
+    are = all(
+        isinstance(message, dict) and {*message} >= {"role", "content"} for message in messages
+    )
+    return messages if are else value
+
+
 def conversation(value: list[Any], name: str) -> list[dict[str, Any]]:
     """A list of messages, each with a role and a content, as TRL's and verl's data sets have it.
 
@@ -44,15 +74,28 @@ def conversation(value: list[Any], name: str) -> list[dict[str, Any]]:
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise ValueError(
                 f"column {name!r} holds a list, but not of messages, each with role and content"
+                + (" (rename from and value)" if "from" in message and "value" in message else "")
             )
-        if not isinstance(message.get("content"), str):
+        content = _in_one(message.get("content"))
+        if not isinstance(content, str):
             raise ValueError(
                 f"column {name!r}: the content of a {message['role']} message is no text"
             )
-        messages.append({key: part for key, part in message.items() if part is not None})
+        exact_text(content or "-")
+        kept = {key: part for key, part in message.items() if part is not None}
+        messages.append(kept | {"content": content})
     if not messages:
         raise ValueError(f"column {name!r} is an empty list of messages")
     return messages
+
+
+def _in_one(content: Any) -> Any:
+    """A content in parts, all of them text, as one text; any other as it is."""
+    if not isinstance(content, list) or not content:
+        return content
+    texts = [part.get("text") for part in content if isinstance(part, dict)]
+    whole = len(texts) == len(content) and all(isinstance(text, str) for text in texts)
+    return "".join(texts) if whole else content
 
 
 def last_words(messages: list[dict[str, Any]]) -> str:

@@ -7,28 +7,24 @@ taken letter by letter: `[ ]`, `*` and `?` in them are no patterns.
 
 from __future__ import annotations
 
-import bz2
 import csv
-import gzip
 import io
 import json
-import lzma
 import math
 import re
-import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sized
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from capo_ds.config import ConfigError, decode
+from capo_ds.tasks.opening import ENDINGS, unpacked
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 Row = dict[str, Any]
 EXACT = 2**53  # beyond it float64 leaves out integers
-BROKEN = (EOFError, OSError, zlib.error, lzma.LZMAError)
 # Words in a file's name, or in that of its folder, that make it part of a split.
 SPLIT_WORDS = {
     "train": {"train", "training"},
@@ -40,7 +36,7 @@ SPLIT_WORDS = {
 def ending(path: Path) -> str | None:
     """The format by a file's name, such as `.jsonl` for Rows.JSONL.gz; None for others."""
     suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
-    if suffixes and suffixes[-1] in OPENERS:
+    if suffixes and suffixes[-1] in ENDINGS:
         suffixes.pop()
     return suffixes[-1] if suffixes and suffixes[-1] in READERS else None
 
@@ -54,14 +50,13 @@ def read_file(path: Path) -> list[Row]:
     if form is None:
         raise ConfigError(
             f"{path}: files of this name are not read; use {', '.join(READERS)}, each also with "
-            f"{', '.join(OPENERS)}"
+            f"{', '.join(ENDINGS)}"
         )
     try:
-        opener = OPENERS.get(path.suffix.lower())
-        content = path.read_bytes() if opener is None else opener(path.read_bytes())
-    except BROKEN as error:
+        content = path.read_bytes()
+    except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
-    rows = READERS[form](content, str(path))
+    rows = READERS[form](unpacked(content, str(path)), str(path))
     columns = dict.fromkeys(key for row in rows for key in row)
     return [{key: row.get(key) for key in columns} for row in rows]
 
@@ -71,17 +66,42 @@ def read_split(place: Path, spec: str) -> list[Row]:
 
     spec: its name, or a part of it in the words of the `datasets` library: `train[:100]`.
     """
-    import datasets
-
     names = re.findall(r"(?:^|\+)\s*(\w+)", spec)
     if place.is_file():
         rows = {"train": read_file(place)}
     else:
         rows = {name: _of_all(files_of_split(place, name)) for name in names}
-    parts = datasets.ReadInstruction.from_spec(spec).to_absolute(
-        {name: len(some) for name, some in rows.items()}
-    )
-    return [row for part in parts for row in rows[part.splitname][part.from_ : part.to]]
+    return [
+        row for name, numbers in _parts(rows, spec) for row in map(rows[name].__getitem__, numbers)
+    ]
+
+
+def saved_split(place: Path, spec: str | None, own_split: str) -> list[Row]:
+    """The rows of a split of what `save_to_disk` of the `datasets` library has written: one split,
+    which is taken whole without a spec, or a dict of several. Raises `ValueError`."""
+    import datasets
+
+    saved = datasets.load_from_disk(str(place))
+    if isinstance(saved, datasets.DatasetDict):
+        spec, splits = spec or own_split, dict(saved)
+    else:
+        spec, splits = spec or "train", {"train": saved, str(saved.split or "train"): saved}
+    tables = [(splits[name], numbers) for name, numbers in _parts(splits, spec)]
+    return [row for table, numbers in tables for row in plain_rows(table.select(numbers))]
+
+
+def _parts(splits: Mapping[str, Sized], spec: str) -> list[tuple[str, range]]:
+    """Names of splits and their rows that a spec names."""
+    import datasets
+
+    sizes = {name: len(rows) for name, rows in splits.items()}
+    parts = datasets.ReadInstruction.from_spec(spec).to_absolute(sizes)
+    return [(part.splitname, range(part.from_, part.to)) for part in parts]
+
+
+def is_one_split(place: Path) -> bool:
+    """Whether it is a file, or a folder, that holds one split alone."""
+    return place.is_file() or (place / "state.json").is_file()
 
 
 def files_of_split(folder: Path, split: str) -> list[Path]:
@@ -103,14 +123,35 @@ def files_of_split(folder: Path, split: str) -> list[Path]:
     if not chosen:
         names = ", ".join(str(path.relative_to(folder)) for path in files[:10])
         raise ValueError(f"no file of split {split!r} in it; it holds {names or 'no data files'}")
+    forms: dict[Path, Path] = {}
+    for path in chosen:
+        bare = path.with_name(path.name[: path.name.lower().rindex(str(ending(path)))])
+        if (other := forms.setdefault(bare, path)) is not path:
+            raise ValueError(
+                f"{other.relative_to(folder)} and {path.relative_to(folder)} in it seem to be the "
+                "same rows in two forms; name one of them, or move one away"
+            )
     return chosen
 
 
 def plain_rows(table: Dataset) -> list[Row]:
     """Rows of a typed table in the words of its source: float32's 0.1 is 0.1 and not
     0.10000000149011612, and a class label is its name and not its index."""
+    for name, feature in table.features.items():  # images and sounds stay files
+        if (kind := _undecoded(feature)) is not None:
+            table = table.cast_column(name, kind)
     rows = cast(Iterable[dict[str, Any]], table)
     return [{n: _plain(v, table.features[n]) for n, v in row.items()} for row in rows]
+
+
+def _undecoded(feature: Any) -> Any:
+    """The kind of an image or a sound, or of a list of them, that is not decoded; None: neither."""
+    import datasets
+
+    if getattr(feature, "decode", False):
+        return type(feature)(decode=False)
+    inner = getattr(feature, "feature", None)
+    return datasets.List(type(inner)(decode=False)) if getattr(inner, "decode", False) else None
 
 
 def _of_all(files: list[Path]) -> list[Row]:
@@ -145,29 +186,51 @@ def _json_lines(content: bytes, name: str) -> list[Row]:
     # Not splitlines: JSON text may hold U+2028 and its like.
     for number, line in enumerate(decode(content, name).split("\n"), start=1):
         if line.strip():
-            rows.append(_object(_json(line, f"{name}, line {number}"), f"{name}, line {number}"))
+            row = _json(line, f"{name}, line {number}")
+            rows.append(_object(row, f"{name}, line {number}", "; of one list, the name is .json"))
     return rows
 
 
 def _json_whole(content: bytes, name: str) -> list[Row]:
-    """A list of objects, or one object a line."""
+    """A list of objects, one object a line, or one object."""
     text = decode(content, name).strip()
     if not text.startswith("["):
-        return _json_lines(text.encode(), name)
+        try:
+            row = json.loads(text)
+        except ValueError:
+            return _json_lines(text.encode(), name)
+        if isinstance(row, dict) and all(isinstance(value, list) for value in row.values()):
+            raise ConfigError(
+                f"{name}: is one object of lists ({', '.join(map(repr, row))}), no list of rows; "
+                "store the rows alone, as [{...}, {...}] or one a line"
+            )
+        text = f"[{text}]"
     rows = _json(text, name)
     return [_object(row, f"{name}, entry {number}") for number, row in enumerate(rows)]
 
 
 def _json(text: str, where: str) -> Any:
     try:
-        return json.loads(text, parse_float=_number)
-    except ValueError as error:
+        return json.loads(text, parse_float=_number, object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{where}: not valid JSON: {error}") from error
 
 
-def _object(value: Any, where: str) -> Row:
+def _once(pairs: list[tuple[str, Any]]) -> Row:
+    """An object; Python's own keeps the last of two equal keys without a word."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"key {next(k for k in row if keys.count(k) > 1)!r} is there twice")
+    return row
+
+
+def _object(value: Any, where: str, hint: str = "") -> Row:
     if not isinstance(value, dict):
-        raise ConfigError(f"{where}: a row must be an object, {{...}}, not {str(value)[:40]!r}")
+        hint = hint if isinstance(value, list) else ""
+        raise ConfigError(
+            f"{where}: a row must be an object, {{...}}, not {str(value)[:40]!r}{hint}"
+        )
     return value
 
 
@@ -191,7 +254,7 @@ def _separated(delimiter: str) -> Callable[[bytes, str], list[Row]]:
                 if not cells:
                     continue
                 if not header:
-                    header = _header(cells, name)
+                    header = _header(cells, name, delimiter)
                 elif len(cells) != len(header):
                     raise ConfigError(
                         f"{name}, line {reader.line_num}: {len(cells)} cells for "
@@ -207,7 +270,12 @@ def _separated(delimiter: str) -> Callable[[bytes, str], list[Row]]:
     return read
 
 
-def _header(cells: list[str], name: str) -> list[str]:
+def _header(cells: list[str], name: str, delimiter: str) -> list[str]:
+    if len(cells) == 1 and (others := [mark for mark in ",;\t|" if mark in cells[0]]):
+        raise ConfigError(
+            f"{name}, line 1: one column, {cells[0]!r}; its cells seem to be separated by "
+            f"{others[0]!r}, not by {delimiter!r}: save it so, or name it .tsv if they are tabs"
+        )
     if doubles := sorted({cell for cell in cells if cells.count(cell) > 1}):
         raise ConfigError(f"{name}, line 1: column {', '.join(map(repr, doubles))} is there twice")
     return cells
@@ -251,8 +319,10 @@ def _table(read: Callable[[], Any], name: str) -> list[Row]:
     try:
         table = read()
         table = table.read_all() if hasattr(table, "read_all") else table
-        for number, field in enumerate(table.schema):  # pandas' categories, in their own words
+        for number, field in enumerate(table.schema):
+            _check_type(field)
             if pa.types.is_dictionary(field.type):
+                # pandas' categories, in their own words
                 values = table.column(number).cast(field.type.value_type)
                 table = table.set_column(number, field.name, values)
         return plain_rows(datasets.Dataset(table))
@@ -260,10 +330,17 @@ def _table(read: Callable[[], Any], name: str) -> list[Row]:
         raise ConfigError(f"{name}: cannot be read: {error}") from error
 
 
-def _zstandard(content: bytes) -> bytes:
+def _check_type(field: Any) -> None:
+    """Raises `ValueError` naming the column of a type that `datasets` does not have."""
     import pyarrow as pa
+    from datasets.features.features import generate_from_arrow_type
 
-    return pa.input_stream(pa.BufferReader(content), compression="zstd").read()
+    try:
+        generate_from_arrow_type(field.type)
+    except (ValueError, NotImplementedError, pa.ArrowException) as error:
+        raise ValueError(
+            f"column {field.name!r} is of type {field.type}; store it as text, or leave it out"
+        ) from error
 
 
 READERS: dict[str, Callable[[bytes, str], list[Row]]] = {
@@ -274,12 +351,6 @@ READERS: dict[str, Callable[[bytes, str], list[Row]]] = {
     ".tsv": _separated("\t"),
     ".parquet": _parquet,
     ".arrow": _arrow,
-}
-OPENERS: dict[str, Callable[[bytes], bytes]] = {
-    ".gz": gzip.decompress,
-    ".bz2": bz2.decompress,
-    ".xz": lzma.decompress,
-    ".zst": _zstandard,
 }
 
 
@@ -292,6 +363,8 @@ def exact_text(value: Any) -> str:
     if value is None or value == "":
         raise ValueError("is empty")
     if isinstance(value, str):
+        if halves := re.search("[\ud800-\udfff]", value):
+            raise ValueError(f"holds half a character, {halves[0]!r}; write it as UTF-8")
         return value.strip()
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
         kind = type(value).__name__

@@ -6,14 +6,14 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from capo_ds.tasks.answers import find_boxes
 from capo_ds.tasks.base import Problem, Split, Wanted
-from capo_ds.tasks.columns import conversation, holds, last_words, value_at
-from capo_ds.tasks.files import READERS, ending, exact_text, plain_rows, read_split
+from capo_ds.tasks.columns import check_media, conversation, decoded, holds, last_words, value_at
+from capo_ds.tasks.files import READERS, ending, exact_text, plain_rows, read_split, saved_split
 from capo_ds.tasks.rewards import final_answer
 
 _CALCULATION = re.compile(r"<<[^<>]*>>")  # GSM8K's notes to a calculator: 48/2 = <<48/2=24>>24
@@ -132,11 +132,13 @@ def load_source(source: Source, wanted: Wanted) -> list[Problem]:
     prompt = config.prompt_column or source.prompt or ""
     answer = config.answer_column or source.answer or ""
     solution = config.solution_column or source.solution
-    for key, column in (("prompt_column", prompt), ("answer_column", answer)):
+    named = {"prompt_column": prompt, "answer_column": answer}
+    if config.solution_column:
+        named["solution_column"] = config.solution_column
+    for key, column in named.items():
         if rows and not holds(rows[0], column):
-            raise ConfigError(
-                f"{where}: no column {column!r}; set {key} to one of {', '.join(rows[0])}"
-            )
+            there = ", ".join(map(repr, rows[0]))
+            raise ConfigError(f"{where}: no column {column!r}; set {key} to one of {there}")
     problems = []
     for number in numbers:
         try:
@@ -151,8 +153,10 @@ def load_source(source: Source, wanted: Wanted) -> list[Problem]:
 def _problem(
     row: dict[str, Any], source: Source, prompt: str, answer: str, solution: str | None
 ) -> Problem:
+    check_media(row)
     values = {column: value_at(row, column) for column in (prompt, answer)}
     messages = None
+    values[prompt] = decoded(values[prompt])
     if isinstance(values[prompt], list):
         messages = conversation(values[prompt], prompt)
         values[prompt] = last_words(messages)
@@ -195,13 +199,12 @@ def load_rows(
     datasets.disable_progress_bars()
     place, own_split = Path(path), source.splits.get(split, "")
     try:
+        if subset and (place.is_file() or is_saved(place)):
+            raise ConfigError(f"subset {subset!r} is for data sets of the hub; remove it")
         if place.is_file():
             return read_split(place, split_name or "train")  # one file is one split
-        if (place / "dataset_dict.json").is_file():
-            splits = cast(datasets.DatasetDict, datasets.load_from_disk(str(place)))
-            return plain_rows(splits[split_name or own_split])
-        if (place / "state.json").is_file():
-            return plain_rows(cast(datasets.Dataset, datasets.load_from_disk(str(place))))
+        if is_saved(place):
+            return saved_split(place, split_name, own_split)
         if place.is_dir() and not (subset or _has_configurations(place)):
             return read_split(place, split_name or own_split)
         if place.is_dir():  # a copy of the hub's, whose README says what is where
@@ -223,6 +226,11 @@ def load_rows(
             f"path: data set {path!r} cannot be loaded: {kind}{cause}; give a hub name, or a sound "
             f"local folder or file ({', '.join(READERS)})"
         ) from error
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether `save_to_disk` of the `datasets` library has written it."""
+    return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
 
 
 def _has_configurations(folder: Path) -> bool:

@@ -6,25 +6,26 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY, clean_environment, free_port
+from tests.conftest import REPOSITORY, TIMEOUT, clean_environment, free_port, launch
 
+TRAIN = REPOSITORY / "launchers" / "train.py"
 SCRIPT = Path(__file__).with_name("collectives.py")
 
 
-def outputs(commands: list[tuple[list[str], dict[str, str]]]) -> list[str]:
+def outputs(commands: list[list[str]]) -> list[str]:
     """What these commands, run side by side, print; all must succeed."""
     processes = [
         subprocess.Popen(
             command,
             cwd=REPOSITORY,
-            env=clean_environment() | environment,
+            env=clean_environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for command, environment in commands
+        for command in commands
     ]
-    printed = [process.communicate(timeout=300)[0] for process in processes]
+    printed = [process.communicate(timeout=TIMEOUT)[0] for process in processes]
     assert all(process.returncode == 0 for process in processes), "\n".join(printed)
     return printed
 
@@ -33,27 +34,15 @@ def test_tasks_of_srun():
     """No SLURM here: three processes with the variables that srun gives to each task of a step."""
     step = {"SLURM_JOB_ID": str(free_port()), "SLURM_STEP_NUM_TASKS": "3"}
     tasks = [step | {"SLURM_PROCID": str(task), "SLURM_LOCALID": str(task)} for task in range(3)]
-    printed = outputs([([sys.executable, str(SCRIPT)], task) for task in tasks])
-    assert all("collectives are sound" in text for text in printed)
+    result = launch(3, SCRIPT, variables=tasks)
+    assert result.stdout.count("collectives are sound") == 3
 
 
 def test_srun_on_several_machines_needs_an_address():
-    environment = clean_environment() | {
-        "SLURM_STEP_NUM_TASKS": "2",
-        "SLURM_STEP_NUM_NODES": "2",
-        "SLURM_PROCID": "0",
-        "SLURM_LOCALID": "0",
-    }
+    task = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "2"}
+    task |= {"SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
     recipe = REPOSITORY / "launchers" / "recipes" / "capo-embedded.yaml"
-    result = subprocess.run(
-        [sys.executable, "launchers/train.py", "--config", str(recipe)],
-        cwd=REPOSITORY,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 2
+    result = launch(1, TRAIN, "--config", recipe, status=2, variables=[task])
     assert "MASTER_ADDR" in result.stderr and "slurm.sbatch" in result.stderr
 
 
@@ -68,7 +57,7 @@ def test_two_nodes_with_a_hostfile(tmp_path, slots):
         [*launcher, "--hostfile", str(hostfile), "--node_rank", str(node), *address, str(SCRIPT)]
         for node in range(2)
     ]
-    printed = outputs([(command, {}) for command in commands])
+    printed = outputs(commands)
     assert sum(text.count("collectives are sound") for text in printed) == 2 * slots
 
 

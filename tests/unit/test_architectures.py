@@ -261,11 +261,21 @@ def test_an_adapter_as_model_path_says_so(random_model, tmp_path):
         load_policy(ModelConfig(path=str(tmp_path)), seed=0)
 
 
-def test_an_adapter_beside_the_weights_is_told_apart(tmp_path):
+def test_whole_weights_are_taken_as_they_are_whatever_lies_beside_them(tmp_path, capsys):
+    """As `merge_and_unload().save_pretrained` leaves them in the adapter's own folder."""
     llama(tmp_path)
-    trained_adapter(str(tmp_path), tmp_path)
-    with pytest.raises(ConfigError, match=r"whole model and adapter_config\.json.*Move"):
-        load_policy(ModelConfig(path=str(tmp_path)), seed=0)
+    before = load_policy(ModelConfig(path=str(tmp_path), lora_rank=2), seed=0)
+    adapter = trained_adapter(str(tmp_path), tmp_path)
+    capsys.readouterr()
+    after = load_policy(ModelConfig(path=str(tmp_path), lora_rank=2), seed=0)
+    told = " ".join(capsys.readouterr().err.split())
+    assert "without it. If it is not merged into them, set model.adapter to the same fold" in told
+    assert torch.equal(log_probs(after), log_probs(before))
+    assert list(after.peft_config) == ["default"] and after.peft_config["default"].r == 2
+    assert after.peft_config["default"].base_model_name_or_path == str(tmp_path)
+    both = load_policy(adapter, seed=0)  # model.adapter is the same folder
+    assert not torch.allclose(log_probs(both), log_probs(before), atol=1e-3)
+    assert "without it" not in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- broken folders

@@ -230,9 +230,20 @@ def test_pandas_own_files(tmp_path):
         ("r.csv", b"q,q\n1,2\n", "line 1: column 'q' is there twice"),
         ("r.txt", b"x", "files of this name are not read; use .jsonl"),
         ("r.gz", b"x", "files of this name are not read"),
-        ("r.jsonl.gz", LINES.encode(), "Not a gzipped file"),
         ("r.jsonl.gz", gzip.compress(LINES.encode(), mtime=0)[:-12], "cannot be read"),
-        ("r.jsonl.xz", b"x", "cannot be read"),
+        ("r.jsonl.xz", b"x", "line 1: not valid JSON"),
+        ("r.jsonl", b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer; run"),
+        ("r.parquet", b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
+        ("r.jsonl", b"\n<!DOCTYPE html>\n<html>", "a web page, not the data"),
+        ("r.csv", b"PK\x03\x04", "a ZIP archive; unpack it"),
+        ("r.csv", b"q;a\n1;2\n", "line 1: one column, 'q;a'.*separated by ';'"),
+        ("r.csv", b"q, a\n1, 2\n", "no column 'a'; set answer_column to one of 'q', ' a'"),
+        ("r.json", b'{"data": [{"q": "1", "a": "2"}]}', "one object of lists .'data'.*rows alone"),
+        ("r.jsonl", b'[{"q": "1", "a": "2"}]', "of one list, the name is .json"),
+        ("r.jsonl", b'{"q": "1", "a": "2", "a": "3"}', "line 1: .*key 'a' is there twice"),
+        ("r.jsonl", b'{"q": "\\ud800", "a": "2"}', "row 0: column 'q' holds half a character"),
+        ("r.jsonl", b'{"a":' + b"[" * 99999 + b"]" * 99999 + b"}", "line 1: .*recursion"),
+        ("r.jsonl", b'{"q": "1", "a": "2", "images": ["b"]}', "'images' holds what the model"),
         ("r.parquet", b"x", "r.parquet: cannot be read"),
         ("r.arrow", b"x", "r.arrow: cannot be read"),
         ("r.jsonl", b"", "it holds no rows"),
@@ -243,6 +254,56 @@ def test_files_that_cannot_be_read_are_named(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ConfigError, match=message):
         answers(tmp_path / name)
+
+
+@pytest.mark.parametrize("ending", ["", ".gz", ".xz"])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, bz2.compress, lzma.compress])
+def test_what_a_file_is_packed_by_its_content_says(tmp_path, ending, pack):
+    path = tmp_path / f"rows.jsonl{ending}"
+    path.write_bytes(pack(LINES.encode()))
+    assert read_file(path) == ROWS
+
+
+def test_a_column_of_a_type_that_cannot_be_had_is_named(tmp_path):
+    column = pa.array([[("k", "1")]], pa.map_(pa.string(), pa.string()))
+    pq.write_table(pa.table({"q": ["x"], "a": ["1"], "m": column}), tmp_path / "r.parquet")
+    with pytest.raises(ConfigError, match=r"column 'm' is of type map.*leave it out"):
+        answers(tmp_path / "r.parquet")
+
+
+def test_images_are_not_opened(tmp_path):
+    kinds = {"q": datasets.Value("string"), "a": datasets.Value("string")}
+    kinds |= {"picture": datasets.Image(), "more": datasets.List(datasets.Image())}
+    broken = {"bytes": b"no picture", "path": None}
+    table = datasets.Dataset.from_dict(
+        {"q": ["x"], "a": ["1"], "picture": [broken], "more": [[broken]]},
+        features=datasets.Features(kinds),
+    )
+    table.to_parquet(tmp_path / "r.parquet")
+    assert answers(tmp_path / "r.parquet") == ["1"]
+
+
+def test_splits_and_parts_of_what_save_to_disk_wrote(tmp_path):
+    table = datasets.Dataset.from_dict({"q": ["x", "y"], "a": ["1", "2"]})
+    table.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict(train=table, dev=table).save_to_disk(tmp_path / "several")
+    assert answers(tmp_path / "one") == ["1", "2"]
+    assert answers(tmp_path / "one", split="train[1:]") == ["2"]
+    assert answers(tmp_path / "several", split="train[:1]+dev") == ["1", "1", "2"]
+    with pytest.raises(ConfigError, match=r"Unknown split .test.*train.*dev"):
+        answers(tmp_path / "several")
+    with pytest.raises(ConfigError, match="subset 'main' is for data sets of the hub"):
+        answers(tmp_path / "one", subset="main")
+    with pytest.raises(ConfigError, match=r"task.test_path: .* is one split"):
+        keys = {"prompt_column": "q", "answer_column": "a"}
+        load_problems(TaskConfig(name="custom", path=str(tmp_path / "one"), **keys), "test")
+
+
+def test_the_same_rows_in_two_forms_are_not_read_twice(tmp_path):
+    (tmp_path / "test.jsonl").write_text(LINES)
+    separated(tmp_path / "test.csv", ",")
+    with pytest.raises(ConfigError, match=r"test.csv and test.jsonl in it seem to be the same"):
+        answers(tmp_path)
 
 
 def test_a_row_is_named_by_its_place_in_the_file(tmp_path):

@@ -230,7 +230,7 @@ def test_data_that_cannot_be_used_is_told(tmp_path, config, message):
 
 def test_one_file_does_not_serve_for_training_and_testing(tmp_path):
     config = TaskConfig(name="gsm8k", path=jsonl(tmp_path / "rows.jsonl", GSM8K))
-    with pytest.raises(ConfigError, match=r"task.test_path: .* is one file"):
+    with pytest.raises(ConfigError, match=r"task.test_path: .* is one split"):
         load_problems(config, "test")
 
 
@@ -277,4 +277,24 @@ def test_trls_and_verls_data_sets(tmp_path):
         assert (problem.messages, problem.prompt, problem.answer) == (talk, "What is 1+1?", "2")
     keys["answer_column"] = "reward_model.truth"
     with pytest.raises(ConfigError, match=r"no column 'reward_model\.truth'"):
+        benchmark("custom", path, **keys)
+
+
+def test_conversations_in_other_clothes(tmp_path):
+    talk = [{"role": "user", "content": "What is 1+1?"}]
+    parts = [{"type": "text", "text": "What is "}, {"type": "text", "text": "1+1?"}]
+    for told in (json.dumps(talk), [{"role": "user", "content": parts}]):
+        path = jsonl(tmp_path / "rows.jsonl", [{"q": told, "a": "2"}])
+        (problem,) = benchmark("custom", path, prompt_column="q", answer_column="a")
+        assert problem.messages == talk and problem.prompt == "What is 1+1?"
+    for told in ('[{"x": 1}]', "[{not JSON", "[1, 2]"):  # texts like any other
+        path = jsonl(tmp_path / "rows.jsonl", [{"q": told, "a": "2"}])
+        (problem,) = benchmark("custom", path, prompt_column="q", answer_column="a")
+        assert problem.messages is None and problem.prompt == told
+    shared = [{"from": "human", "value": "1+1?"}]
+    path = jsonl(tmp_path / "rows.jsonl", [{"q": shared, "a": "2"}])
+    with pytest.raises(ConfigError, match="rename from and value"):
+        benchmark("custom", path, prompt_column="q", answer_column="a")
+    keys = {"prompt_column": "a", "answer_column": "a", "solution_column": "steps"}
+    with pytest.raises(ConfigError, match="no column 'steps'; set solution_column to one of 'q'"):
         benchmark("custom", path, **keys)
