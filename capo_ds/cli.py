@@ -33,6 +33,7 @@ def main(
     an error that all ranks know of ends them with status 1, likewise.
     """
     launch.launcher()  # while it is there
+    launch.share_cores()  # before anything counts threads
     parser = _parser(description)
     if dry_run:
         parser.add_argument("--dry-run", action="store_true", help=dry_run.__doc__)
