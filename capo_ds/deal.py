@@ -37,6 +37,18 @@ class Deal:
         """What the responses to each of them are drawn by."""
         return [Draw(self.config.train.seed, step, number) for number in self.numbers]
 
+    def replacements(
+        self, step: int, attempt: int, groups: list[int]
+    ) -> tuple[list[Problem], list[Draw]]:
+        """Other prompts in the place of some of this rank's, each of the same data set; attempt:
+        from 1. They depend on seed, step, attempt and the prompt's number alone."""
+        per_step = self.config.rollout.prompts_per_step
+        slots = [self.numbers[group] for group in groups]
+        numbers = [attempt * per_step + slot for slot in slots]
+        rows = [self.order.replacement(step, *at) for at in zip(numbers, slots, strict=True)]
+        draws = [Draw(self.config.train.seed, step, number) for number in numbers]
+        return [self.problems[row] for row in rows], draws
+
     def sources(self, step: int) -> list[str]:
         """Of several data sets, that of each prompt of the step, over all ranks; else none."""
         if len(self.config.task.entries) == 1:

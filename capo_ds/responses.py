@@ -13,7 +13,8 @@ import uuid
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -23,8 +24,10 @@ from capo_ds.config import Config
 from capo_ds.deal import Deal
 from capo_ds.distributed import comm
 from capo_ds.distributed.engine import CapoEngine
+from capo_ds.dynamic_sampling import Judging, with_signal
 from capo_ds.rollout.base import (
     Asked,
+    Draw,
     Rollout,
     Sampled,
     SamplerRun,
@@ -33,7 +36,8 @@ from capo_ds.rollout.base import (
     concatenate,
     pad_token,
 )
-from capo_ds.rollout.choose import make_sampler
+from capo_ds.rollout.choose import check_sampler, make_sampler
+from capo_ds.scoring import Judged
 from capo_ds.tasks import Problem
 from capo_ds.tasks.prompts import encode
 from capo_ds.telemetry.metrics import Largest, Measured, Measures, PhaseTimer
@@ -62,12 +66,18 @@ class Responses:
     ):
         self.config, self.engine, self.tokenizer, self.deal = config, engine, tokenizer, deal
         self.timer, self.measures = timer, measures
-        self.synced = False  # whether the sampler has the weights as they are now
+        # Whether the sampler has the weights as they are now; for whoever changes them to deny.
+        self.synced = False
         run = comm.broadcast(uuid.uuid4().hex[:8])
-        with comm.together("starting the sampler"):
-            self.sampler, self.probe = make_sampler(
-                SamplerRun(config, engine.module, tokenizer, run, loads=comm.is_main()), prompts
-            )
+        sampling = SamplerRun(config, engine.module, tokenizer, run, loads=comm.is_main())
+        # vLLM's ranks make groups while they start, and would wait there for one that has failed:
+        # what its settings forbid is told first.
+        collective = config.rollout.sampler == "vllm"
+        if collective:
+            with comm.together("starting the sampler"):
+                check_sampler(replace(sampling, dry=True))
+        with comm.phase("starting the sampler", collective):
+            self.sampler, self.probe = make_sampler(sampling, prompts)
         self._asked: dict[int, Asked] = {}  # by step; those that are still to be learned from
         self._waited: dict[int, float] = defaultdict(float)  # seconds, by step
 
@@ -103,26 +113,46 @@ class Responses:
         del self._asked[step]
         if self.config.rollout.ahead:
             self.measures.add(self._overlap(step, seconds))
-        self.synced = False  # what follows is an update
         return self.deal.prompts(step), rollout
+
+    def with_signal(
+        self, step: int, rollout: Rollout, judged: Judged, judge: Judging
+    ) -> tuple[Rollout, Judged]:
+        """The step's responses, groups without signal replaced as far as the settings go."""
+        limit = self.config.rollout.dynamic_sampling
+        if not limit:
+            return rollout, judged
+        others = partial(self._others, step)
+        pad = pad_token(self.tokenizer)
+        rollout, judged, replaced = with_signal(rollout, judged, others, judge, limit, pad)
+        self.measures.add({"rollout/groups_replaced": torch.tensor(replaced)})
+        return rollout, judged
+
+    def _others(self, step: int, attempt: int, groups: list[int]) -> tuple[list[Problem], Rollout]:
+        """Responses by the weights that have sampled the step's others."""
+        problems, draws = self.deal.replacements(step, attempt, groups)
+        with self.current(), self.timer("rollout"), self._sampling("rollout"):
+            return problems, self._ask_for(problems, draws)().rollout
 
     def _ask(self, step: int) -> None:
         """For the responses up to those of step + k, with the weights as they are now."""
         for coming in range(step, self._horizon(step + self.config.rollout.ahead) + 1):
             if coming not in self._asked:
-                self._asked[coming] = self._ask_for(coming)
+                self._asked[coming] = self._ask_for(
+                    self.deal.prompts(coming), self.deal.draws(coming)
+                )
 
     def _horizon(self, step: int) -> int:
         """Beyond the last step too, for a run may be made longer; not where it cannot."""
         free = self.config.optimizer.schedule == "constant"
         return step if free else min(step, self.config.train.steps - 1)
 
-    def _ask_for(self, step: int) -> Asked:
+    def _ask_for(self, problems: list[Problem], draws: list[Draw]) -> Asked:
         rollout = self.config.rollout
         return asked_of(
             self.sampler,
-            encode(self.tokenizer, self.deal.prompts(step)),
-            self.deal.draws(step),
+            encode(self.tokenizer, problems),
+            draws,
             rollout.group_size,
             rollout.temperature,
             truncation=Truncation(rollout.top_p, rollout.top_k, rollout.min_p),

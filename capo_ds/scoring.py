@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from capo_ds.advantages import advantages
 from capo_ds.config import Config
 from capo_ds.distributed import comm
 from capo_ds.learning.batch import Heard
@@ -37,14 +38,49 @@ NOT_HEARD: dict[str, float | None] = dict.fromkeys(
 
 
 @dataclass
-class Scored:
+class Judged:
     """One rank's responses of a step, as text and judged; groups are neighbours."""
 
-    problems: list[Problem]
+    problems: list[Problem]  # of each response
     texts: list[str]
     verdicts: list[Verdict]
     rewards: Tensor  # (prompts, G), float64 on the CPU
+    rounding: Tensor  # (prompts, G), of the terms of each reward
     parts: dict[str, list[float | None]]  # of the rewards, by function
+
+    def without_signal(self) -> list[int]:
+        """The groups whose rewards are all alike, but for rounding."""
+        differ = advantages(self.rewards, "group", "none", self.rounding).any(1)
+        return (~differ).nonzero().flatten().tolist()
+
+    def take(self, rows: list[int]) -> Judged:
+        """Some of the responses, in whole groups."""
+        size = self.rewards.shape[1]
+        groups = [row // size for row in rows[::size]]
+        return Judged(
+            [self.problems[row] for row in rows],
+            [self.texts[row] for row in rows],
+            [self.verdicts[row] for row in rows],
+            self.rewards[groups],
+            self.rounding[groups],
+            {name: [given[row] for row in rows] for name, given in self.parts.items()},
+        )
+
+    def __add__(self, other: Judged) -> Judged:
+        return Judged(
+            self.problems + other.problems,
+            self.texts + other.texts,
+            self.verdicts + other.verdicts,
+            torch.cat([self.rewards, other.rewards]),
+            torch.cat([self.rounding, other.rounding]),
+            {name: given + other.parts[name] for name, given in self.parts.items()},
+        )
+
+
+@dataclass
+class Scored(Judged):
+    """With the advantages, which depend on the whole step."""
+
     advantages: Tensor  # (prompts * G,)
 
     def measures(self, rollout: Rollout, groups: Groups) -> Measured:
@@ -95,14 +131,13 @@ class Scored:
         return found, known
 
 
-def score(
+def judge(
     config: Config,
     tokenizer: PreTrainedTokenizerBase,
     scorer: Scorer,
-    objective: Objective,
     problems: list[Problem],
     rollout: Rollout,
-) -> Scored:
+) -> Judged:
     """Judge G responses to each of this rank's problems (all ranks).
 
     Raises:
@@ -115,8 +150,13 @@ def score(
         scores = scorer(texts, repeated, rollout.responses())
         rewards = torch.tensor(scores.rewards, dtype=torch.float64).view(-1, group)
         rounding = torch.tensor(scores.roundings, dtype=torch.float64).view(-1, group)
-    advantages = _advantages(config, objective, rewards, rounding)
-    return Scored(repeated, texts, scores.verdicts, rewards, scores.parts, advantages)
+    return Judged(repeated, texts, scores.verdicts, rewards, rounding, scores.parts)
+
+
+def score(config: Config, objective: Objective, judged: Judged) -> Scored:
+    """The advantages of what has been judged (all ranks)."""
+    values = _advantages(config, objective, judged.rewards, judged.rounding)
+    return Scored(**vars(judged), advantages=values)
 
 
 def _advantages(config: Config, objective: Objective, rewards: Tensor, rounding: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ class Stream(IntEnum):
     SAMPLING = 3
     HELDOUT_HALVES = 4
     MIXTURE = 5
+    REPLACEMENT = 6
 
 
 SEED_STRIDE = 1_000_003  # so that the updates of runs with neighbouring seeds do not meet

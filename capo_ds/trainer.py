@@ -27,7 +27,7 @@ from capo_ds.rehearsal import Passes, rehearse
 from capo_ds.responses import Responses
 from capo_ds.run_folder import going_on
 from capo_ds.run_state import resumed
-from capo_ds.scoring import sample_records, score
+from capo_ds.scoring import judge, sample_records, score
 from capo_ds.tasks.groups import Groups
 from capo_ds.tasks.prompts import encode
 from capo_ds.telemetry.card import model_card
@@ -191,14 +191,18 @@ class Trainer:
     def _step(self, step: int, recorder: Recorder | None) -> dict[str, float]:
         """Sample and judge responses to one step's prompts, and learn from them; the metrics."""
         problems, rollout = self.responses.of(step)
+        judge_all = partial(judge, self.config, self.tokenizer, self.scorer)
         with self.timer("score"):
-            objective = self.learner.passes.objective
-            scored = score(self.config, self.tokenizer, self.scorer, objective, problems, rollout)
+            judged = judge_all(problems, rollout)
+        rollout, judged = self.responses.with_signal(step, rollout, judged, judge_all)
+        with self.timer("score"):
+            scored = score(self.config, self.learner.passes.objective, judged)
         self.measures.add(scored.measures(rollout, self.groups))
         numbers = self.deal.responses()
         with self.timer("log_probs"):
             batch = self.learner.prepare(rollout, scored.advantages, numbers)
         heard = self._learn(batch, step)
+        self.responses.synced = False
         every = self.config.train.log_samples_every
         if every and step % every == 0:
             with comm.collective("logging samples"):

@@ -20,18 +20,21 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock, patch
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from capo_ds.config import Config
 from capo_ds.distributed import comm
+from capo_ds.distributed.engine import CapoEngine
 
 GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
 EITHER = None  # made inside an operation, by autograd: it would be made where it is needed
@@ -49,6 +52,10 @@ WAITING = {  # operations whose result's shape, or value on the host, depends on
 }
 CROSSING = {"aten::copy_", "aten::_to_copy", "aten::set_"}  # between places
 INDEXING = {"aten::index", "aten::index_put_", "aten::index_put", "aten::_index_put_impl_"}
+
+
+UNNEEDED = ("Stream", "current_stream", "stream", "synchronize", "reset_peak_memory_stats")
+COUNTS, MEMORY = ("max_memory_allocated", "memory_reserved"), 1 << 34
 
 
 class MixedDevices(RuntimeError):
@@ -87,9 +94,9 @@ class PretendedGPU:
         self._patches = [
             patch.object(torch.autograd, "_engine_run_backward", with_functions),
             patch.object(comm, "device", lambda: GPU),
-            patch.object(torch.cuda, "Stream", MagicMock()),
-            patch.object(torch.cuda, "current_stream", MagicMock()),
-            patch.object(torch.cuda, "stream", MagicMock()),
+            *(patch.object(torch.cuda, name, MagicMock()) for name in UNNEEDED),
+            *(patch.object(torch.cuda, name, lambda *_: MEMORY) for name in COUNTS),
+            patch.object(torch.cuda, "mem_get_info", lambda *_: (MEMORY, MEMORY)),
             patch.object(Tensor, "record_stream", lambda *_: None, create=True),
         ]
         for each in [*self._patches, *self._modes]:
@@ -142,6 +149,19 @@ def _line() -> str:
     return "elsewhere"
 
 
+class PretendedEngine(CapoEngine):
+    """Without DeepSpeed, which would be on the CPU: it goes back through its loss, and makes no
+    step."""
+
+    def __init__(self, policy: PeftModel, config: Config, optimizer_steps: int, monitor_dir: Path):
+        self.parameters = [p for p in policy.parameters() if p.requires_grad]
+        self.names = [name for name, p in policy.named_parameters() if p.requires_grad]
+        self.shapes = [tuple(parameter.shape) for parameter in self.parameters]
+        self.module, self.card = policy.eval(), ""
+        self._zero = MagicMock(stage=0, whole=lambda *_: nullcontext())
+        self._engine = MagicMock(get_lr=lambda: [1e-3], backward=lambda loss: loss.backward())
+
+
 class _Functions(TorchFunctionMode):
     def __init__(self, gpu: PretendedGPU):
         super().__init__()
@@ -179,12 +199,14 @@ class _Functions(TorchFunctionMode):
     def _made(self, func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
         """Of functions that make tensors: on the device that they are told."""
         kwargs.pop("pin_memory", None)
-        given = kwargs.pop("device", None)
+        given = kwargs.get("device")
         device = None if given is None else torch.device(given)
         if device is not None and device.type not in ("cuda", "cpu"):  # meta: not of this world
-            return func(*args, device=device, **kwargs)
+            return func(*args, **kwargs)
         if device is not None and name in ("as_tensor", "asarray") and isinstance(args[0], Tensor):
             return self.gpu.move(args[0], device, kwargs.get("dtype"))
+        if device is not None:
+            kwargs["device"] = CPU  # where it really is
         result = func(*args, **kwargs)
         if isinstance(result, Tensor):
             if device is not None:

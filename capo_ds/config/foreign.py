@@ -12,6 +12,7 @@ KEYS = {
     "rollout.max_new_tokens": "max_completion_length max_response_length generate_max_len "
     "max_tokens response_length",
     "rollout.max_prompt_tokens": "max_prompt_length prompt_max_len",
+    "rollout.dynamic_sampling": "filter_groups dynamic_filtering max_num_gen_batches",
     "rollout.max_prompt_tokens and rollout.max_new_tokens": "max_model_len max_model_length "
     "vllm_max_model_length max_length max_seq_length max_len",
     "rollout.sampler": "use_vllm vllm_mode rollout.name fast_inference",
@@ -23,6 +24,9 @@ KEYS = {
     "rollout.importance_correction": "vllm_importance_sampling_correction rollout_is "
     "importance_sampling_level rollout_correction vllm_importance_sampling_mode",
     "rollout.importance_cap": "vllm_importance_sampling_cap tis_imp_ratio_cap rollout_is_threshold",
+    "rollout.ahead": "max_staleness staleness_threshold max_async_level max_head_offpolicyness "
+    "async_level",
+    "objective.ratio_to": "use_decoupled_loss bypass_mode bypass_old_logprob_for_rollout",
     "objective.kl_weight": "beta kl_coef kl_loss_coef use_kl_loss init_kl_coef kl kl_beta "
     "use_kl_in_reward",
     "objective.clip_low": "clip_ratio_low epsilon_low",

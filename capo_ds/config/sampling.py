@@ -62,6 +62,12 @@ class RolloutConfig(TruncatedSampling):
         default=64, ge=1, description="prompts in a step, over all ranks"
     )
     group_size: StrictInt = Field(default=8, ge=2, description="responses sampled per prompt (G)")
+    dynamic_sampling: StrictInt = Field(
+        default=0,
+        ge=0,
+        description="how often a prompt whose responses all get the same reward is replaced by "
+        "another of its data set (DAPO's dynamic sampling); 0 = never",
+    )
     max_new_tokens: StrictInt = Field(default=48, ge=1, description="longest response, in tokens")
     max_prompt_tokens: StrictInt = Field(
         default=1024, ge=1, description="prompts longer than this are left out (and counted)"

@@ -107,6 +107,12 @@ class Config(Section):
                 f"rollout.ahead: {ahead} needs a sampler outside the training process, which "
                 f"{sampler} is not; set rollout.sampler to process or server, or rollout.ahead to 0"
             )
+        if ahead and self.rollout.dynamic_sampling:
+            raise ValueError(
+                f"rollout.dynamic_sampling: {self.rollout.dynamic_sampling} asks for responses "
+                f"once a step's are judged, when with rollout.ahead = {ahead} the weights that "
+                "sampled them are gone; set one of the two to 0"
+            )
         return self
 
     @model_validator(mode="after")

@@ -79,7 +79,7 @@ def digest_of(factors: dict[str, Tensor]) -> str:
     digest = blake2b(digest_size=16)
     for name, factor in sorted(factors.items()):
         digest.update(name.encode())
-        digest.update(factor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(factor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

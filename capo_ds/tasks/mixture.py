@@ -51,6 +51,12 @@ class PromptOrder:
         points = (start + np.arange(self.per_step)) / self.per_step
         return np.searchsorted(self._bounds, points, side="right")
 
+    def replacement(self, step: int, number: int, slot: int) -> int:
+        """Any problem of the data set of a step's slot. number: of the draw, its own in a step."""
+        members = self.members[self.sources(step)[slot]]
+        draw = generator(self.seed, Stream.REPLACEMENT, step, number)
+        return int(members[draw.integers(len(members))])
+
     def _drawn_before(self, step: int) -> np.ndarray:
         while len(self._drawn) <= step:
             counts = np.bincount(self.sources(len(self._drawn) - 1), minlength=len(self.members))

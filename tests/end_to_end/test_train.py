@@ -24,11 +24,13 @@ SMALL = {
     "rollout.prompts_per_step": 6,
     "rollout.group_size": 4,
     "rollout.max_new_tokens": 24,
+    "task.train_problems": 256,
     "task.test_problems": 16,
     "train.steps": 4,
     "train.eval_every": 2,
     "train.save_every": 2,
     "objective.minibatches": 2,
+    "rollout.dynamic_sampling": 1,
     "capo.radius": "auto",  # what it remembers is part of a checkpoint
 }
 
@@ -99,6 +101,7 @@ def test_what_a_run_says_and_leaves_behind(undisturbed):
     events = tensorboard(folder)
     rewards = [event.value for event in events.Scalars("reward/mean")]
     assert rewards == pytest.approx([line["reward/mean"] for line in lines[1:]])
+    assert max(line["rollout/groups_replaced"] for line in lines[1:]) > 0
     tags = events.Tags()
     assert {"memory/resident_bytes", "time/rollout", "comm/reduce_bytes"} <= set(tags["scalars"])
     assert {"rollout/samples/text_summary", "custom_scalars__config__"} <= set(tags["tensors"])

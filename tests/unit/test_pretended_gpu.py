@@ -1,6 +1,8 @@
 """Policy, sampler, update and Gram matrix on tensors that pretend to be on a GPU: nothing mixes
 devices, and the host waits for the device no more often than is said here."""
 
+import importlib
+import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,14 +11,13 @@ import pytest
 import torch
 
 from capo_ds.config import parse_config
-from capo_ds.distributed.engine import CapoEngine
 from capo_ds.learner import Learner
 from capo_ds.learning.batch import Batch
 from capo_ds.models import load_policy
 from capo_ds.rollout.base import Draw, Rollout
 from capo_ds.rollout.hf import HuggingFaceSampler
 from capo_ds.telemetry.metrics import Measures, PhaseTimer
-from tests.pretend import GPU, MixedDevices, PretendedGPU
+from tests.pretend import GPU, MixedDevices, PretendedEngine, PretendedGPU
 
 pytestmark = pytest.mark.usefixtures("process_group")
 PROMPTS, GROUP, LIMIT, ROWS = [[5, 6, 3], [8], [9, 10, 11, 12], [15, 16]], 4, 12, 4
@@ -36,23 +37,6 @@ STORES = {
     "sparse, recompute": {"gradients": {"store": "recompute", "sketch": "sparse"}},
     "mean": {"aggregator": "mean", "measure_conflict": False},
 }
-
-
-class EngineOfPretence:
-    """DeepSpeed's engine is on the CPU, where it was made: it only goes back through the loss."""
-
-    def __init__(self, engine):
-        self._engine = engine
-        self.global_steps = 0
-
-    def backward(self, loss):
-        loss.backward()
-
-    def step(self):
-        self.global_steps += 1
-
-    def get_lr(self):
-        return self._engine.get_lr()
 
 
 def learner(folder: str, **settings) -> Learner:
@@ -75,8 +59,7 @@ def learner(folder: str, **settings) -> Learner:
     for parameter in policy.parameters():
         if parameter.requires_grad:
             parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
-    engine = CapoEngine(policy, config, optimizer_steps=2, monitor_dir=folder)
-    engine._engine = EngineOfPretence(engine._engine)
+    engine = PretendedEngine(policy, config, optimizer_steps=2, monitor_dir=folder)
     kind = config.gradients.store
     return Learner(config, engine, "device" if kind == "auto" else kind, PhaseTimer())
 
@@ -161,6 +144,35 @@ def test_pretending_changes_no_result(random_model):
         found.append(torch.cat([part.flatten() for part in applied]))
     assert found[0].norm() > 0
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)
+
+
+def test_the_benchmark_for_gpus_runs(repository, monkeypatch, tmp_path):
+    """benchmarks/gpu.py, which has no GPU to be tried on."""
+    monkeypatch.syspath_prepend(repository / "benchmarks")
+    shape, main = importlib.import_module("gpu_shape"), importlib.import_module("gpu")
+    monkeypatch.setattr(shape, "CapoEngine", PretendedEngine)
+    monkeypatch.setitem(shape.CEILING_SIZES, "cuda", (64, 1 << 12))
+    record = shape.Record(tmp_path / "found.json", deadline=math.inf)
+    with PretendedGPU():
+        shape.measure_shape("tiny", 8, record, tmp_path)
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert not main.failures(found), found
+    measured = {name for name, row in found.items() if "backward_flops" in row}
+    assert measured == {shape.PLAIN, *shape.ORDER}
+    assert all(found[name]["seconds"] > 0 for name in measured)
+    assert found["rollout, hf"]["tokens_a_second"] > 0
+    assert "CAPO, exact" in main.table("tiny", found)
+
+
+def test_the_benchmark_tells_what_fails_and_goes_on(repository, monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(repository / "benchmarks")
+    shape, main = importlib.import_module("gpu_shape"), importlib.import_module("gpu")
+    record = shape.Record(tmp_path / "found.json", deadline=math.inf)
+    assert "ZeroDivisionError" in record.measure("broken", lambda: 1 / 0)["failed"]
+    assert record.measure("whole", lambda: {"seconds": 1.0}) == {"seconds": 1.0}
+    assert main.failures(json.loads((tmp_path / "found.json").read_text())) == 1
+    late = shape.Record(tmp_path / "late.json", deadline=0.0)
+    assert "skipped" in late.measure("late", lambda: 1 / 0)
 
 
 # ---------------------------------------------------------------- the pretence itself

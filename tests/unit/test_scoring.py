@@ -25,6 +25,7 @@ def test_every_metric_also_by_data_set():
         texts=[""] * 4,
         verdicts=[RIGHT, BAD, UNPARSED, RIGHT],
         rewards=torch.tensor([[1.0, -1.0], [-0.5, 1.0]], dtype=torch.float64),
+        rounding=torch.zeros(2, 2, dtype=torch.float64),
         parts={"rule": [1.0, -1.0, -0.5, 1.0], "x/mine.py:f": [0.5, None, None, 2.0]},
         advantages=torch.tensor([1.0, -1.0, 0.0, 0.0]),
     )
