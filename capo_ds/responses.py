@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields
 from functools import partial
@@ -73,6 +73,7 @@ class Responses:
             self.sampler, self.probe = make_sampler(
                 SamplerRun(config, engine.module, tokenizer, run, loads=comm.is_main()), prompts
             )
+        self._probed = False  # since the run's start, or its resuming
         self._asked: dict[int, Asked] = {}  # by step; those that are still to be learned from
         self._waited: dict[int, float] = defaultdict(float)  # seconds, by step
 
@@ -88,7 +89,7 @@ class Responses:
                 with self.timer("sync"), comm.together("weight sync"):
                     self.sampler.sync()
                 with self._sampling("probe"):
-                    probing = self.probe and self.probe.ask()
+                    probing = self._probe()
                 self.synced = True
             if step is not None:
                 with self.timer("rollout"), self._sampling("rollout"):
@@ -97,8 +98,27 @@ class Responses:
                         self._wait(step)
             if probing:
                 with self.timer("probe"), self._sampling("probe"):
-                    self.measures.add(_differences(probing()))
+                    probing()
             yield
+
+    def _probe(self) -> Callable[[], None] | None:
+        """The probe asked for, where one is due; what is returned waits, and checks."""
+        names_weights = getattr(self.sampler, "names_weights", False)
+        if not self.probe or (names_weights and self._probed):
+            return None
+        asked, self._probed = self.probe.ask(), True
+
+        def check() -> None:
+            differences = asked()
+            if not names_weights:  # then every line of the log has them
+                self.measures.add(
+                    {
+                        "rollout/probe_difference": differences,
+                        "rollout/probe_difference_max": Largest(differences),
+                    }
+                )
+
+        return check
 
     def of(self, step: int) -> tuple[list[Problem], Rollout]:
         """This rank's prompts of the step, and G responses to each."""
@@ -204,10 +224,3 @@ def _answered(sampled: Sampled) -> Asked:
 
 def _on_cpu(rollout: Rollout) -> Rollout:
     return Rollout(**{name: value.cpu() for name, value in vars(rollout).items()})
-
-
-def _differences(differences: Tensor) -> Measured:
-    return {
-        "rollout/probe_difference": differences,
-        "rollout/probe_difference_max": Largest(differences),
-    }
