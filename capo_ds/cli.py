@@ -33,6 +33,7 @@ def main(
     an error that all ranks know of ends them with status 1, likewise.
     """
     launch.launcher()  # while it is there
+    launch.share_cores()  # before anything counts threads
     parser = _parser(description)
     if dry_run:
         parser.add_argument("--dry-run", action="store_true", help=dry_run.__doc__)
@@ -68,6 +69,7 @@ def _run(
         comm.tell_peers(told)
         if place(error):
             _exit(comm.FAILED, f"error: {told}")
+        comm.abandon(comm.FAILED, error)
         raise
     finally:
         comm.finish()
@@ -118,8 +120,11 @@ def check_files(config: Config) -> None:
 def _exit(status: int, message: str) -> None:
     """End this rank; those that have told nothing later than those that have, for torchrun ends the
     others with the first."""
+    from capo_ds.distributed import comm
+
     if not launch.tell(message):
         time.sleep(LISTENS)
+    comm.abandon(status)
     sys.exit(status)
 
 

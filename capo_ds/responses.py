@@ -13,7 +13,7 @@ import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 
 import torch
@@ -36,7 +36,7 @@ from capo_ds.rollout.base import (
     concatenate,
     pad_token,
 )
-from capo_ds.rollout.choose import make_sampler
+from capo_ds.rollout.choose import check_sampler, make_sampler
 from capo_ds.scoring import Judged
 from capo_ds.tasks import Problem
 from capo_ds.tasks.prompts import encode
@@ -69,10 +69,15 @@ class Responses:
         # Whether the sampler has the weights as they are now; for whoever changes them to deny.
         self.synced = False
         run = comm.broadcast(uuid.uuid4().hex[:8])
-        with comm.together("starting the sampler"):
-            self.sampler, self.probe = make_sampler(
-                SamplerRun(config, engine.module, tokenizer, run, loads=comm.is_main()), prompts
-            )
+        sampling = SamplerRun(config, engine.module, tokenizer, run, loads=comm.is_main())
+        # vLLM's ranks make groups while they start, and would wait there for one that has failed:
+        # what its settings forbid is told first.
+        collective = config.rollout.sampler == "vllm"
+        if collective:
+            with comm.together("starting the sampler"):
+                check_sampler(replace(sampling, dry=True))
+        with comm.phase("starting the sampler", collective):
+            self.sampler, self.probe = make_sampler(sampling, prompts)
         self._probed = False  # since the run's start, or its resuming
         self._asked: dict[int, Asked] = {}  # by step; those that are still to be learned from
         self._waited: dict[int, float] = defaultdict(float)  # seconds, by step

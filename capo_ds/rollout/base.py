@@ -163,7 +163,8 @@ class SamplingShapes:
     """What a rank samples at a time, at its longest: sequences, tokens of each, bytes of the keys
     and values of all, entries of the vocabulary, bytes of the base weights.
 
-    on_cpu: device and host are one memory.
+    on_cpu: device and host are one memory. layer: bytes that a pass without gradients holds of a
+    token, those of one layer.
     """
 
     config: Config
@@ -173,6 +174,7 @@ class SamplingShapes:
     vocabulary: int
     weights: int
     on_cpu: bool
+    layer: int = 0
 
 
 class SamplerBytes(NamedTuple):

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from capo_ds.decoding import texts_of
 from capo_ds.tasks.base import Problem
 
 if TYPE_CHECKING:
@@ -232,9 +233,9 @@ def text_before(tokenizer: PreTrainedTokenizerBase, ids: list[int], stop: Sequen
     """
     special = [token for token in tokenizer.all_special_tokens if token]
     whole = [string for string in stop if any(token in string for token in special)]
-    text = str(tokenizer.decode(ids, skip_special_tokens=True))
+    (text,) = texts_of(tokenizer, [ids])
     if whole:
-        told = str(tokenizer.decode(ids, skip_special_tokens=False))
+        (told,) = texts_of(tokenizer, [ids], special=True)
         if (shorter := cut(told, whole)) != told:
             text = re.sub("|".join(map(re.escape, special)), "", shorter)
     return cut(text, stop)
