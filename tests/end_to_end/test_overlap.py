@@ -22,6 +22,7 @@ AHEAD = {
     "rollout.ahead": 1,
     "optimizer.learning_rate": 1e-3,  # so that weights of other steps sample other responses
     "objective.minibatches": 1,
+    "rollout.dynamic_sampling": 0,
 }
 
 
