@@ -40,7 +40,7 @@ from capo_ds.rollout.choose import check_sampler, make_sampler
 from capo_ds.scoring import Judged
 from capo_ds.tasks import Problem
 from capo_ds.tasks.prompts import encode
-from capo_ds.telemetry.metrics import Largest, Measured, Measures, PhaseTimer
+from capo_ds.telemetry.metrics import Largest, Measures, PhaseTimer
 
 SECONDS = "seconds"
 
@@ -130,9 +130,16 @@ class Responses:
         with self.current(step), self.timer("rollout"), self._sampling("rollout"):
             rollout, seconds = self._wait(step)
             rollout = rollout.take(range(len(rollout)))  # no wider than it needs
+        waited = self._waited.pop(step)
         del self._asked[step]
         if self.config.rollout.ahead:
-            self.measures.add(self._overlap(step, seconds))
+            self.measures.add(
+                {
+                    "rollout/staleness": min(self.config.rollout.ahead, step),
+                    "rollout/seconds": seconds,
+                    "rollout/seconds_hidden": max(0.0, 1 - waited / seconds) if seconds else 1.0,
+                }
+            )
         return self.deal.prompts(step), rollout
 
     def with_signal(
@@ -184,14 +191,6 @@ class Responses:
         self._asked[step] = lambda: sampled
         self._waited[step] += time.perf_counter() - began
         return sampled
-
-    def _overlap(self, step: int, seconds: float) -> Measured:
-        waited = self._waited.pop(step)
-        return {
-            "rollout/staleness": min(self.config.rollout.ahead, step),
-            "rollout/seconds": seconds,
-            "rollout/seconds_hidden": max(0.0, 1 - waited / seconds) if seconds else 1.0,
-        }
 
     def _sampling(self, phase: str) -> AbstractContextManager[None]:
         return comm.phase(phase, self.sampler.collective)
