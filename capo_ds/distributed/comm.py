@@ -10,6 +10,7 @@ import os
 import sys
 import threading
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -129,6 +130,23 @@ def finish() -> None:
             deepspeed.destroy_process_group()  # and what it remembers of the group
         else:
             dist.destroy_process_group()
+
+
+def abandon(status: int, error: BaseException | None = None) -> None:
+    """After an error, end this process where leaving the group might wait for ever: NCCL's teardown
+    waits for collectives that are under way, which the other ranks will not finish. With gloo,
+    whose does not, this returns.
+
+    error: whose traceback is still to be shown.
+    """
+    if dist.is_initialized() and dist.get_backend() == "nccl":
+        if _watchdog:
+            _watchdog.stop()
+        if error:
+            traceback.print_exception(error)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def rank() -> int:
