@@ -14,7 +14,7 @@ from capo_ds.config import Config, ConfigError, config_reference, load_config
 from capo_ds.distributed import launch
 from capo_ds.hub import fetch_once
 from capo_ds.interruption import Interruption
-from capo_ds.own_code import place
+from capo_ds.own_code import told_whole
 
 BAD_CONFIG = 2
 LISTENS = 1.0  # seconds
@@ -61,13 +61,13 @@ def _run(
         _exit(BAD_CONFIG, f"config error\n{error}")
     except comm.PeerError as error:
         mine = error.__cause__ and error.rank in (None, comm.rank())
-        if mine and not place(error.__cause__):  # of a user's file, the message shows it
+        if mine and not told_whole(error.__cause__):
             traceback.print_exception(error.__cause__)  # on the rank where it happened
         _exit(comm.FAILED, f"error: {error}")
     except (Exception, SystemExit) as error:  # of this rank alone, where no phase was named
         told = f"rank {comm.rank()}: {type(error).__name__}: {comm.told_error(error)}"
         comm.tell_peers(told)
-        if place(error):
+        if told_whole(error):
             _exit(comm.FAILED, f"error: {told}")
         comm.abandon(comm.FAILED, error)
         raise

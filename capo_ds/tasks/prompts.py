@@ -106,8 +106,6 @@ def _as_chats(
 ) -> list[Problem]:
     """Text and token ids by `apply_chat_template` itself. A last message of the assistant's is
     gone on with, any other is answered, as TRL does."""
-    from jinja2 import TemplateError
-
     from capo_ds.config import ConfigError
 
     rendered = []
@@ -118,7 +116,12 @@ def _as_chats(
         try:
             text = tokenizer.apply_chat_template(messages, tokenize=False, **own)
             ids = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, **own)
-        except (TemplateError, ValueError, TypeError, KeyError) as error:
+            if number == 0:
+                other = [*messages[:-1], messages[-1] | {"content": f"{messages[-1]['content']}7"}]
+                _check_read(text, tokenizer.apply_chat_template(other, tokenize=False, **own))
+        except ConfigError:
+            raise
+        except Exception as error:  # templates are programs, and raise what they like
             roles = ", ".join(message["role"] for message in messages)
             raise ConfigError(
                 f"prompt.template: the tokenizer's chat template does not take problem {number} "
@@ -128,6 +131,19 @@ def _as_chats(
         kept = None if problem.messages is None else messages
         rendered.append(replace(problem, prompt=text, messages=kept, tokens=tuple(ids)))
     return rendered
+
+
+def _check_read(text: str, other: str) -> None:
+    """Raises `ConfigError` where a prompt does not change with what its last message says."""
+    from capo_ds.config import ConfigError
+
+    if text == other:
+        raise ConfigError(
+            "prompt.template: the tokenizer's chat template leaves out what the messages say: the "
+            f"prompt is {text!r:.100} whatever the problem is (some take contents in parts alone, "
+            "as for images); give another, prompt.template_kwargs={chat_template: ...}, or set "
+            "prompt.template to base"
+        )
 
 
 def _check_chat(config: PromptConfig, tokenizer: PreTrainedTokenizerBase) -> None:

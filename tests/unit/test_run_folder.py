@@ -155,3 +155,24 @@ def test_a_checkpoint_of_an_older_version_is_read_in_todays_words():
     old["objective"]["scale_advantages"] = False
     with pytest.raises(ConfigError, match=r"scale_advantages: 'none' in the checkpoint, 'group'"):
         check_unchanged(config, {"config": old})
+
+
+def test_signals_of_a_fork_are_its_own():
+    """As of a pool of processes in a reward function, which is ended by SIGTERM."""
+    from capo_ds.interruption import Interruption
+
+    with Interruption(str, "finishing") as interruption:
+        reads, writes = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.write(writes, b"!")
+            time.sleep(60)
+            os._exit(0)
+        assert os.read(reads, 1) == b"!"
+        os.kill(child, signal.SIGINT)  # Ctrl-C reaches all of the terminal
+        os.kill(child, signal.SIGTERM)
+        _, status = os.waitpid(child, 0)
+        assert os.WTERMSIG(status) == signal.SIGTERM
+        time.sleep(0.1)
+        assert interruption.asked == 0
+    os.close(reads), os.close(writes)
