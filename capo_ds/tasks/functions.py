@@ -185,10 +185,10 @@ def _read(name: str, returned: Any, count: int) -> list[float | None]:
             f"reward function {name}: it returned {_article(kind)} {kind}{size}; it must return a "
             f"list of {count} numbers, one a completion"
         )
-    if hasattr(returned, "tolist"):  # of NumPy, torch, pandas
-        returned = returned.tolist()
+    listed = getattr(returned, "tolist", None)  # of NumPy, torch, pandas
+    rewards = listed() if listed else returned
     # A generator runs only now, and may have no end.
-    given = _guarded(name, lambda: list(islice(iter(returned), count + 1)))
+    given = _guarded(name, lambda: list(islice(iter(rewards), count + 1)))
     if len(given) != count:
         told = f"more than {count}" if len(given) > count else str(len(given))
         raise PartError(f"reward function {name}: {told} rewards for {count} completions")
