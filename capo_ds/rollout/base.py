@@ -101,7 +101,14 @@ Asked = Callable[[], Sampled]  # waits for the responses; the same when called a
 
 
 class EarlySampler(Sampler, Protocol):
-    """A sampler outside the training process, which can be asked before the answer is needed."""
+    """A sampler outside the training process, which can be asked before the answer is needed.
+
+    names_weights: every answer names the weights that it was sampled with, and the sampler refuses
+    others than it was sent. Then the probe is needed after the first sync alone, for what else may
+    differ. (A sampler without this attribute is probed after every one.)
+    """
+
+    names_weights: bool
 
     def ask(
         self,

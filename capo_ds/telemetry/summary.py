@@ -113,7 +113,8 @@ def closing_words(folder: Path, accuracy: dict[str, float | None]) -> None:
                 seconds[name] = seconds.get(name, 0.0) + value
     print(final_table(accuracy["before"], accuracy["latest"], seconds))
     print(f"adapter      {folder / 'adapter'}")
-    print(f"metrics      {folder / METRICS_FILE} and TensorBoard beside it")
+    beside = " and TensorBoard beside it" if (folder / "tensorboard").is_dir() else ""
+    print(f"metrics      {folder / METRICS_FILE}{beside}")
     print(f"reward curve {reward_curve(folder)}", flush=True)
     tell_hint(metrics)
 

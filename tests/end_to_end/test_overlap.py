@@ -22,6 +22,7 @@ AHEAD = {
     "rollout.ahead": 1,
     "optimizer.learning_rate": 1e-3,  # so that weights of other steps sample other responses
     "objective.minibatches": 1,
+    "rollout.dynamic_sampling": 0,
 }
 
 
@@ -38,7 +39,6 @@ def test_responses_are_a_step_old_and_corrected(undisturbed):
     assert lines[0]["rollout/log_prob_difference"] < 1e-5
     assert all(line["rollout/log_prob_difference"] > 1e-4 for line in lines[1:])
     assert all(line["rollout/effective_sample_size"] < 1 for line in lines[1:])
-    assert all(line["rollout/probe_difference"] < 1e-5 for line in lines)
     page = (REPOSITORY / "docs" / "metrics.md").read_text()
     cells = " ".join(line.split("|")[1] for line in page.splitlines() if line.startswith("| `"))
     told = re.compile("|".join(map(pattern_of, re.findall("`(.*?)`", cells))))
@@ -65,7 +65,7 @@ def test_ended_in_an_update_and_resumed_equals_undisturbed(
 def test_a_sampler_that_dies_in_mid_flight_is_told_by_all(tmp_path):
     result = launch(2, SIGNALLED, "SAMPLER", "2", *arguments(tmp_path, **AHEAD), status=1)
     told = result.stdout + result.stderr
-    assert re.search(r"error: rollout failed on rank 1: .* was ended by SIGKILL", told), told
+    assert re.search(r"error: .* failed on rank 1: .* was ended by SIGKILL", told), told
 
 
 @pytest.mark.slow
