@@ -121,7 +121,7 @@ def over_ranks(row: dict[str, float]) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--samples", type=int, nargs="+", default=SAMPLES)
     arguments = parser.parse_args()
     comm.init()
