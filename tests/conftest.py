@@ -16,6 +16,7 @@ import torch
 from capo_ds.distributed import comm
 from capo_ds.rollout.base import Draw, Rollout, Sampler
 from tests.ranks import run as run_ranks
+from tests.ranks import variables as ranks_variables
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TIMEOUT = 540  # seconds for a launch
@@ -62,15 +63,18 @@ def launch(
     *arguments: str,
     launcher: str = "forked",
     status: int | None = 0,
+    variables: list[dict[str, str]] | None = None,
 ) -> subprocess.CompletedProcess:
     """Run a script on some ranks of this machine; its exit status must be as told (None: any).
 
     launcher: deepspeed, torchrun, mpirun, python (one rank), or `forked`, which is fast.
+    variables: of each forked rank, if not those that torchrun would set.
     """
     port, words = str(free_port()), [str(argument) for argument in arguments]
     if launcher == "forked":
         path = (REPOSITORY / script).resolve()
-        result = run_ranks(ranks, path, words, clean_environment(), port, TIMEOUT)
+        own = variables or ranks_variables(ranks, port)
+        result = run_ranks(own, path, words, clean_environment(), TIMEOUT)
     else:
         result = _launch(ranks, [str(script), *words], port, launcher)
     if status is not None and result.returncode != status:

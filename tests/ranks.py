@@ -1,6 +1,6 @@
 """Ranks forked from a process that has imported what they need: real processes, at no start-up.
 
-The imports of torch, DeepSpeed, transformers and PEFT take 5 CPU seconds a rank, and a launcher's
+The imports of torch, DeepSpeed, transformers and PEFT take 6 CPU seconds a rank, and a launcher's
 own another 3; here one process pays them once for all tests. The ranks differ from launched ones
 in this alone, and in their common hash seed; so what is about a launcher, and one test of each
 kind of run, goes through the real ones.
@@ -14,6 +14,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from pathlib import Path
 
@@ -25,30 +28,44 @@ PRELOADED = (
     "capo_ds.warmup",
     "capo_ds.dry_run",
     "capo_ds.commands.doctor",
+    # With torch's compiler: DeepSpeed comes to it when it first partitions an optimizer.
+    "deepspeed.runtime.zero.muon.original_muon",
 )
 PEERS_END = 30.0  # seconds for the others, once one has failed; their watchdogs need two
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(list(PRELOADED))
 
 
+@contextmanager
+def preloaded(*modules: str) -> Iterator[None]:
+    """In here, ranks are forked from a process that has imported these modules as well."""
+    for more in (modules, ()):
+        forkserver._forkserver._stop()  # the next rank starts another
+        _context.set_forkserver_preload([*PRELOADED, *more])
+        if more:
+            yield
+
+
 def run(
-    ranks: int,
+    ranks: list[dict[str, str]],
     script: Path,
     arguments: list[str],
     environment: dict[str, str],
-    port: str,
     timeout: float,
 ) -> subprocess.CompletedProcess:
-    """As a launcher would: the status is that of the first rank that fails, or 0."""
+    """As a launcher would: the status is that of the first rank that fails, or 0.
+
+    ranks: the variables of each, beside those of the environment.
+    """
     with tempfile.TemporaryDirectory() as folder:
         printed = [Path(folder, name) for name in ("stdout", "stderr")]
         processes = [
             _context.Process(
                 target=_rank,
-                args=(script, arguments, environment | variables, printed),
-                name=f"rank {variables.get('RANK', 0)}",
+                args=(script, arguments, environment | own, printed),
+                name=f"rank {number}",
             )
-            for variables in _variables(ranks, port)
+            for number, own in enumerate(ranks)
         ]
         for process in processes:
             process.start()
@@ -57,7 +74,7 @@ def run(
     return subprocess.CompletedProcess([str(script), *arguments], status, out, error)
 
 
-def _variables(ranks: int, port: str) -> list[dict[str, str]]:
+def variables(ranks: int, port: str) -> list[dict[str, str]]:
     """What torchrun sets; nothing for a process that nobody launched."""
     if ranks == 1:
         return [{}]

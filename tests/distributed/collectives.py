@@ -87,8 +87,7 @@ def check_failures_reach_everyone() -> None:
     assert comm.on_main("sum", lambda: 5) == 5
 
 
-if __name__ == "__main__":
-    comm.init()
+def check_all() -> None:
     world = comm.world_size()
     check_gram([3] * world)
     check_gram(list(range(world)))
@@ -97,5 +96,10 @@ if __name__ == "__main__":
     check_bounded_buffers(list(range(1, world + 1)))
     check_sharing()
     check_failures_reach_everyone()
+    print("collectives are sound", flush=True)
+
+
+if __name__ == "__main__":
+    comm.init()
+    check_all()
     comm.finish()
-    print("collectives are sound")

@@ -121,6 +121,5 @@ def take_step(path: Path) -> None:
 if __name__ == "__main__":
     comm.init()
     for argument in sys.argv[1:]:
-        if not argument.startswith("--local_rank"):  # which the deepspeed launcher adds
-            take_step(Path(argument))
+        take_step(Path(argument))
     comm.finish()

@@ -86,10 +86,12 @@ def test_an_error_of_users_code_is_told_once_with_its_place(tmp_path, kind, name
 
 @pytest.mark.parametrize("launcher", ["deepspeed", "torchrun", "mpirun"])
 def test_no_rank_outlives_one_that_was_killed(launcher):
-    """Within a minute, and somebody says what happened: the peer that noticed, or the launcher."""
+    """Within a minute, and somebody says what happened: the peer that noticed, or the launcher.
+    Before that, the collectives are sound under this launcher."""
     arguments = ["--config", str(RECIPE), "--set", "train.output_dir=killed"]
     result = launch(2, SCRIPT, *arguments, launcher=launcher, status=None)
     told = result.stdout + result.stderr
+    assert result.stdout.count("collectives are sound") == 2
     assert since_failure(result.stdout) < MINUTE
     assert result.returncode != 0
     assert any(word in told for word in ("local_rank=1", "local_rank: 1", "SIGKILL", "signal 9")), (

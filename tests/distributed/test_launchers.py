@@ -6,25 +6,26 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY, clean_environment, free_port
+from tests.conftest import REPOSITORY, TIMEOUT, clean_environment, free_port, launch
 
+TRAIN = REPOSITORY / "launchers" / "train.py"
 SCRIPT = Path(__file__).with_name("collectives.py")
 
 
-def outputs(commands: list[tuple[list[str], dict[str, str]]]) -> list[str]:
+def outputs(commands: list[list[str]]) -> list[str]:
     """What these commands, run side by side, print; all must succeed."""
     processes = [
         subprocess.Popen(
             command,
             cwd=REPOSITORY,
-            env=clean_environment() | environment,
+            env=clean_environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for command, environment in commands
+        for command in commands
     ]
-    printed = [process.communicate(timeout=300)[0] for process in processes]
+    printed = [process.communicate(timeout=TIMEOUT)[0] for process in processes]
     assert all(process.returncode == 0 for process in processes), "\n".join(printed)
     return printed
 
@@ -33,27 +34,15 @@ def test_tasks_of_srun():
     """No SLURM here: three processes with the variables that srun gives to each task of a step."""
     step = {"SLURM_JOB_ID": str(free_port()), "SLURM_STEP_NUM_TASKS": "3"}
     tasks = [step | {"SLURM_PROCID": str(task), "SLURM_LOCALID": str(task)} for task in range(3)]
-    printed = outputs([([sys.executable, str(SCRIPT)], task) for task in tasks])
-    assert all("collectives are sound" in text for text in printed)
+    result = launch(3, SCRIPT, variables=tasks)
+    assert result.stdout.count("collectives are sound") == 3
 
 
 def test_srun_on_several_machines_needs_an_address():
-    environment = clean_environment() | {
-        "SLURM_STEP_NUM_TASKS": "2",
-        "SLURM_STEP_NUM_NODES": "2",
-        "SLURM_PROCID": "0",
-        "SLURM_LOCALID": "0",
-    }
+    task = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "2"}
+    task |= {"SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
     recipe = REPOSITORY / "launchers" / "recipes" / "capo-embedded.yaml"
-    result = subprocess.run(
-        [sys.executable, "launchers/train.py", "--config", str(recipe)],
-        cwd=REPOSITORY,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 2
+    result = launch(1, TRAIN, "--config", recipe, status=2, variables=[task])
     assert "MASTER_ADDR" in result.stderr and "slurm.sbatch" in result.stderr
 
 
@@ -68,8 +57,63 @@ def test_two_nodes_with_a_hostfile(tmp_path, slots):
         [*launcher, "--hostfile", str(hostfile), "--node_rank", str(node), *address, str(SCRIPT)]
         for node in range(2)
     ]
-    printed = outputs([(command, {}) for command in commands])
+    printed = outputs(commands)
     assert sum(text.count("collectives are sound") for text in printed) == 2 * slots
+
+
+SRUN = """#!/usr/bin/env bash
+echo "$@" > srun.words
+trap 'touch told; exit 143' TERM
+[ "$ENDS" = waits ] || exit "$ENDS"
+touch waiting
+while :; do sleep 0.05; done
+"""
+SCONTROL = """#!/usr/bin/env bash
+[ "$1" = show ] && echo node-a || echo "$@" >> requeued
+"""
+
+
+@pytest.fixture
+def job(tmp_path):
+    """A place where slurm.sbatch runs with programs of ours for SLURM's; a function that starts it
+    where srun `ends` with a status, or waits."""
+    for name, text in {"srun": SRUN, "scontrol": SCONTROL, ".venv/bin/activate": ""}.items():
+        (file := tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        file.chmod(0o755)
+    (tmp_path / "launchers").symlink_to(REPOSITORY / "launchers")
+
+    def start(ends: str, **variables: str) -> subprocess.Popen:
+        environment = clean_environment() | {"ENDS": ends, "SLURM_JOB_ID": "7"} | variables
+        environment |= {"SLURM_JOB_NODELIST": "node-a", "SLURM_SUBMIT_DIR": str(tmp_path)}
+        environment["PATH"] = f"{tmp_path}:{environment['PATH']}"
+        words = ["bash", "launchers/cluster/slurm.sbatch", "recipe.yaml", "--set", "train.seed=1"]
+        return subprocess.Popen(words, cwd=tmp_path, env=environment)
+
+    return start
+
+
+@pytest.mark.parametrize(
+    ("ends", "before", "requeued"),
+    [("0", 0, False), ("137", 0, True), ("1", 9, True), ("1", 10, False), ("2", 0, False)],
+)
+def test_a_job_of_slurm_that_lost_a_rank_goes_back_into_the_queue(
+    job, tmp_path, ends, before, requeued
+):
+    status = job(ends, SLURM_RESTART_COUNT=str(before)).wait(timeout=60)
+    assert status == int(ends) and (tmp_path / "requeued").exists() == requeued
+    words = (tmp_path / "srun.words").read_text().split()
+    assert words[-2:] == ["--set", "train.seed=1"] and "train.resume=auto" in words
+
+
+def test_a_job_of_slurm_whose_time_is_up_saves_and_goes_back_into_the_queue(job, tmp_path):
+    process = job("waits")
+    while not (tmp_path / "waiting").exists():
+        assert process.poll() is None
+    process.terminate()
+    assert process.wait(timeout=60) == 0
+    assert (tmp_path / "told").exists()
+    assert (tmp_path / "requeued").read_text() == "requeue 7\n"
 
 
 def test_the_cluster_scripts_are_valid_shell():

@@ -266,7 +266,10 @@ def write_config(folder: Path, model: str, changes: dict) -> Path:
 
 @pytest.fixture(scope="module")
 def steps(tmp_path_factory: pytest.TempPathFactory, random_model: str) -> dict[str, tuple]:
-    """The config and the step of each case; one launch for each number of ranks."""
+    """The config and the step of each case; one launch for each number of ranks.
+
+    Through a launcher: tests/end_to_end/test_train.py.
+    """
     folder = tmp_path_factory.mktemp("steps")
     paths = {
         name: write_config(folder / str(number), random_model, changes)
@@ -274,7 +277,7 @@ def steps(tmp_path_factory: pytest.TempPathFactory, random_model: str) -> dict[s
     }
     for ranks in (1, 2, 4):
         mine = [str(paths[name]) for name in CASES if CASES[name][0] == ranks]
-        launch(ranks, SCRIPT, *mine, launcher="deepspeed" if ranks == 2 else "forked")
+        launch(ranks, SCRIPT, *mine)
     return {name: (load_config(path), read_step(path)) for name, path in paths.items()}
 
 
@@ -288,6 +291,19 @@ def read_step(path: Path) -> dict:
 
 
 def dense_per_sample_gradients(config: Config) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`_dense_per_sample_gradients`, once for all cases that differ in other settings only."""
+    key = repr((config.model, config.rollout, config.objective, config.on_policy))
+    if key not in _dense:
+        _dense[key] = _dense_per_sample_gradients(config)
+        for array in _dense[key]:
+            array.flags.writeable = False
+    return _dense[key]
+
+
+_dense: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+
+
+def _dense_per_sample_gradients(config: Config) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(N, d) ascent gradients by one backward pass per sample, (N,) advantages, parameters (d,).
 
     A sample without policy gradient (all its tokens clipped or masked) has advantage 0.

@@ -62,7 +62,7 @@ def test_an_evaluation_does_not_depend_on_the_number_of_ranks(tmp_path, own_data
         "rollout.batch_size": 8,
     }
     two = settings(**changes | {"evaluation.output_dir": tmp_path / "two"})
-    told = launch(2, EVALUATE, *two, launcher="torchrun").stdout
+    told = launch(2, EVALUATE, *two).stdout
     one = settings(**changes | {"evaluation.output_dir": tmp_path / "one"})
     launch(1, EVALUATE, *one)
     (arithmetic, mine), completions = results(tmp_path / "two")

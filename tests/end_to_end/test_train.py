@@ -24,6 +24,7 @@ SMALL = {
     "rollout.prompts_per_step": 6,
     "rollout.group_size": 4,
     "rollout.max_new_tokens": 24,
+    "task.train_problems": 256,
     "task.test_problems": 16,
     "train.steps": 4,
     "train.eval_every": 2,
