@@ -144,8 +144,8 @@ def timeline(axes: Axes, folder: Path, ahead: int, title: str) -> None:
     )
     colours = plt.get_cmap("tab10")
     for start, seconds, lane, step, waits in bars:
-        look = {"color": "#dddddd"} if waits else {"color": colours(step % 10)}
-        axes.barh(lane, seconds, left=start - first, height=0.6, **look)
+        colour = "#dddddd" if waits else colours(step % 10)
+        axes.barh(lane, seconds, left=start - first, height=0.6, color=colour)
         middle = start + seconds / 2 - first
         if not waits and 0 < middle < end - first:
             axes.text(middle, lane, f"{step + 1}", ha="center", va="center", color="white")
