@@ -122,8 +122,9 @@ def told(name: str, folder: Path, step: float) -> str:
 
 
 def timeline(axes: Axes, folder: Path, ahead: int, title: str) -> float:
-    """Seconds of three steps, from the log: below the trainer, above the sampler. A rollout starts when it is
-    asked for, after the sync of `ahead` steps before, or when the one before it has ended."""
+    """Draw three steps from the log, below the trainer, above the sampler; their seconds. A rollout
+    starts when it is asked for, after the sync of `ahead` steps before, or when the one before it
+    has ended."""
     lines, now, asked, free = read_metrics(folder), 0.0, {}, 0.0
     bars: list[tuple[float, float, int, int, bool]] = []  # start, seconds, lane, step, waits
     for step, line in enumerate(lines):
@@ -144,8 +145,8 @@ def timeline(axes: Axes, folder: Path, ahead: int, title: str) -> float:
     )
     colours = plt.get_cmap("tab10")
     for start, seconds, lane, step, waits in bars:
-        look = {"color": "#dddddd"} if waits else {"color": colours(step % 10)}
-        axes.barh(lane, seconds, left=start - first, height=0.6, **look)
+        colour = "#dddddd" if waits else colours(step % 10)
+        axes.barh(lane, seconds, left=start - first, height=0.6, color=colour)
         middle = start + seconds / 2 - first
         if not waits and 0 < middle < end - first:
             axes.text(middle, lane, f"{step + 1}", ha="center", va="center", color="white")
