@@ -17,8 +17,15 @@ from capo_ds.config import BUILTIN_MODELS
 from capo_ds.rollout.server_key import VARIABLE
 from tests.conftest import REPOSITORY, free_port, launch
 from tests.end_to_end.test_train import TRAIN, arguments, metrics
+from tests.ranks import preloaded
 
 pytestmark = pytest.mark.vllm
+ENGINES_IMPORTS = (
+    "vllm.entrypoints.llm",
+    "vllm.v1.worker.cpu_worker",
+    "vllm.lora.worker_manager",
+    "vllm.model_executor.models.qwen2",
+)
 VLLM = {
     "rollout.sampler": "vllm",
     "rollout.vllm_cache_gib": 0.25,
@@ -28,10 +35,20 @@ VLLM = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def engines_imports() -> Iterator[None]:
+    """Ranks have from the start what an engine imports: many CPU seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_LOGGING_LEVEL", "ERROR")  # as a run sets it before it imports vLLM
+        with preloaded(*ENGINES_IMPORTS):
+            patch.undo()
+            yield
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("vllm") / "run"
-    launch(2, TRAIN, *arguments(folder, **VLLM), launcher="deepspeed")
+    launch(2, TRAIN, *arguments(folder, **VLLM))
     return folder
 
 
@@ -45,6 +62,15 @@ def test_the_sampler_follows_the_trainer(undisturbed):
         assert line["rollout/importance_ratio"] == pytest.approx(1, abs=1e-4)
         assert line["rollout/effective_sample_size"] == pytest.approx(1, abs=1e-4)
         assert line["loss/grad_norm"] > 0
+
+
+@pytest.mark.slow
+def test_the_launcher_adds_nothing(undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    launch(2, TRAIN, *arguments(folder, **VLLM), launcher="deepspeed")
+    for one, other in zip(metrics(folder), metrics(undisturbed), strict=True):
+        for name in {"reward/mean", "rollout/length", "eval/accuracy"} & one.keys():
+            assert one[name] == other[name], name
 
 
 def test_resumed_equals_undisturbed(undisturbed, tmp_path):
@@ -117,7 +143,7 @@ def sampled(folder: Path, model: Path, **changes) -> dict:
     """What truncated.py finds."""
     script = Path(__file__).with_name("truncated.py")
     settings = VLLM | {"model.path": model} | changes
-    result = launch(1, script, *arguments(folder, **settings), launcher="python")
+    result = launch(1, script, *arguments(folder, **settings))
     return json.loads(next(line for line in result.stdout.splitlines() if line[:1] == "{"))
 
 
