@@ -15,7 +15,7 @@ import pytest
 
 from capo_ds.config import BUILTIN_MODELS
 from capo_ds.rollout.server_key import VARIABLE
-from tests.conftest import REPOSITORY, free_port, launch
+from tests.conftest import REPOSITORY, TIMEOUT, free_port, launch
 from tests.end_to_end.test_train import TRAIN, arguments, metrics
 from tests.ranks import preloaded
 
@@ -174,24 +174,29 @@ def server_url(tmp_path_factory, special) -> Iterator[str]:
     script = REPOSITORY / "launchers" / "vllm_server.py"
     own = {"rollout.server_url": url, "model.path": special}
     settings = arguments(Path("unused"), **VLLM | own)
-    monkeypatch = pytest.MonkeyPatch()
-    monkeypatch.setenv(VARIABLE, "of these tests")  # and no file in the home of who runs them
-    with open(log, "w") as file:
-        process = subprocess.Popen(
-            [sys.executable, script, *settings], cwd=REPOSITORY, stdout=file, stderr=file
-        )
-    deadline = time.monotonic() + 180
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(VARIABLE, "of these tests")  # and no file in the home of who runs them
+        with open(log, "w") as file:
+            process = subprocess.Popen(
+                [sys.executable, script, *settings], cwd=REPOSITORY, stdout=file, stderr=file
+            )
+        try:
+            wait_for_server(process, url, log)
+            yield url
+        finally:
+            process.terminate()
+            process.wait(timeout=TIMEOUT)
+
+
+def wait_for_server(process: subprocess.Popen, url: str, log: Path) -> None:
+    deadline = time.monotonic() + TIMEOUT
     while True:
         try:
             urllib.request.urlopen(f"{url}/health", timeout=5)  # which needs no key
-            break
+            return
         except OSError:
             assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
             time.sleep(0.2)
-    yield url
-    monkeypatch.undo()
-    process.terminate()
-    process.wait(timeout=60)
 
 
 def test_truncated_sampling_and_special_stops_on_a_server(special, server_url, tmp_path):
@@ -211,7 +216,7 @@ def test_a_server_refuses_whoever_lacks_the_key(server_url, path, headers):
     data = None if path == "v1/models" else b"{}"
     request = urllib.request.Request(f"{server_url}/{path}", data, headers)
     with pytest.raises(urllib.error.HTTPError) as refused:
-        urllib.request.urlopen(request, timeout=5)
+        urllib.request.urlopen(request, timeout=60)
     assert refused.value.code == 401
 
 
