@@ -13,7 +13,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
-from capo_ds.config import PromptConfig
+from capo_ds.config import ConfigError, PromptConfig
 from capo_ds.models import load_tokenizer
 from capo_ds.rollout.hf import stop_at
 from capo_ds.tasks.base import Problem
@@ -163,3 +163,12 @@ def test_a_stop_string_ends_a_response_where_its_text_has_it(tokenizer, stop):
         assert kept.strip() == texts[-1].partition(stop)[0].strip()
     else:  # it holds what the tokenizer has no tokens for
         assert type(tokenizer).__name__ == UNIGRAM
+
+
+@pytest.mark.skipif(bool(find_spec("sentencepiece")), reason="sentencepiece is there")
+@pytest.mark.parametrize("kind", ["LlamaTokenizer", "GPTSw3Tokenizer"])
+def test_sentencepiece_without_the_package(kind, tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(b"a model")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": kind}))
+    with pytest.raises(ConfigError, match=r"tokenizer\.model .*pip install sentencepiece$"):
+        load_tokenizer(str(tmp_path))
