@@ -4,6 +4,7 @@ anything growing?
 python benchmarks/soak.py --steps 200 --kills 20: both runs on two ranks of this machine, what the
 ranks hold (memory, threads, descriptors, children) while they go on, and a picture of it. Ends with
 status 1 where the results differ, or where ranks outlive one that was killed by over a minute.
+With --set rollout.sampler=process --set rollout.ahead=1 it is that of rollouts under way.
 """
 
 from __future__ import annotations
@@ -60,10 +61,10 @@ class Kill:
 class Life:
     """One start of a run, to its end or to a kill."""
 
-    def __init__(self, folder: Path, ranks: int, steps: int):
+    def __init__(self, folder: Path, ranks: int, steps: int, own: list[str]):
         words = ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks)]
         words += ["--master_port", str(free_port()), str(TRAIN), "--config", "builtin:quickstart"]
-        settings = (*SETTINGS, f"train.steps={steps}", f"train.output_dir={folder}")
+        settings = (*SETTINGS, *own, f"train.steps={steps}", f"train.output_dir={folder}")
         words += [part for setting in settings for part in ("--set", setting)]
         self.folder, self.count, self.began = folder, ranks, time.monotonic()
         folder.mkdir(parents=True, exist_ok=True)
@@ -187,10 +188,10 @@ def live(life: Life, kill: Kill | None, log: Path) -> dict[str, Any] | None:
     return None
 
 
-def run(folder: Path, ranks: int, steps: int, kills: list[Kill]) -> None:
+def run(folder: Path, ranks: int, steps: int, kills: list[Kill], own: list[str]) -> None:
     """To its end, through all of the kills that it lives long enough for."""
     for kill in [*kills, None]:
-        met = live(Life(folder, ranks, steps), kill, folder / VITALS_FILE)
+        met = live(Life(folder, ranks, steps, own), kill, folder / VITALS_FILE)
         if met is None:
             return
         print(json.dumps(met), flush=True)
@@ -284,13 +285,17 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0, help="of the kills")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of both runs"
+    )
     parser.add_argument("--output", type=Path, default=Path("runs/soak"), help="a folder, not yet")
     parser.add_argument("--figure", type=Path, help="default: OUTPUT/soak.png")
     args = parser.parse_args()
     whole, killed = args.output / "whole", args.output / "killed"
     args.output.mkdir(parents=True)
-    run(whole, args.ranks, args.steps, [])
-    run(killed, args.ranks, args.steps, draw_kills(args.kills, args.steps, args.ranks, args.seed))
+    kills = draw_kills(args.kills, args.steps, args.ranks, args.seed)
+    run(whole, args.ranks, args.steps, [], args.set)
+    run(killed, args.ranks, args.steps, kills, args.set)
     print(growth(curves(whole)))
     picture(whole, killed, args.figure or args.output / "soak.png")
     if found := differences(whole, killed):

@@ -84,7 +84,9 @@ def _scaled(values: Tensor, rewards: Tensor, scale: str) -> Tensor:
         raise ValueError(f"no scale {scale!r}")
     # Deviations in units of the largest, whose square is always a float64 number.
     spread = spread.reshape(rows, -1)
-    spread = spread - spread.mean(1, keepdim=True)
+    size = spread.abs().amax(1, keepdim=True)
+    size = torch.where(size > 1e300, size, 1.0)  # whose sum might be beyond float64
+    spread = (spread / size - (spread / size).mean(1, keepdim=True)) * size
     unit = spread.abs().amax(1, keepdim=True)
     squares = (spread / torch.where(unit > 0, unit, 1.0)).square().sum(1, keepdim=True)
     deviation = (squares / max(spread.shape[1] - 1, 1)).sqrt()
@@ -100,6 +102,8 @@ def _centred(rewards: Tensor, rounding: Tensor) -> Tensor:
     arithmetic = ROUNDINGS * torch.finfo(torch.float64).eps * size
     on_a_grid = torch.from_numpy(common_steps(rewards.numpy()))[:, None] > noise
     noise = torch.where(on_a_grid, arithmetic, noise.maximum(arithmetic))
-    centred = rewards - rewards.mean(1, keepdim=True)
+    mean = rewards.mean(1, keepdim=True)  # whose sum may be beyond float64
+    mean = torch.where(mean.isfinite(), mean, (rewards / rewards.shape[1]).sum(1, keepdim=True))
+    centred = rewards - mean
     equal = rewards.amax(1, keepdim=True) - rewards.amin(1, keepdim=True) <= noise
     return torch.where(equal | (centred.abs() <= noise), 0.0, centred)

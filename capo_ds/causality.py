@@ -83,7 +83,8 @@ def check_causal(policy: PeftModel) -> None:
         if part is not None and part.shape[:-1].numel() == TOKENS:
             sizes += part.reshape(TOKENS, -1).float().norm(dim=1).cpu()
     if sizes[MIDDLE + 1 :].max() > SHARE * sizes[:MIDDLE].max():
+        kind = getattr(model.config, "model_type", "no model_type")
         raise ConfigError(
-            f"model.path: in this {type(model).__name__} ({model.config.model_type}) tokens see "
+            f"model.path: in this {type(model).__name__} ({kind}) tokens see "
             f"those behind them; {NEEDED}"
         )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import os
 import sys
 import time
 import traceback
@@ -14,9 +16,10 @@ from capo_ds.config import Config, ConfigError, config_reference, load_config
 from capo_ds.distributed import launch
 from capo_ds.hub import fetch_once
 from capo_ds.interruption import Interruption
-from capo_ds.own_code import place
+from capo_ds.own_code import told_whole
 
 BAD_CONFIG = 2
+ROOM = "make room on the disk, and go on with train.resume=auto from the newest whole checkpoint"
 LISTENS = 1.0  # seconds
 PEERS_WAIT = timedelta(minutes=30)
 
@@ -33,6 +36,7 @@ def main(
     an error that all ranks know of ends them with status 1, likewise.
     """
     launch.launcher()  # while it is there
+    launch.share_cores()  # before anything counts threads
     parser = _parser(description)
     if dry_run:
         parser.add_argument("--dry-run", action="store_true", help=dry_run.__doc__)
@@ -60,17 +64,25 @@ def _run(
         _exit(BAD_CONFIG, f"config error\n{error}")
     except comm.PeerError as error:
         mine = error.__cause__ and error.rank in (None, comm.rank())
-        if mine and not place(error.__cause__):  # of a user's file, the message shows it
+        if is_full(error):
+            _exit(comm.FAILED, f"error: {error}; {ROOM}")
+        if mine and not told_whole(error.__cause__):
             traceback.print_exception(error.__cause__)  # on the rank where it happened
         _exit(comm.FAILED, f"error: {error}")
     except (Exception, SystemExit) as error:  # of this rank alone, where no phase was named
         told = f"rank {comm.rank()}: {type(error).__name__}: {comm.told_error(error)}"
         comm.tell_peers(told)
-        if place(error):
+        if told_whole(error):
             _exit(comm.FAILED, f"error: {told}")
+        comm.abandon(comm.FAILED, error)
         raise
     finally:
         comm.finish()
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether it tells of a disk, or of a quota, without room; of another rank by its words."""
+    return any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT))
 
 
 def start(config: Config) -> None:
@@ -118,8 +130,11 @@ def check_files(config: Config) -> None:
 def _exit(status: int, message: str) -> None:
     """End this rank; those that have told nothing later than those that have, for torchrun ends the
     others with the first."""
+    from capo_ds.distributed import comm
+
     if not launch.tell(message):
         time.sleep(LISTENS)
+    comm.abandon(status)
     sys.exit(status)
 
 

@@ -18,6 +18,7 @@ from capo_ds.distributed.launch import tell
 INTERRUPTED = 130  # exit status, as of shells
 SAME_KEY = 0.5  # seconds within which a second SIGINT is the launcher's echo of the first
 STOP = 0  # byte that ends the thread; no signal has this number
+_listened_to: set[int] = set()  # signals of this process
 
 
 class Interruption:
@@ -50,6 +51,8 @@ class Interruption:
         self._writes = writes
         self._handlers = [signal.signal(number, self._handle) for number in self._signals]
         self._wakeup = signal.set_wakeup_fd(writes, warn_on_full_buffer=False)
+        self._before = set(_listened_to)
+        _listened_to.update(self._signals)
         self._thread = threading.Thread(target=self._listen, name="interruption", daemon=True)
         self._thread.start()
         return self
@@ -63,6 +66,7 @@ class Interruption:
         if self._deaf:
             return
         signal.set_wakeup_fd(self._wakeup)
+        _listened_to.intersection_update(self._before)
         for number, handler in zip(self._signals, self._handlers, strict=True):
             signal.signal(number, handler)
         os.write(self._writes, bytes([STOP]))
@@ -101,3 +105,16 @@ class Interruption:
         """Without the interpreter's own end, in which waiting collectives would abort."""
         tell(f"\ninterrupted: {self._last_word()}")
         os._exit(INTERRUPTED)
+
+
+def _in_a_child() -> None:
+    """Of a fork, such as a process of a pool of a user's function: its signals are no news for the
+    pipe, which is the parent's, SIGTERM ends it, and Ctrl-C is the parent's business."""
+    if _listened_to:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if signal.SIGTERM in _listened_to:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+os.register_at_fork(after_in_child=_in_a_child)

@@ -123,7 +123,14 @@ def plan_memory(config: Config, policy: PeftModel, ranks: int, capacity: Capacit
     sampler = sampler_bytes(
         config,
         SamplingShapes(
-            config, sampled, tokens, cache, vocabulary, weights - 4 * trainable, capacity.shared
+            config,
+            sampled,
+            tokens,
+            cache,
+            vocabulary,
+            weights - 4 * trainable,
+            capacity.shared,
+            layer=kept // max(passed, 1),
         ),
     )
     needs = {

@@ -2,10 +2,47 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
 from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 _files: set[str] = set()
+
+
+class PartError(RuntimeError):
+    """A user's part has failed, or given what it must not; the text says all there is to say."""
+
+
+@contextmanager
+def torch_as_it_was() -> Iterator[None]:
+    """Inside runs a user's code, such as a reward model's, which may switch gradients off for good,
+    or change the type or the device of new tensors: that is undone at the end."""
+    before = _state_of_torch()
+    try:
+        yield
+    finally:
+        if (now := _state_of_torch()) and now != before:
+            import torch
+
+            grad, dtype, device = before or (True, torch.float32, torch.device("cpu"))
+            torch.set_grad_enabled(grad)
+            torch.set_default_dtype(dtype)
+            if now[2] != device:
+                torch.set_default_device(device if device.type != "cpu" else None)
+
+
+def _state_of_torch() -> tuple[Any, Any, Any] | None:
+    torch = sys.modules.get("torch")
+    if not hasattr(torch, "get_default_device"):  # not imported yet, or not to the end
+        return None
+    return torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_default_device()
+
+
+def told_whole(error: BaseException | None) -> bool:
+    """Whether the message of an error is all that a user needs: no traceback of ours beside it."""
+    return bool(place(error)) or any(isinstance(cause, PartError) for cause in _causes(error))
 
 
 def remember(file: str) -> None:

@@ -11,9 +11,9 @@ from __future__ import annotations
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 
 import torch
@@ -36,11 +36,11 @@ from capo_ds.rollout.base import (
     concatenate,
     pad_token,
 )
-from capo_ds.rollout.choose import make_sampler
+from capo_ds.rollout.choose import check_sampler, make_sampler
 from capo_ds.scoring import Judged
 from capo_ds.tasks import Problem
 from capo_ds.tasks.prompts import encode
-from capo_ds.telemetry.metrics import Largest, Measured, Measures, PhaseTimer
+from capo_ds.telemetry.metrics import Largest, Measures, PhaseTimer
 
 SECONDS = "seconds"
 
@@ -69,10 +69,16 @@ class Responses:
         # Whether the sampler has the weights as they are now; for whoever changes them to deny.
         self.synced = False
         run = comm.broadcast(uuid.uuid4().hex[:8])
-        with comm.together("starting the sampler"):
-            self.sampler, self.probe = make_sampler(
-                SamplerRun(config, engine.module, tokenizer, run, loads=comm.is_main()), prompts
-            )
+        sampling = SamplerRun(config, engine.module, tokenizer, run, loads=comm.is_main())
+        # vLLM's ranks make groups while they start, and would wait there for one that has failed:
+        # what its settings forbid is told first.
+        collective = config.rollout.sampler == "vllm"
+        if collective:
+            with comm.together("starting the sampler"):
+                check_sampler(replace(sampling, dry=True))
+        with comm.phase("starting the sampler", collective):
+            self.sampler, self.probe = make_sampler(sampling, prompts)
+        self._probed = False  # since the run's start, or its resuming
         self._asked: dict[int, Asked] = {}  # by step; those that are still to be learned from
         self._waited: dict[int, float] = defaultdict(float)  # seconds, by step
 
@@ -88,7 +94,7 @@ class Responses:
                 with self.timer("sync"), comm.together("weight sync"):
                     self.sampler.sync()
                 with self._sampling("probe"):
-                    probing = self.probe and self.probe.ask()
+                    probing = self._probe()
                 self.synced = True
             if step is not None:
                 with self.timer("rollout"), self._sampling("rollout"):
@@ -97,17 +103,43 @@ class Responses:
                         self._wait(step)
             if probing:
                 with self.timer("probe"), self._sampling("probe"):
-                    self.measures.add(_differences(probing()))
+                    probing()
             yield
+
+    def _probe(self) -> Callable[[], None] | None:
+        """The probe asked for, where one is due; what is returned waits, and checks."""
+        names_weights = getattr(self.sampler, "names_weights", False)
+        if not self.probe or (names_weights and self._probed):
+            return None
+        asked, self._probed = self.probe.ask(), True
+
+        def check() -> None:
+            differences = asked()
+            if not names_weights:  # then every line of the log has them
+                self.measures.add(
+                    {
+                        "rollout/probe_difference": differences,
+                        "rollout/probe_difference_max": Largest(differences),
+                    }
+                )
+
+        return check
 
     def of(self, step: int) -> tuple[list[Problem], Rollout]:
         """This rank's prompts of the step, and G responses to each."""
         with self.current(step), self.timer("rollout"), self._sampling("rollout"):
             rollout, seconds = self._wait(step)
             rollout = rollout.take(range(len(rollout)))  # no wider than it needs
+        waited = self._waited.pop(step)
         del self._asked[step]
         if self.config.rollout.ahead:
-            self.measures.add(self._overlap(step, seconds))
+            self.measures.add(
+                {
+                    "rollout/staleness": min(self.config.rollout.ahead, step),
+                    "rollout/seconds": seconds,
+                    "rollout/seconds_hidden": max(0.0, 1 - waited / seconds) if seconds else 1.0,
+                }
+            )
         return self.deal.prompts(step), rollout
 
     def with_signal(
@@ -160,14 +192,6 @@ class Responses:
         self._waited[step] += time.perf_counter() - began
         return sampled
 
-    def _overlap(self, step: int, seconds: float) -> Measured:
-        waited = self._waited.pop(step)
-        return {
-            "rollout/staleness": min(self.config.rollout.ahead, step),
-            "rollout/seconds": seconds,
-            "rollout/seconds_hidden": max(0.0, 1 - waited / seconds) if seconds else 1.0,
-        }
-
     def _sampling(self, phase: str) -> AbstractContextManager[None]:
         return comm.phase(phase, self.sampler.collective)
 
@@ -204,10 +228,3 @@ def _answered(sampled: Sampled) -> Asked:
 
 def _on_cpu(rollout: Rollout) -> Rollout:
     return Rollout(**{name: value.cpu() for name, value in vars(rollout).items()})
-
-
-def _differences(differences: Tensor) -> Measured:
-    return {
-        "rollout/probe_difference": differences,
-        "rollout/probe_difference_max": Largest(differences),
-    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -38,6 +39,7 @@ ADAPTER_CONFIG = "adapter_config.json"
 WEIGHTS = (".safetensors", ".bin", ".model")
 WHOLE_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 JSON_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+NO_TOKENIZER = "no tokenizer at"
 NAMED = 3  # of the weights that are missing, how many are named
 
 
@@ -55,7 +57,7 @@ def load_tokenizer(model: ModelConfig | str) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(location, **_source(config))
     except Exception as error:  # of as many kinds as there are formats
-        raise _unreadable(config, "no tokenizer at", location, error) from error
+        raise _unreadable(config, NO_TOKENIZER, location, error) from error
     if tokenizer.eos_token_id is None:
         raise ConfigError(
             f"model.path: the tokenizer of {config.path!r} has no end-of-sequence token"
@@ -209,6 +211,11 @@ def _unreadable(
     ):
         return ConfigError(f"model.attn_implementation: {config.attn_implementation!r}: {text}")
     folder = _on_disk(location)
+    if folder and what == NO_TOKENIZER and (file := _sentencepiece_model(folder)):
+        return ConfigError(
+            f"{start}: {file.name} there is a SentencePiece model, which needs that package: "
+            "pip install sentencepiece"
+        )
     if folder and (folder / "config.json").is_file():
         settings = json.loads((folder / "config.json").read_text()).get("quantization_config")
         if settings:
@@ -219,6 +226,13 @@ def _unreadable(
                 f"{RUNS}"
             )
     return ConfigError(f"{start}: {type(error).__name__}: {text}")
+
+
+def _sentencepiece_model(folder: Path) -> Path | None:
+    """A tokenizer's file that cannot be read for lack of the package; transformers names others."""
+    if find_spec("sentencepiece") or (folder / "tokenizer.json").is_file():
+        return None
+    return next(folder.glob("*.model"), None)
 
 
 def _on_disk(location: Path | str) -> Path | None:

@@ -5,8 +5,6 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launchers/environment.sh
-# Ctrl-C is the ranks' business, which finish their step and save; deepspeed's own part in it would
-# be a traceback.
-trap '' INT
-exec "${LAUNCH[@]}" --master_port "$MASTER_PORT" launchers/train.py \
+# Ctrl-C is the ranks' business, which finish their step and save.
+exec python launchers/launch.py "${LAUNCH[@]}" --master_port "$MASTER_PORT" launchers/train.py \
   --config launchers/recipes/quickstart.yaml "$@"

@@ -42,7 +42,7 @@ def measure(folder: str) -> tuple[list[str], dict[str, np.ndarray], np.ndarray]:
     from capo_ds.gradients.store import GradientStore
     from capo_ds.learning.collect import collect
     from capo_ds.objective import token_weights
-    from capo_ds.scoring import score
+    from capo_ds.scoring import judge, score
     from capo_ds.trainer import Trainer
 
     overrides = SETTINGS | {"train.output_dir": folder}
@@ -52,7 +52,8 @@ def measure(folder: str) -> tuple[list[str], dict[str, np.ndarray], np.ndarray]:
     learner = trainer.learner
     problems, rollout = trainer.responses.of(0)
     objective = learner.passes.objective
-    scored = score(config, trainer.tokenizer, trainer.scorer, objective, problems, rollout)
+    judged = judge(config, trainer.tokenizer, trainer.scorer, problems, rollout)
+    scored = score(config, objective, judged)
     batch = learner.prepare(rollout, scored.advantages, trainer.deal.responses())
     rows = (scored.advantages != 0).nonzero().squeeze(1)
     batch = batch.take(rows)

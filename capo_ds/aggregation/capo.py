@@ -223,7 +223,7 @@ def _solve_elastic(program: ConeProgram, harmless: bool) -> _Solved:
     """harmless: some point of the ball, like 0, is known to violate nothing."""
     if program.positives == 0:  # only the total slack is minimised: every price gives the same g~
         program = replace(program, price=1.0)
-    solution = solver.solve(program)
+    solution = solver.solve(program, zero_inside=harmless)
     feasible = harmless or not _violated(program, program.products(solution.step))
     return _Solved(solution, program, feasible or solver.hard_feasible(program, solution.xi))
 
@@ -284,7 +284,8 @@ def _nearest_to_vanilla(setting: _Setting, solved: _Solved, otherwise: np.ndarra
     problem, xi = setting.problem, solved.solution.xi
     program = setting.program(solved.program.price, problem.average)
     # 0 is optimal, so a ball of twice ||g_0|| does not bind.
-    solution = solver.solve(replace(program, radius=2.0 * problem.vanilla_norm))
+    wide = replace(program, radius=2.0 * problem.vanilla_norm)
+    solution = solver.solve(wide, guess=solved.solution.sides)
     if solution.on_boundary:
         return otherwise
     nearest = setting.shrunk_into_ball(problem.average + setting.spread(solution.step))

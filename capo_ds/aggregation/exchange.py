@@ -32,6 +32,8 @@ from capo_ds.aggregation.program import ConeProgram
 SOLVED = 1e-10  # relative gap at which to stop
 MAX_ROUNDS = 40
 PATIENCE = 3  # rounds without fewer exchanges
+PACE = 0.7  # of the exchanges of four rounds before, the larger of two, that may be left
+FEW = 50  # exchanges that may take their time
 LEAST_RIDGE = 1e-13  # makes Q_FF definite if gradients are duplicated
 SLACK = 1e-12  # of a sample's own terms: what counts as a gradient of zero
 ROUNDING = 4 * np.finfo(float).eps  # of Q dg, in units of its terms
@@ -114,7 +116,7 @@ def faces(program: ConeProgram, sides: Sides, ridge: float) -> Iterator[tuple[Fa
     before patience, or definiteness in float64, is lost.
     """
     systems = FreeSystems(program, ridge)
-    fewest, since = len(program.linear) + 1, 0
+    counts: list[int] = []
     for _ in range(MAX_ROUNDS):
         _keep_a_positive(program, sides)
         face = Face.solve(program, sides, systems)
@@ -125,9 +127,16 @@ def faces(program: ConeProgram, sides: Sides, ridge: float) -> Iterator[tuple[Fa
         if moved == 0:
             return
         if face.bounded:
-            fewest, since = (moved, 0) if moved < fewest else (fewest, since + 1)
-        if since > PATIENCE:
-            return
+            counts.append(moved)
+            if _stalled(counts):
+                return
+
+
+def _stalled(counts: list[int]) -> bool:
+    """Whether exchanges, counted in bounded rounds, have ceased to fall, or fall too slowly."""
+    since = len(counts) - 1 - int(np.argmin(counts))
+    slow = len(counts) >= 6 and max(counts[-2:]) > PACE * max(counts[-6:-4])
+    return since > PATIENCE or (slow and counts[-1] > FEW)
 
 
 @dataclass(frozen=True)

@@ -139,9 +139,11 @@ class ConeProgram:
         scaling of the gradients. A step there is R / S of a step here, xi is the same.
         """
         size = float(np.sqrt(np.mean(self.norms**2)))
+        gram = self.gram / size
+        gram /= size
         scaled = replace(
             self,
-            gram=self.gram / size / size,
+            gram=gram,
             linear=self.linear / size / self.radius,
             radius=1.0,
         )

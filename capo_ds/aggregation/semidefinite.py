@@ -40,7 +40,9 @@ def semidefinite(problem: GramProblem) -> tuple[GramProblem, float]:
     if len(used) < 2:
         return problem, 0.0
     units = norms[used]
-    cosines = problem.gram[np.ix_(used, used)] / units / units[:, None]
+    cosines = problem.gram[np.ix_(used, used)]
+    cosines /= units
+    cosines /= units[:, None]
     clean = _without_noise(cosines)
     if clean is None:
         return problem, 0.0

@@ -25,6 +25,7 @@ PARALLEL = 0.999  # cosine of dg, small as it may be, with the step that it stan
 CLEAR = 1e-3  # share of sum xi_i ||g_i|| above which a certified dg is not zero
 ACTIVE = 1e-6  # Clarabel's weights below this share of the largest are at their bound
 USABLE = 1e-3  # with more than this there is no answer
+WIDER = 2.0  # ball in which to look for dg = 0
 DIRECT = 32  # up to this many samples the interior point starts at once
 
 
@@ -43,6 +44,7 @@ class Solution:
         gap: relative duality gap, see `ConeProgram.gap`.
         iterations: Cholesky factors taken, but for Newton's on the active set.
         fallback: Clarabel gave the answer.
+        sides: of the samples, where dg = 0 was found from them.
     """
 
     xi: np.ndarray
@@ -51,25 +53,32 @@ class Solution:
     gap: float
     iterations: int
     fallback: bool
+    sides: Sides | None = None
 
     @property
     def certified(self) -> bool:
         return abs(self.gap) <= CERTIFIED
 
 
-def solve(program: ConeProgram) -> Solution:
+def solve(program: ConeProgram, zero_inside: bool = False, guess: Sides | None = None) -> Solution:
     """An optimal pair of a program with R > 0, a finite price and some g_i != 0.
 
     Where dg = 0, the primal point is the optimal one nearest to c; see `ridge`.
+
+    Args:
+        zero_inside: g = 0 is known to be in the ball.
+        guess: sides at which dg = 0 in a program of the same samples; tried first.
 
     Raises:
         SolverError: if no pair with a relative gap below 1e-3 was found.
     """
     scaled, step_unit = program.normalised()
-    solution = _staged(scaled)
+    solution = guess and _apex(scaled, guess, 1, proved=True)
+    if not solution:
+        solution = _staged(scaled, zero_inside)
     if not solution.certified and _indefinite(scaled.gram):
         scaled = replace(scaled, gram=_nearest_semidefinite(scaled.gram))
-        solution = _staged(scaled)
+        solution = _staged(scaled, zero_inside)
     if not solution.certified:
         solution = _fall_back(scaled, solution)
     if not abs(solution.gap) <= USABLE:
@@ -108,7 +117,7 @@ def _proves_infeasible(violation: ConeProgram, beta: np.ndarray) -> bool:
     return violation.dual_value(beta) < -CERTIFIED * violation.magnitude(beta)
 
 
-def _staged(program: ConeProgram) -> Solution:
+def _staged(program: ConeProgram, zero_inside: bool = False) -> Solution:
     """Sets of samples exchanged; where that cycles, with a ridge; where that fails, interior point.
 
     Every attempt ends in a certified pair or counts for nothing.
@@ -116,12 +125,19 @@ def _staged(program: ConeProgram) -> Solution:
     if len(program.linear) <= DIRECT:
         return _interior_point(program)
     sides = Sides.worst_aligned(program)
-    solution = _exchanged(program, sides.copy(), 0)
-    if solution:
-        return solution
-    followed, spent = ridge.follow(program, sides)
-    if followed:
-        solution = _apex(program, followed, spent) or _exchanged(program, followed, spent)
+    solution, spent = _exchanged(program, sides.copy(), 0), 0
+    balls = [program]
+    if zero_inside and program.linear.any():
+        # Whether dg can be 0 does not depend on R, nor does the optimal point nearest to c then: 0
+        # is no nearer. A larger ball keeps away from where it would begin to bind.
+        balls.append(replace(program, radius=WIDER * program.radius))
+    for ball in balls:
+        if solution:
+            return solution
+        followed, rounds = ridge.follow(ball, sides.copy())
+        spent += rounds
+        if followed:
+            solution = _apex(program, followed, spent) or _exchanged(program, followed, spent)
     if solution:
         return solution
     solution = _interior_point(program)
@@ -150,12 +166,16 @@ def _short(program: ConeProgram, xi: np.ndarray) -> bool:
     return program.direction_norm(xi) <= CLEAR * float(xi @ program.norms)
 
 
-def _apex(program: ConeProgram, sides: Sides, spent: int) -> Solution | None:
+def _apex(program: ConeProgram, sides: Sides, spent: int, proved: bool = False) -> Solution | None:
     """dg = 0, or a pair of value 0, with the optimal point nearest to c, if `sides` tell of one.
 
     Where that point is on the boundary of the ball as well (C = 1 and no g aligned with all: it is
     g = 0), dg may be any multiple of step, and xi = v + s u with dg = s step is often the only one
     of them between its bounds that the free samples hold.
+
+    Args:
+        proved: take only a point that xi shows to be the nearest to c: step = sum_i u_i g_i with u
+            nonnegative once enough of v is added, which changes nothing since Q v = 0.
     """
     systems = FreeSystems(program, ridge.LEAST)
     found = ridge.apex(program, sides, systems)
@@ -165,6 +185,8 @@ def _apex(program: ConeProgram, sides: Sides, spent: int) -> Solution | None:
     if program.direction_norm(step) > (1.0 + CERTIFIED) * program.radius:
         return None
     xi = reference.feasible(program, xi)
+    if proved and np.any((xi <= 0.0) & (step < 0.0)):
+        return None
     if not program.direction_vanishes(xi):
         face = Face.solve(program, sides, systems)
         if face is None or not face.bounded:
@@ -172,7 +194,8 @@ def _apex(program: ConeProgram, sides: Sides, spent: int) -> Solution | None:
         xi = reference.feasible(program, face.xi)
         if not _parallel(program, xi, step):
             return None
-    solution = Solution(xi, step, False, program.gap(xi, step), spent, fallback=False)
+    gap = program.gap(xi, step)
+    solution = Solution(xi, step, False, gap, spent, fallback=False, sides=sides)
     return solution if solution.certified and optimum_is_zero(program, xi) else None
 
 

@@ -1,16 +1,19 @@
 """Check that training can run here, on the ranks that this is launched on.
 
-    python launchers/doctor.py [--output FOLDER]
+    python launchers/doctor.py [--output FOLDER] [--config FILE.yaml [--set KEY=VALUE ...]]
     deepspeed --num_accelerators 2 launchers/doctor.py
 
-Versions, devices, the process group, FOLDER (free disk, seen by all ranks), an all-reduce, and a
-tiny CAPO step. Each is told as ok or BAD with the remedy; the exit status is 1 if any is bad.
+Versions, devices, the process group, whether code, recipe and data are the same on all machines,
+FOLDER (free disk, seen by all ranks), the links between the ranks, a tiny CAPO step, and where
+FILE.yaml asks for vLLM, an engine that must have the trainer's weights. Each is told as ok or BAD
+with the remedy, and a table has a line a rank; the exit status is 1 if any is bad.
 """
 
 import argparse
 import contextlib
 import io
 import shutil
+import socket
 import sys
 import tempfile
 import time
@@ -23,7 +26,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from capo_ds.config import HOME, ConfigError, expand, load_config
+from capo_ds import machines
+from capo_ds.config import HOME, Config, ConfigError, expand, load_config
 from capo_ds.distributed import comm, launch
 from capo_ds.memory import GIB, readable
 from capo_ds.telemetry.metrics import read_metrics
@@ -38,6 +42,9 @@ TINY = {
     "train.steps": 1,
     "train.eval_every": 0,
 }
+
+
+PROMPTS = ("The sum of 12 and 30 is", "Ann has 3 eggs and finds 4 more. How many has she now?")
 
 
 class Bad(Exception):
@@ -70,7 +77,8 @@ def devices() -> str:
 def process_group() -> str:
     """Its backend; and whether mpirun could make one."""
     mpi = "mpirun can" if util.find_spec("mpi4py") else "for mpirun: pip install -e '.[mpi]'"
-    return f"{dist.get_backend()}, {comm.world_size()} ranks; {mpi}"
+    pdsh = "" if shutil.which("pdsh") else "; for deepspeed --hostfile: install pdsh"
+    return f"{dist.get_backend()}, {comm.world_size()} ranks; {mpi}{pdsh}"
 
 
 def disk(folder: Path) -> str:
@@ -120,6 +128,56 @@ def tiny_step(folder: Path) -> str:
     return f"{seconds:.1f} s, duality gap {last['capo/gap']:.0e}"
 
 
+def sameness(config: Config | None, hosts: list[str]) -> Callable[[], str]:
+    """Whether this rank's machine has what rank 0's has."""
+    with comm.together("reading code and data"):
+        mine = machines.identity(config)
+    identities = comm.gather(mine)
+
+    def check() -> str:
+        if told := machines.differences(identities, hosts):
+            raise Bad("; ".join(told) + ": bring the machines to the same state")
+        return ", ".join(f"{name} {found}" for name, found in identities[0].items())
+
+    return check
+
+
+def link_rates(found: list[machines.Link], hosts: list[str]) -> str:
+    """The slowest and the fastest."""
+    if not found:
+        return "one rank has none"
+    if slow := machines.slow_links(found, hosts):
+        told = "; ".join(
+            f"{hosts[one]} (rank {one}) to {hosts[other]} (rank {other}): {rate / 1e9:.3f} GB/s"
+            for one, other, rate in slow
+        )
+        raise Bad(f"{told}, under a tenth of its like: look at that cable, port or adapter")
+    rates = [link.rate / 1e9 for link in found]
+    return f"{min(rates):.2f} to {max(rates):.2f} GB/s over {len(found)} pairs of ranks"
+
+
+def engine(config: Config) -> str:
+    """A sampler started as a run starts it, given the adapter, and its answers compared."""
+    from capo_ds.models import load_policy, load_tokenizer
+    from capo_ds.rollout.base import SamplerRun
+    from capo_ds.rollout.choose import make_sampler
+
+    start = time.perf_counter()
+    policy = load_policy(config.model, config.train.seed, comm.device())
+    tokenizer = load_tokenizer(config.model)
+    run = SamplerRun(config, policy, tokenizer, "doctor", comm.is_main())
+    prompts = [tokenizer(text)["input_ids"] for text in PROMPTS]
+    sampler, probe = make_sampler(run, prompts)
+    started = time.perf_counter() - start
+    with sampler.awake():
+        sampler.sync()
+        differences = probe.check() if probe else torch.zeros(1)
+    return (
+        f"{config.rollout.sampler} started in {started:.0f} s; log-probabilities as the trainer's "
+        f"within {differences.max():.1e} nats"
+    )
+
+
 def report(name: str, check: Callable[[], str]) -> bool:
     """Run a check on all ranks and tell its outcome once; whether it was good on all."""
     outcome, good = "", True
@@ -133,13 +191,18 @@ def report(name: str, check: Callable[[], str]) -> bool:
     return good
 
 
-def examine(output: Path) -> bool:
+def examine(output: Path, config: Config | None = None) -> bool:
     """All checks in order, as far as each makes sense after those before it; whether all are good.
 
     What is written goes to a new folder inside the output folder, and is removed again.
     """
+    hosts = comm.gather(socket.gethostname())
     good = [report("versions", versions), report("devices", devices)]
     good += [report("process group", process_group), report("all-reduce", all_reduce)]
+    good += [report("same on all ranks", sameness(config, hosts))]
+    with comm.collective("links"):
+        found = machines.links(hosts)
+    good += [report("links", lambda: link_rates(found, hosts))]
     folder = output / comm.broadcast(f"doctor-{uuid.uuid4().hex[:8]}")
     if not report("output folder", lambda: _make(folder)):
         return False
@@ -147,6 +210,12 @@ def examine(output: Path) -> bool:
         good += [report("shared folder", lambda: shared_folder(folder / "mark"))]
         good += [report("free disk", lambda: disk(output))]
         good += [report("CAPO step", lambda: tiny_step(folder))]
+        if config and config.rollout.sampler != "hf":
+            good += [report("sampler", lambda: engine(config))]
+        free = shutil.disk_usage(output).free
+        told = machines.table(free, machines.clock_offset(), found)
+        if comm.is_main():
+            print(told, flush=True)
     finally:
         comm.on_main("cleaning up", lambda: shutil.rmtree(folder))
     return all(good)
@@ -170,10 +239,22 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=folder, default=Path("runs"), help="folder (%(default)s)")
+    parser.add_argument("--config", metavar="FILE", help="of the run that is to start here")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
-    output = parser.parse_args().output
+    args = parser.parse_args()
+    launch.launcher()  # while it is there
     comm.init(TIMEOUT)
-    good = examine(output)
+    config = None
+    if args.config:
+        try:
+            with comm.together("reading the recipe"):
+                config = load_config(args.config, args.set)
+        except ConfigError as error:
+            launch.tell(f"config error\n{error}")
+            comm.finish()
+            sys.exit(2)
+    good = examine(args.output, config)
     comm.finish()
     sys.exit(not good)
 

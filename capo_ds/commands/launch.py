@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -198,6 +199,18 @@ def keep(command: list[str], restarts: int, pause: float) -> int:
     return status
 
 
+def missing(command: list[str]) -> str | None:
+    """What the command needs and this machine lacks, with the remedy; None if nothing."""
+    options = [word.partition("=")[0] for word in command]
+    by_hostfile = {"--hostfile", "-H"} & set(options) and "deepspeed" in " ".join(command[:3])
+    if by_hostfile and not {"--no_ssh", "--launcher"} & set(options) and not shutil.which("pdsh"):
+        return (
+            "deepspeed --hostfile reaches the other machines by pdsh, which is not installed here: "
+            "apt install pdsh (or dnf), or --launcher openmpi, or --no_ssh on each machine"
+        )
+    return None
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -211,12 +224,17 @@ def main() -> None:
     )
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND ...")
     args = parser.parse_args()
-    if not args.command:
+    command = args.command[1:] if args.command[:1] == ["--"] else args.command
+    if not command:
         parser.error("COMMAND is missing: the launcher with its arguments")
+    if args.restarts < 0 or args.pause < 0:
+        parser.error("--restarts and --pause cannot be negative")
+    if told := missing(command):
+        parser.error(told)
     try:
-        status = keep(args.command, args.restarts, args.pause)
+        status = keep(command, args.restarts, args.pause)
     except OSError as error:
-        parser.error(f"{args.command[0]}: {error.strerror}")
+        parser.error(f"{command[0]}: {error.strerror}")
     sys.exit(status)
 
 

@@ -24,6 +24,9 @@ KEYS = {
     "rollout.importance_correction": "vllm_importance_sampling_correction rollout_is "
     "importance_sampling_level rollout_correction vllm_importance_sampling_mode",
     "rollout.importance_cap": "vllm_importance_sampling_cap tis_imp_ratio_cap rollout_is_threshold",
+    "rollout.ahead": "max_staleness staleness_threshold max_async_level max_head_offpolicyness "
+    "async_level",
+    "objective.ratio_to": "use_decoupled_loss bypass_mode bypass_old_logprob_for_rollout",
     "objective.kl_weight": "beta kl_coef kl_loss_coef use_kl_loss init_kl_coef kl kl_beta "
     "use_kl_in_reward",
     "objective.clip_low": "clip_ratio_low epsilon_low",

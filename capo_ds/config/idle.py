@@ -129,8 +129,8 @@ def _idle(config: Config) -> Iterator[tuple[str, Section, set[str], str]]:
 def _of_data_set(name: str, entry: DatasetConfig) -> Iterator[tuple[str, Section, set[str], str]]:
     if not ships("task", entry.name):
         return
-    keys = set(OF_DATA.split()) if entry.name == "arithmetic" else {"levels", "asks"}
-    yield name, entry, keys, f"{name}.name: {entry.name}"
+    keys = OF_DATA if entry.name == "arithmetic" else "levels asks"
+    yield name, entry, set(keys.split()), f"{name}.name: {entry.name}"
     if entry.name != "arithmetic" and not entry.shuffle:
         yield name, entry, {"seed"}, f"{name}.shuffle: false"
 

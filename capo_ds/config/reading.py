@@ -36,7 +36,7 @@ BUILTIN_MODELS = {"builtin:tiny": PACKAGE / "assets" / "tiny"}
 
 
 TOP_LEVEL = tuple(Config.model_fields)
-BOOLEANS = dict.fromkeys(("true", "yes", "on", "1"), "true")
+BOOLEANS: dict[str, str] = dict.fromkeys(("true", "yes", "on", "1"), "true")
 BOOLEANS |= dict.fromkeys(("false", "no", "off", "0"), "false")
 WORD, SURE_WORD = 0.72, 0.85  # how like each other words are, of 1, that stand for each other
 

@@ -10,6 +10,7 @@ import os
 import sys
 import threading
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -22,7 +23,14 @@ from torch import Tensor
 
 from capo_ds.config import ConfigError
 from capo_ds.distributed import accelerator
-from capo_ds.distributed.launch import busy_port, discover_ranks, launcher, ranks_here, tell
+from capo_ds.distributed.launch import (
+    THREADS,
+    busy_port,
+    discover_ranks,
+    launcher,
+    share_cores,
+    tell,
+)
 from capo_ds.distributed.watchdog import LAUNCHER_GONE, POLL, Watchdog
 from capo_ds.own_code import place
 
@@ -49,8 +57,8 @@ class PeerError(RuntimeError):
 def init(timeout: timedelta = timedelta(minutes=30)) -> torch.device:
     """Join the process group of whatever launcher started this process; return its device.
 
-    nccl where there are GPUs, gloo on CPU. On CPU the cores are shared out among the ranks of
-    the machine unless OMP_NUM_THREADS says otherwise.
+    nccl where there are GPUs, gloo on CPU. The cores are shared out among the ranks of the machine
+    unless OMP_NUM_THREADS says otherwise.
 
     Raises:
         ConfigError: the ranks cannot meet, or a GPU is there that cannot be used.
@@ -61,8 +69,9 @@ def init(timeout: timedelta = timedelta(minutes=30)) -> torch.device:
     accelerator.settle()
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    elif "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // ranks_here()))
+    if THREADS not in os.environ:
+        share_cores()
+        torch.set_num_threads(int(os.environ[THREADS]))
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     # Not through deepspeed.init_distributed: its device_id argument has made later weight syncs
     # hang (allenai/open-instruct#1311), and on CPU it would compile a shared-memory extension.
@@ -121,6 +130,23 @@ def finish() -> None:
             deepspeed.destroy_process_group()  # and what it remembers of the group
         else:
             dist.destroy_process_group()
+
+
+def abandon(status: int, error: BaseException | None = None) -> None:
+    """After an error, end this process where leaving the group might wait for ever: NCCL's teardown
+    waits for collectives that are under way, which the other ranks will not finish. With gloo,
+    whose does not, this returns.
+
+    error: whose traceback is still to be shown.
+    """
+    if dist.is_initialized() and dist.get_backend() == "nccl":
+        if _watchdog:
+            _watchdog.stop()
+        if error:
+            traceback.print_exception(error)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def rank() -> int:

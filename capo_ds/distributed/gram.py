@@ -13,6 +13,7 @@ from torch import Tensor
 from capo_ds.distributed import comm
 
 BUFFER_ENTRIES = 1 << 24  # of all samples' columns that a rank holds at a time: 64 MiB in float32
+BAND_ROWS = 256  # of a Gram matrix that are reduced at a time
 
 
 def gram_matrix(matrices: Iterable[Tensor], samples_per_rank: list[int]) -> np.ndarray | None:
@@ -40,32 +41,39 @@ def gram_matrices(
     width = max(comm.world_size(), BUFFER_ENTRIES // max(1, total) * comm.world_size())
     for matrix, number in zip(matrices, blocks, strict=False):  # blocks may go on for ever
         for block in matrix.split(width, dim=1):
-            columns = _exchange_columns(block, samples_per_rank)  # (N, columns / ranks)
-            columns = columns.to(torch.promote_types(columns.dtype, torch.float32))
-            grams[number] += _with_itself(columns)
-    sums = [_symmetric_sum(gram) for gram in grams]
-    return np.stack([total for total in sums if total is not None]) if comm.is_main() else None
+            grams[number] += _with_itself(_exchange_columns(block, samples_per_rank))
+    for gram in grams:
+        _symmetric_sum(gram)
+    return grams.cpu().numpy() if comm.is_main() else None
 
 
 def _with_itself(rows: Tensor) -> Tensor:
-    """rows @ rows'. On a CPU by NumPy, which sees the symmetry and does half of the product (BLAS
-    syrk); torch has no such routine."""
+    """rows @ rows', in float32 or wider. On a CPU by NumPy, which sees the symmetry and does half
+    of the product (BLAS syrk); torch has no such routine."""
+    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
     if rows.device.type != "cpu":
         return rows @ rows.T
     array = rows.numpy()
     return torch.from_numpy(array @ array.T)
 
 
-def _symmetric_sum(gram: Tensor) -> np.ndarray | None:
-    """The sum over ranks, on rank 0, of symmetric matrices: only a triangle of each is sent."""
-    rows, columns = torch.triu_indices(*gram.shape, device=gram.device)
-    triangle = gram[rows, columns]
-    comm.reduce_to_main(triangle)
-    if not comm.is_main():
-        return None
-    gram[rows, columns] = triangle
-    gram[columns, rows] = triangle
-    return gram.cpu().numpy()
+def _symmetric_sum(gram: Tensor) -> None:
+    """The sum over ranks of symmetric matrices, in place, on rank 0.
+
+    Only a triangle of each is sent, some rows at a time: indices of all of it would take as much
+    memory again as the matrix.
+    """
+    count = len(gram)
+    for first in range(0, max(count, 1), BAND_ROWS):
+        band = gram[first : first + BAND_ROWS, first:]
+        upper = torch.ones_like(band, dtype=torch.bool).triu()
+        sums = band[upper]
+        comm.reduce_to_main(sums)
+        if comm.is_main():
+            band[upper] = sums
+            corner = band[:, : len(band)]
+            corner.copy_(corner.triu() + corner.triu(1).T)
+            gram[first + len(band) :, first : first + len(band)] = band[:, len(band) :].T
 
 
 def norms_of_sums(*vectors: list[Tensor]) -> list[float]:

@@ -25,6 +25,7 @@ LOCAL_SIZES = (
 DEEPSPEED_NODE = "deepspeed.launcher.launch"  # among the words of its command
 RANK_VARIABLES = ("RANK", *MPI_RANKS, "SLURM_PROCID")
 KEEPER = "CAPO_KEEPER"  # the process of `capo launch` above this one
+THREADS = "OMP_NUM_THREADS"
 PORTS = 20000  # and up, for SLURM jobs without a MASTER_PORT
 
 
@@ -61,7 +62,16 @@ def ranks_here() -> int:
     for variable in LOCAL_SIZES:
         if variable in os.environ:
             return int(re.findall(r"\d+", os.environ[variable])[0])
-    return int(os.environ["WORLD_SIZE"])
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def share_cores() -> None:
+    """Set OMP_NUM_THREADS where nobody has: the cores of this machine, or those that the launcher
+    has bound this rank to, shared out among its ranks."""
+    if THREADS not in os.environ:
+        bound = os.environ.get("SLURM_CPUS_PER_TASK") if SLURM_TASKS in os.environ else None
+        cores = int(bound) if bound else len(os.sched_getaffinity(0)) // ranks_here()
+        os.environ[THREADS] = str(max(1, cores))
 
 
 def busy_port() -> ConfigError:

@@ -8,7 +8,7 @@ x as a saved tensor, so gradient checkpointing recomputes it rather than keeping
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -60,8 +60,12 @@ class PerSampleGradients:
         self.shapes = [(factor.out_features, factor.in_features) for factor in self.factors]
         self._anchor: Tensor | None = None
         self._sink: Sink | None = None
-        self._pass = Pass()  # the latest
+        self._pass = (
+            Pass()
+        )  # the one that layers run in: the latest, or one that is gone back through
+        self._passes = 0
         self._hooks = [policy.register_forward_pre_hook(self._begin_pass, with_kwargs=True)]
+        self._hooks.append(policy.register_forward_hook(self._end_pass))
         self._hooks += [
             factor.register_forward_hook(self._hook(index))
             for index, factor in enumerate(self.factors)
@@ -134,7 +138,21 @@ class PerSampleGradients:
             return  # a reference's pass between a pass and its backward, which may run it anew
         given = (kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args)
         batch = next(value for value in given if value is not None)
-        self._pass = Pass(self._pass.number + 1, *batch.shape[:2])
+        self._passes += 1
+        self._pass = Pass(self._passes, *batch.shape[:2])
+
+    def _end_pass(self, _: nn.Module, __: Any, output: Any) -> None:
+        """Checkpointed layers run again on the way back, when another pass may be the latest."""
+        if not torch.is_grad_enabled():
+            return
+        one = self._pass
+
+        def goes_back(_: Tensor) -> None:
+            self._pass = one
+
+        for value in _tensors(output):
+            if value.requires_grad:
+                value.register_hook(goes_back)
 
     def _by_sample(self, one: Pass, index: int, values: Tensor) -> Tensor:
         """Inputs or output gradients of a factor as (batch, its tokens, features).
@@ -189,6 +207,15 @@ class _Tap(torch.autograd.Function):
         (inputs,) = ctx.saved_tensors
         ctx.receive(inputs, gradient)
         return gradient, None, None, None
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
+    """Those of a model's output, whatever it is packed in."""
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, Mapping | tuple | list):
+        for value in output.values() if isinstance(output, Mapping) else output:
+            yield from _tensors(value)
 
 
 def _lora_factors(policy: nn.Module, dropout: bool) -> tuple[list[str], list[nn.Linear]]:

@@ -101,7 +101,14 @@ Asked = Callable[[], Sampled]  # waits for the responses; the same when called a
 
 
 class EarlySampler(Sampler, Protocol):
-    """A sampler outside the training process, which can be asked before the answer is needed."""
+    """A sampler outside the training process, which can be asked before the answer is needed.
+
+    names_weights: every answer names the weights that it was sampled with, and the sampler refuses
+    others than it was sent. Then the probe is needed after the first sync alone, for what else may
+    differ. (A sampler without this attribute is probed after every one.)
+    """
+
+    names_weights: bool
 
     def ask(
         self,
@@ -156,7 +163,8 @@ class SamplingShapes:
     """What a rank samples at a time, at its longest: sequences, tokens of each, bytes of the keys
     and values of all, entries of the vocabulary, bytes of the base weights.
 
-    on_cpu: device and host are one memory.
+    on_cpu: device and host are one memory. layer: bytes that a pass without gradients holds of a
+    token, those of one layer.
     """
 
     config: Config
@@ -166,6 +174,7 @@ class SamplingShapes:
     vocabulary: int
     weights: int
     on_cpu: bool
+    layer: int = 0
 
 
 class SamplerBytes(NamedTuple):

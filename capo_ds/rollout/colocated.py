@@ -39,22 +39,31 @@ from capo_ds.rollout.waiting import EngineThread
 if TYPE_CHECKING:
     from vllm import LLM, RequestOutput
 
+BATCHED = 16384  # tokens of the pass that vLLM tries at its start, its default on large GPUs
+LOGIT_BYTES = 3 * 4  # an entry: logits, log-probabilities, and a sorted or scaled copy
+GRAPHS = 2**30  # of captured CUDA graphs, as vLLM tells of models of some billions; not measured
+
 
 def vllm(run: SamplerRun) -> ColocatedSampler | None:
     """The sampler of a run; None in a dry run, which starts no engine."""
+    context = context_length(run.config, run.policy.config)
     if run.dry:
         require_vllm(run.config)
+        engine_settings(run.config, context)
         return None
-    context = context_length(run.config, run.policy.config)
     return ColocatedSampler(run.policy, run.ends, run.pad, context, run.config)
 
 
 def memory(shapes: SamplingShapes) -> SamplerBytes:
-    """The engine's weights and cache: asleep while the trainer works, but not on CPU."""
+    """The engine's weights, cache and workspace, asleep while the trainer works, but not on CPU;
+    and on a GPU its graphs, which stay."""
     rollout = shapes.config.rollout
     engine = shapes.weights // rollout.tensor_parallel + int(rollout.vllm_cache_gib * 2**30)
     key = "rollout.vllm_cache_gib"
-    return SamplerBytes(0, engine, key) if shapes.on_cpu else SamplerBytes(engine, 0, key)
+    if shapes.on_cpu:
+        return SamplerBytes(0, engine, key)
+    workspace = BATCHED * shapes.layer + shapes.sequences * shapes.vocabulary * LOGIT_BYTES
+    return SamplerBytes(engine + workspace, GRAPHS, key)
 
 
 class ColocatedSampler:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, StopStringCriteria
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from capo_ds.architecture import (
     begin_state,
@@ -26,6 +26,7 @@ from capo_ds.architecture import (
     position_ids,
     state_is_in_the_layers,
 )
+from capo_ds.decoding import texts_of
 from capo_ds.log_probs import bound_of
 from capo_ds.rollout.base import (
     WHOLE,
@@ -47,6 +48,7 @@ LOGIT_BYTES = 4 * 4  # a vocabulary entry: logits, log-probs, probs, and one of 
 BLOCK = 512  # tokens that are added up together
 FLOOR = torch.finfo(torch.float32).min
 TRIAL = (7, 5, 3, 11, 2)  # tokens that padded and unpadded decoding are compared on
+MORE_TOKENS = 8  # than a stop string has bytes, for tokens without any text, that are looked at
 PADDING = 3  # columns of padding before them
 COMPACT_BELOW = 0.8  # drop ended rows once fewer than this share of the batch is alive
 
@@ -269,14 +271,21 @@ class HuggingFaceSampler:
 def stop_at(
     tokenizer: PreTrainedTokenizerBase, strings: Sequence[str]
 ) -> Callable[[Tensor], Tensor] | None:
-    """Which rows of token ids (rows, tokens) end in one of the strings; None without strings.
+    """Which rows of token ids (rows, tokens) have come to one of the strings; None without strings.
 
-    A string may end inside the last token.
+    Their ends are read as the text that is judged: a string may end inside the last token, and a
+    letter of it may be several tokens (bytes).
     """
     if not strings:
         return None
-    criterion = StopStringCriteria(tokenizer, list(strings))
-    return lambda ids: criterion(ids, None)  # pyright: ignore[reportArgumentType]
+    tokens = max(len(string.encode()) for string in strings) + MORE_TOKENS
+
+    def come_to(ids: Tensor) -> Tensor:
+        texts = texts_of(tokenizer, ids[:, -tokens:].tolist(), special=True)
+        found = [any(string in text for string in strings) for text in texts]
+        return torch.tensor(found, device=ids.device)
+
+    return come_to
 
 
 def _draw(

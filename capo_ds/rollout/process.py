@@ -67,6 +67,7 @@ class ProcessSampler:
 
     collective = False
     shares_policy = False
+    names_weights = True
 
     def __init__(self, policy: PeftModel, ends: Sequence[int], pad: int, config: Config):
         self.policy, self.context = policy, model_context(policy)

@@ -93,9 +93,9 @@ def _in_one(content: Any) -> Any:
     """A content in parts, all of them text, as one text; any other as it is."""
     if not isinstance(content, list) or not content:
         return content
-    texts = [part.get("text") for part in content if isinstance(part, dict)]
-    whole = len(texts) == len(content) and all(isinstance(text, str) for text in texts)
-    return "".join(texts) if whole else content
+    found = [part.get("text") for part in content if isinstance(part, dict)]
+    texts = [text for text in found if isinstance(text, str)]
+    return "".join(texts) if len(texts) == len(content) else content
 
 
 def last_words(messages: list[dict[str, Any]]) -> str:

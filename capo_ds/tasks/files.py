@@ -83,7 +83,7 @@ def saved_split(place: Path, spec: str | None, own_split: str) -> list[Row]:
 
     saved = datasets.load_from_disk(str(place))
     if isinstance(saved, datasets.DatasetDict):
-        spec, splits = spec or own_split, dict(saved)
+        spec, splits = spec or own_split, {str(name): rows for name, rows in saved.items()}
     else:
         spec, splits = spec or "train", {"train": saved, str(saved.split or "train"): saved}
     tables = [(splits[name], numbers) for name, numbers in _parts(splits, spec)]
@@ -148,8 +148,9 @@ def _undecoded(feature: Any) -> Any:
     """The kind of an image or a sound, or of a list of them, that is not decoded; None: neither."""
     import datasets
 
+    kind: Any = type(feature)
     if getattr(feature, "decode", False):
-        return type(feature)(decode=False)
+        return kind(decode=False)
     inner = getattr(feature, "feature", None)
     return datasets.List(type(inner)(decode=False)) if getattr(inner, "decode", False) else None
 

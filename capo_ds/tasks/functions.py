@@ -11,6 +11,7 @@ from itertools import islice
 from typing import Any
 
 from capo_ds.config import ConfigError
+from capo_ds.own_code import PartError, torch_as_it_was
 from capo_ds.plugins import what
 from capo_ds.tasks.base import Problem
 
@@ -61,7 +62,7 @@ def call_all(
     """Each function's rewards; those that are asynchronous run at the same time.
 
     Raises:
-        RuntimeError: a function failed, or returned what is no list of rewards.
+        PartError: a function failed, or returned what is no list of rewards.
     """
     if not problems:  # a rank without prompts in this step
         return {name: [] for name in functions}
@@ -76,7 +77,8 @@ def call_all(
         returned[name] = _guarded(name, lambda f=function, given=accepted: f(**given))
     waiting = {name: value for name, value in returned.items() if inspect.isawaitable(value)}
     if waiting:
-        returned |= _loop().run_until_complete(_finish(waiting))
+        with torch_as_it_was():
+            returned |= _loop().run_until_complete(_finish(waiting))
     return {name: _read(name, returned[name], len(completions)) for name in functions}
 
 
@@ -136,15 +138,16 @@ def _accepted(function: RewardFunction, given: dict[str, Any]) -> dict[str, Any]
 
 def _guarded(name: str, run: Callable[[], Any]) -> Any:
     try:
-        return run()
+        with torch_as_it_was():
+            return run()
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # sys.exit too, which would end the training without a word
-        raise RuntimeError(f"reward function {name}: {what(error)}") from error
+        raise PartError(f"reward function {name}: {what(error)}") from error
 
 
 async def _finish(waiting: dict[str, Awaitable[Any]]) -> dict[str, Any]:
-    """What the awaitables give, run at the same time. Raises `RuntimeError` for the first error."""
+    """What the awaitables give, run at the same time. Raises `PartError` for the first error."""
 
     async def result(name: str, value: Awaitable[Any]) -> Any:
         try:
@@ -152,7 +155,7 @@ async def _finish(waiting: dict[str, Awaitable[Any]]) -> dict[str, Any]:
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            raise RuntimeError(f"reward function {name}: {what(error)}") from error
+            raise PartError(f"reward function {name}: {what(error)}") from error
 
     done = await asyncio.gather(
         *(result(name, value) for name, value in waiting.items()), return_exceptions=True
@@ -170,7 +173,7 @@ def _loop() -> asyncio.AbstractEventLoop:
 
 
 def _read(name: str, returned: Any, count: int) -> list[float | None]:
-    """A list of numbers or None. Raises `RuntimeError` for anything else."""
+    """A list of numbers or None. Raises `PartError` for anything else."""
     kind, dimensions = type(returned).__name__, getattr(returned, "ndim", 1)
     if (
         isinstance(returned, str | bytes | Mapping | Set)
@@ -178,17 +181,17 @@ def _read(name: str, returned: Any, count: int) -> list[float | None]:
         or dimensions != 1
     ):
         size = "" if dimensions == 1 else f" of {dimensions} dimensions"
-        raise RuntimeError(
+        raise PartError(
             f"reward function {name}: it returned {_article(kind)} {kind}{size}; it must return a "
             f"list of {count} numbers, one a completion"
         )
-    if hasattr(returned, "tolist"):  # of NumPy, torch, pandas
-        returned = returned.tolist()
+    listed = getattr(returned, "tolist", None)  # of NumPy, torch, pandas
+    rewards = listed() if listed else returned
     # A generator runs only now, and may have no end.
-    given = _guarded(name, lambda: list(islice(iter(returned), count + 1)))
+    given = _guarded(name, lambda: list(islice(iter(rewards), count + 1)))
     if len(given) != count:
         told = f"more than {count}" if len(given) > count else str(len(given))
-        raise RuntimeError(f"reward function {name}: {told} rewards for {count} completions")
+        raise PartError(f"reward function {name}: {told} rewards for {count} completions")
     return [_number(name, index, value) for index, value in enumerate(given)]
 
 
@@ -204,12 +207,12 @@ def _number(name: str, index: int, value: Any) -> float | None:
             raise TypeError(f"a {type(value).__name__}")
         number = float(value)
     except Exception as error:  # numbers of the user's own among them
-        raise RuntimeError(
+        raise PartError(
             f"reward function {name}: {value!r:.100} is no reward (of completion {index}); numbers "
             "are, and None where the function does not apply"
         ) from error
     if not math.isfinite(number):
-        raise RuntimeError(
+        raise PartError(
             f"reward function {name}: {number} is no reward (of completion {index}); return None "
             "where the function does not apply"
         )

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from capo_ds.decoding import texts_of
 from capo_ds.tasks.base import Problem
 
 if TYPE_CHECKING:
@@ -105,8 +106,6 @@ def _as_chats(
 ) -> list[Problem]:
     """Text and token ids by `apply_chat_template` itself. A last message of the assistant's is
     gone on with, any other is answered, as TRL does."""
-    from jinja2 import TemplateError
-
     from capo_ds.config import ConfigError
 
     rendered = []
@@ -117,7 +116,12 @@ def _as_chats(
         try:
             text = tokenizer.apply_chat_template(messages, tokenize=False, **own)
             ids = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, **own)
-        except (TemplateError, ValueError, TypeError, KeyError) as error:
+            if number == 0:
+                other = [*messages[:-1], messages[-1] | {"content": f"{messages[-1]['content']}7"}]
+                _check_read(text, tokenizer.apply_chat_template(other, tokenize=False, **own))
+        except ConfigError:
+            raise
+        except Exception as error:  # templates are programs, and raise what they like
             roles = ", ".join(message["role"] for message in messages)
             raise ConfigError(
                 f"prompt.template: the tokenizer's chat template does not take problem {number} "
@@ -127,6 +131,19 @@ def _as_chats(
         kept = None if problem.messages is None else messages
         rendered.append(replace(problem, prompt=text, messages=kept, tokens=tuple(ids)))
     return rendered
+
+
+def _check_read(text: str, other: str) -> None:
+    """Raises `ConfigError` where a prompt does not change with what its last message says."""
+    from capo_ds.config import ConfigError
+
+    if text == other:
+        raise ConfigError(
+            "prompt.template: the tokenizer's chat template leaves out what the messages say: the "
+            f"prompt is {text!r:.100} whatever the problem is (some take contents in parts alone, "
+            "as for images); give another, prompt.template_kwargs={chat_template: ...}, or set "
+            "prompt.template to base"
+        )
 
 
 def _check_chat(config: PromptConfig, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -232,9 +249,9 @@ def text_before(tokenizer: PreTrainedTokenizerBase, ids: list[int], stop: Sequen
     """
     special = [token for token in tokenizer.all_special_tokens if token]
     whole = [string for string in stop if any(token in string for token in special)]
-    text = str(tokenizer.decode(ids, skip_special_tokens=True))
+    (text,) = texts_of(tokenizer, [ids])
     if whole:
-        told = str(tokenizer.decode(ids, skip_special_tokens=False))
+        (told,) = texts_of(tokenizer, [ids], special=True)
         if (shorter := cut(told, whole)) != told:
             text = re.sub("|".join(map(re.escape, special)), "", shorter)
     return cut(text, stop)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from capo_ds.own_code import PartError
 from capo_ds.plugins import make_part
 from capo_ds.precision import DOUBLE, roundings
 from capo_ds.tasks.base import Problem
@@ -83,7 +84,7 @@ def score(completions: Sequence[str], problems: Sequence[Problem], judge: Judge)
 
     Raises:
         ValueError: the two sequences differ in length.
-        RuntimeError: a verdict of the user's failed.
+        PartError: a verdict of the user's failed.
     """
     if len(completions) != len(problems):
         raise ValueError(f"{len(completions)} completions for {len(problems)} problems")
@@ -152,7 +153,7 @@ class Scorer:
         """Rewards of completions[i], of those token ids, as an answer to problems[i].
 
         Raises:
-            RuntimeError: a user's function failed or returned what is no list of rewards.
+            PartError: a user's function failed or returned what is no list of rewards.
         """
         with self._judge.within(self._budget):
             verdicts = score(completions, problems, self._judge)
@@ -160,7 +161,7 @@ class Scorer:
         parts = call_all(self._functions, completions, problems, completion_ids, columns, verdicts)
         for number, rewards in enumerate(zip(*parts.values(), strict=True)):
             if all(reward is None for reward in rewards):
-                raise RuntimeError(
+                raise PartError(
                     f"{', '.join(self._weights)}: no function rewards a completion, number "
                     f"{number}: {completions[number]!r:.200}, of the prompt "
                     f"{problems[number].prompt!r:.200}"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from capo_ds.own_code import PartError, torch_as_it_was
 from capo_ds.plugins import make_part, what
 from capo_ds.tasks.base import Problem
 from capo_ds.tasks.judge import Judge
@@ -46,7 +47,7 @@ def own_verdict(name: str, function: Callable[..., Any]) -> Callable[..., list[V
 
     It is called with both, and with the judge that compares answers if it has an argument of that
     name. For each completion it gives a `Verdict`; or True, False or None: right, wrong, not in
-    the required format, at the rule's rewards. The verdict raises RuntimeError, under this name,
+    the required format, at the rule's rewards. The verdict raises PartError, under this name,
     if the function fails or gives anything else.
     """
     judged = JUDGE in inspect.signature(function).parameters
@@ -56,16 +57,18 @@ def own_verdict(name: str, function: Callable[..., Any]) -> Callable[..., list[V
     ) -> list[Verdict]:
         more = {JUDGE: judge} if judged else {}
         try:
-            found = function(completions, problems, **more)
-            found = found.tolist() if hasattr(found, "tolist") else found  # of NumPy and torch
-            found = list(islice(iter(found), len(completions) + 1))  # generators may have no end
+            with torch_as_it_was():
+                found = function(completions, problems, **more)
+                found = found.tolist() if hasattr(found, "tolist") else found  # of NumPy and torch
+                # Generators may have no end.
+                found = list(islice(iter(found), len(completions) + 1))
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # the user's code may raise anything, sys.exit too
-            raise RuntimeError(f"{name}: {what(error)}") from error
+            raise PartError(f"{name}: {what(error)}") from error
         if len(found) != len(completions):
             told = len(found) if len(found) < len(completions) else f"more than {len(completions)}"
-            raise RuntimeError(f"{name}: {told} verdicts on {len(completions)} completions")
+            raise PartError(f"{name}: {told} verdicts on {len(completions)} completions")
         return [_read(name, value) for value in found]
 
     return verdict
@@ -80,7 +83,7 @@ def _read(name: str, value: Any) -> Verdict:
         reward = REWARD_CORRECT if value else REWARD_INCORRECT
         comparison = Comparison.EQUAL if value else Comparison.DIFFERENT
         return Verdict(reward, formatted=True, correct=bool(value), comparison=comparison)
-    raise RuntimeError(
+    raise PartError(
         f"{name}: {value!r} is no verdict; give True, False, None (not in the required format), or "
         "a capo_ds.tasks.Verdict with a finite reward"
     )

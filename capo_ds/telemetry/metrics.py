@@ -133,8 +133,8 @@ class Measures:
             for name, values in part.maxima.items():
                 whole._raise(name, values)
         taken = whole.take()
-        means = {name: total / count for name, (total, count) in taken.sums.items() if count}
-        return means | {name: largest for name, (largest,) in taken.maxima.items()}
+        means = {n: float(total / count) for n, (total, count) in taken.sums.items() if count}
+        return means | {name: float(largest) for name, (largest,) in taken.maxima.items()}
 
 
 def _read(values: Sequence[Tensor | float]) -> list[float]:

@@ -37,11 +37,13 @@ def startup_summary(
         **facts,
         "rollout": f"{rollout.prompts_per_step} prompts x {rollout.group_size} responses = "
         f"{samples} samples a step, up to {rollout.max_new_tokens} tokens, "
-        f"temperature {rollout.temperature:g}, sampler {rollout.sampler}, importance correction "
+        f"temperature {rollout.temperature:g}, sampler {rollout.sampler}"
+        + (f" {rollout.ahead} steps ahead" if rollout.ahead else "")
+        + ", importance correction "
         f"{config.importance_correction}" + (OFF_POLICY if rollout.truncates else ""),
         "aggregator": _aggregator_row(config),
         "gradients": _gradients_row(config, store),
-        "objective": _values(objective),
+        "objective": _values(objective.model_copy(update={"ratio_to": config.ratio_to})),
         "optimizer": _values(config.optimizer),
         "memory per rank": _memory_row(plan),
         "output": config.train.output_dir,
@@ -111,7 +113,8 @@ def closing_words(folder: Path, accuracy: dict[str, float | None]) -> None:
                 seconds[name] = seconds.get(name, 0.0) + value
     print(final_table(accuracy["before"], accuracy["latest"], seconds))
     print(f"adapter      {folder / 'adapter'}")
-    print(f"metrics      {folder / METRICS_FILE} and TensorBoard beside it")
+    beside = " and TensorBoard beside it" if (folder / "tensorboard").is_dir() else ""
+    print(f"metrics      {folder / METRICS_FILE}{beside}")
     print(f"reward curve {reward_curve(folder)}", flush=True)
     tell_hint(metrics)
 

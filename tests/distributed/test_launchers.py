@@ -61,6 +61,61 @@ def test_two_nodes_with_a_hostfile(tmp_path, slots):
     assert sum(text.count("collectives are sound") for text in printed) == 2 * slots
 
 
+SRUN = """#!/usr/bin/env bash
+echo "$@" > srun.words
+trap 'touch told; exit 143' TERM
+[ "$ENDS" = waits ] || exit "$ENDS"
+touch waiting
+while :; do sleep 0.05; done
+"""
+SCONTROL = """#!/usr/bin/env bash
+[ "$1" = show ] && echo node-a || echo "$@" >> requeued
+"""
+
+
+@pytest.fixture
+def job(tmp_path):
+    """A place where slurm.sbatch runs with programs of ours for SLURM's; a function that starts it
+    where srun `ends` with a status, or waits."""
+    for name, text in {"srun": SRUN, "scontrol": SCONTROL, ".venv/bin/activate": ""}.items():
+        (file := tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        file.chmod(0o755)
+    (tmp_path / "launchers").symlink_to(REPOSITORY / "launchers")
+
+    def start(ends: str, **variables: str) -> subprocess.Popen:
+        environment = clean_environment() | {"ENDS": ends, "SLURM_JOB_ID": "7"} | variables
+        environment |= {"SLURM_JOB_NODELIST": "node-a", "SLURM_SUBMIT_DIR": str(tmp_path)}
+        environment["PATH"] = f"{tmp_path}:{environment['PATH']}"
+        words = ["bash", "launchers/cluster/slurm.sbatch", "recipe.yaml", "--set", "train.seed=1"]
+        return subprocess.Popen(words, cwd=tmp_path, env=environment)
+
+    return start
+
+
+@pytest.mark.parametrize(
+    ("ends", "before", "requeued"),
+    [("0", 0, False), ("137", 0, True), ("1", 9, True), ("1", 10, False), ("2", 0, False)],
+)
+def test_a_job_of_slurm_that_lost_a_rank_goes_back_into_the_queue(
+    job, tmp_path, ends, before, requeued
+):
+    status = job(ends, SLURM_RESTART_COUNT=str(before)).wait(timeout=60)
+    assert status == int(ends) and (tmp_path / "requeued").exists() == requeued
+    words = (tmp_path / "srun.words").read_text().split()
+    assert words[-2:] == ["--set", "train.seed=1"] and "train.resume=auto" in words
+
+
+def test_a_job_of_slurm_whose_time_is_up_saves_and_goes_back_into_the_queue(job, tmp_path):
+    process = job("waits")
+    while not (tmp_path / "waiting").exists():
+        assert process.poll() is None
+    process.terminate()
+    assert process.wait(timeout=60) == 0
+    assert (tmp_path / "told").exists()
+    assert (tmp_path / "requeued").read_text() == "requeue 7\n"
+
+
 def test_the_cluster_scripts_are_valid_shell():
     for script in (REPOSITORY / "launchers" / "cluster").iterdir():
         if script.suffix in (".sh", ".sbatch", ".env"):

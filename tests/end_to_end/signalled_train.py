@@ -1,13 +1,25 @@
 """launchers/train.py whose ranks get a signal in the midst of an update, from themselves:
-signalled_train.py SIGNAL UPDATE ARGUMENTS, where UPDATE counts from 1 over the whole run.
+signalled_train.py SIGNAL UPDATE ARGUMENTS, where UPDATE counts from 1 over the whole run. With the
+word SAMPLER for SIGNAL, rank 1 kills the process of its sampler.
 """
 
 import os
 import signal
 import sys
 
+import psutil
+
 from capo_ds import cli
 from capo_ds.config import Config
+
+
+def send() -> None:
+    if SIGNAL != "SAMPLER":
+        os.kill(os.getpid(), signal.Signals[SIGNAL])
+    elif os.environ["RANK"] == "1":
+        children = psutil.Process().children()
+        (sampler,) = (c for c in children if any("rollout.child" in w for w in c.cmdline()))
+        sampler.kill()
 
 
 def train(config: Config) -> None:
@@ -21,7 +33,7 @@ def train(config: Config) -> None:
         nonlocal updates
         updates += 1
         if updates == UPDATE:  # the gradient is there, the step is not made
-            os.kill(os.getpid(), SIGNAL)
+            send()
         return apply(self, *arguments)
 
     CapoEngine.apply = apply_signalled
@@ -29,5 +41,5 @@ def train(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    SIGNAL, UPDATE = signal.Signals[sys.argv.pop(1)], int(sys.argv.pop(1))
+    SIGNAL, UPDATE = sys.argv.pop(1), int(sys.argv.pop(1))
     cli.main(__doc__, train)

@@ -73,3 +73,36 @@ def test_the_steps_advantages_share_one_scale(run):
         mean = sum(values) / 24
         assert abs(mean) < 1e-6
         assert abs(sum(value**2 for value in values) / 23 - 1) < 1e-4
+
+
+BROKEN = {  # a line of each file, in the place of which the file fails
+    "aggregator": "    return problem.average *",
+    "objective": "    ratio = tokens.log_ratio",
+    "sampler": "        rollout = self.inner.sample",
+    "sketch": "        rows = gradients.flatten",
+    "task": "            digits = [str(draw",
+    "verdict": "    found = [re.findall",
+    "reward": "    return [\n        -per_character",
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_an_error_in_a_part_is_told_once_with_its_place(tmp_path, kind):
+    name, content, told = sections()[kind]
+    before, line, after = content.partition(BROKEN[kind])
+    indent = line[: len(line) - len(line.lstrip())]
+    assert line, "the page has changed"
+    (tmp_path / name).write_text(f"{before}{indent}made_up()\n{line}{after}")
+    settings = dict(SMALL)
+    for key, value in told.items():
+        settings[key] = settings.get(key, {}) | value if isinstance(value, dict) else value
+    settings["train"] = SMALL["train"] | {"eval_every": 0, "output_dir": str(tmp_path / "run")}
+    text = yaml.safe_dump(settings).replace(f"{name}:", f"{tmp_path / name}:")
+    (tmp_path / "config.yaml").write_text(text)
+    train = REPOSITORY / "launchers" / "train.py"
+    result = launch(2, train, "--config", tmp_path / "config.yaml", status=None)
+    number = before.count("\n") + 1
+    assert result.returncode == (2 if kind == "task" else 1)
+    assert result.stderr.count(f'File "{tmp_path / name}", line {number}, in ') == 1, result.stderr
+    assert result.stderr.count("name 'made_up' is not defined") == 1
+    assert "Traceback" not in result.stderr and "capo_ds/" not in result.stderr

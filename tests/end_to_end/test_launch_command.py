@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,15 +12,15 @@ import psutil
 import pytest
 import torch
 
+from capo_ds.commands.launch import main, missing
 from tests.conftest import REPOSITORY, clean_environment, free_port, launch
-from tests.end_to_end.test_interrupted import LONG
+from tests.end_to_end.test_interrupted import LONG, wait_for_lines
 from tests.end_to_end.test_train import (
     TRAIN,
     adapter,
     arguments,
     check_equal,
     metrics,
-    wait_for_lines,
 )
 
 LAUNCHERS = ["deepspeed", "torchrun", "mpirun"]
@@ -148,9 +149,31 @@ def test_a_killed_command_counts_as_lost():
     assert process.returncode == 137 and "status 137; start 1 of 1 follows in 0 s" in told
 
 
+def test_two_dashes_may_stand_before_the_command():
+    process = kept("--", "bash", "-c", "exit $((3 + CAPO_START))", restarts=1)
+    assert process.wait(timeout=60) == 4
+
+
+@pytest.mark.parametrize("words", [["--restarts", "-1", "true"], ["--pause", "-1", "true"], []])
+def test_what_is_no_command_is_refused(words, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["capo launch", *words])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "error: " in capsys.readouterr().err
+
+
 def test_a_command_that_is_not_there_is_one_line():
     told, _ = (process := kept("no-such-launcher", "x", restarts=3)).communicate(timeout=60)
     assert process.returncode == 2 and "no-such-launcher: No such file" in told
+
+
+@pytest.mark.skipif(bool(shutil.which("pdsh")), reason="pdsh is here")
+@pytest.mark.parametrize("way", ([], ["--no_ssh"], ["--launcher", "openmpi"]))
+def test_pdsh_is_named_where_it_is_needed(way):
+    command = ["deepspeed", *way, "--hostfile=hosts", "train.py"]
+    told = missing(command)
+    assert told is None if way else "apt install pdsh" in told
+    assert missing(["mpirun", "--hostfile", "hosts"]) is None
 
 
 # ---------------------------------------------------------------- the real launchers

@@ -173,6 +173,7 @@ def server_url(tmp_path_factory, special) -> Iterator[str]:
     log = tmp_path_factory.mktemp("server") / "log"
     script = REPOSITORY / "launchers" / "vllm_server.py"
     own = {"rollout.server_url": url, "model.path": special}
+    own |= {"rollout.sampler": "server", "rollout.ahead": 1, "rollout.dynamic_sampling": 0}
     settings = arguments(Path("unused"), **VLLM | own)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(VARIABLE, "of these tests")  # and no file in the home of who runs them
@@ -235,3 +236,16 @@ def test_a_server_samples_the_same(undisturbed, server_url, tmp_path):
         served = json.loads(answer.read())["data"]
     runs = [model["id"].rpartition("-")[0] for model in served if model["parent"]]
     assert runs and len(set(runs)) == len(runs)  # a run's older ones are gone
+
+
+def test_a_server_ahead_of_learning(server_url, tmp_path):
+    """In two runs, of which the second takes up what was under way at the end of the first."""
+    changes = {"rollout.sampler": "server", "rollout.server_url": server_url, "rollout.ahead": 1}
+    changes |= {"rollout.dynamic_sampling": 0, "optimizer.learning_rate": 1e-3}
+    for steps in (2, 4):
+        launch(2, TRAIN, *arguments(tmp_path / "run", **VLLM | changes | {"train.steps": steps}))
+    lines = metrics(tmp_path / "run")[1:]
+    assert [line["rollout/staleness"] for line in lines] == [0, 1, 1, 1]
+    assert all(line["rollout/probe_difference_max"] < 1e-4 for line in lines)
+    assert lines[0]["rollout/log_prob_difference"] < 1e-4
+    assert all(line["rollout/log_prob_difference"] > 1e-4 for line in lines[1:])

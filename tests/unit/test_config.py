@@ -174,3 +174,35 @@ def test_the_page_of_the_docs_is_up_to_date():
     assert (docs / "configuration.md").read_text() == page, "run: python docs/configuration.py"
     for key in re.findall(r"^(\S+) \(", config_reference(), flags=re.MULTILINE):
         assert page.count(f"| `{key}` |") == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rollout": {"ahead": 1}}, "rollout.ahead: 1 needs a sampler outside .* hf is not; set "),
+        ({"rollout": {"ahead": 2, "sampler": "vllm"}}, "which vllm is not"),
+        ({"rollout": {"ahead": -1}}, "rollout.ahead"),
+        (
+            {"rollout": {"ahead": 1, "sampler": "process", "importance_correction": "sequence"}},
+            "set it to token, or objective.ratio_to to trainer",
+        ),
+    ],
+)
+def test_rollouts_ahead_that_cannot_be(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_config(settings)
+
+
+def test_what_follows_from_rollouts_ahead():
+    decided = {}
+    for ahead, sampler in ((0, "hf"), (1, "process")):
+        config = parse_config({"rollout": {"ahead": ahead, "sampler": sampler}})
+        decided[ahead] = (config.ratio_to, config.importance_correction)
+    assert decided == {0: ("trainer", "none"), 1: ("sampler", "token")}
+    decoupled = parse_config(
+        {
+            "rollout": {"ahead": 1, "sampler": "process", "importance_correction": "sequence"},
+            "objective": {"ratio_to": "trainer"},
+        }
+    )
+    assert decoupled.ratio_to == "trainer" and decoupled.importance_correction == "sequence"

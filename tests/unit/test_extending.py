@@ -74,7 +74,7 @@ def test_objective(folder):
 def test_sampler_says_what_memory_it_needs(folder):
     config = settings("sampler")
     shapes = SamplingShapes(config, 4, 10, 1000, 50, 10_000, on_cpu=True)
-    assert sampler_bytes(config, shapes) == SamplerBytes(1000 + 4 * 50 * 28)
+    assert sampler_bytes(config, shapes) == SamplerBytes(1000 + 4 * 50 * 16)
 
 
 def test_sketch_is_unbiased(folder):
@@ -140,7 +140,7 @@ def test_one_line_makes_it_ship(folder, monkeypatch, kind):
     assert "new (made here)" in parts.choices(kind) and "new" in parts.names(kind)
     if kind == "sampler":
         shapes = SamplingShapes(config, 4, 10, 1000, 50, 10_000, on_cpu=True)
-        assert sampler_bytes(config, shapes) == SamplerBytes(1000 + 4 * 50 * 28)
+        assert sampler_bytes(config, shapes) == SamplerBytes(1000 + 4 * 50 * 16)
     if kind == "task":
         assert load_problems(config.task, "train")[-1].source == "sorting"
     with pytest.raises(ConfigError, match="zzz: new has no such option"):

@@ -22,7 +22,12 @@ ADVANTAGES = (1.0, -1.0, 0.5, -0.5)
 
 
 def gradient(
-    folder, log_ratio: float, advantages=ADVANTAGES, aggregator: str = "mean", **rollout
+    folder,
+    log_ratio: float,
+    advantages=ADVANTAGES,
+    aggregator: str = "mean",
+    ratio_to: str | None = None,
+    **rollout,
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """g~ of responses to which the sampler gave exp(-log_ratio) times the trainer's probability
     at every token; and the metrics."""
@@ -30,7 +35,7 @@ def gradient(
         {
             "model": {"path": folder, "lora_rank": 2, "lora_alpha": 4},
             "rollout": {"prompts_per_step": 1, "group_size": SAMPLES} | rollout,
-            "objective": {"kl_weight": 0.0},
+            "objective": {"kl_weight": 0.0, "ratio_to": ratio_to},
             "aggregator": aggregator,
             "deepspeed": "ds_configs/zero0.json",
             "train": {"output_dir": folder},
@@ -84,6 +89,36 @@ def test_the_correction_weighs_the_gradient(random_model, correction, ratio, wei
     assert metrics["rollout/importance_ratio"] == pytest.approx(ratio, rel=1e-4)  # raw
     assert metrics["rollout/sequence_ratio"] == pytest.approx(ratio**TOKENS, rel=1e-3)
     assert metrics[SEQUENCE_RATIO_SQUARE] == pytest.approx(ratio ** (2 * TOKENS), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("correction", "ratio", "positive", "negative"),
+    [
+        ("token", 1.1, 1.1, 1.1),
+        ("token", 0.5, 0.5, 0.0),  # clipped from below
+        ("token", 1.5, 0.0, 1.5),  # and from above
+        ("token", 3.0, 0.0, 2.0),  # the cap
+        ("none", 3.0, 0.0, 3.0),
+    ],
+)
+def test_the_ratio_to_the_sampler(random_model, correction, ratio, positive, negative):
+    """It weighs each token's gradient, is clipped around the sampler, and truncated at the cap."""
+    parts = [
+        tuple(advantage if advantage * sign > 0 else 0.0 for advantage in ADVANTAGES)
+        for sign in (1, -1)
+    ]
+    expected = sum(
+        weight * gradient(random_model, 0.0, part)[0]
+        for weight, part in zip((positive, negative), parts, strict=True)
+    )
+    found, metrics = gradient(
+        random_model, math.log(ratio), ratio_to="sampler", importance_correction=correction
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
+    assert metrics["loss/clip_fraction"] == (0.5 if 0.0 in (positive, negative) else 0)
+    told = min(ratio, 2.0) if correction == "token" else ratio
+    assert metrics["loss/ratio"] == pytest.approx(told, rel=1e-4)
+    assert metrics["rollout/importance_ratio"] == pytest.approx(ratio, rel=1e-4)  # raw
 
 
 def test_a_sample_whose_gradient_is_nan_is_left_out(random_model):

@@ -199,3 +199,10 @@ def test_far_off_policies_have_finite_gradients(dtype, distance, advantage):
         assert gradient[0, 0].item() == pytest.approx(expected, rel=1e-5)
     weights = importance_weights(log_probs.detach() - other, "sequence", 2.0)
     assert weights.isfinite().all()
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-30, 1e30, 1.5e308])
+def test_advantages_know_no_scale_of_rewards(scale):
+    rewards = torch.tensor([[0.0, 1.0, 1.0, 1.0], [1.0, 0.0, 0.0, 1.0]], dtype=torch.float64)
+    expected = advantages(rewards)
+    assert torch.allclose(advantages(rewards * scale), expected, rtol=1e-12, atol=0)

@@ -237,7 +237,7 @@ class TestSamplers:
         return SamplingShapes(config, 4, 10, 1000, 50, 10_000, on_cpu=True)
 
     @pytest.mark.parametrize(
-        ("name", "expected"), [("hf", 1000 + 4 * 50 * 28), ("server", 0), (":Quiet", 3000)]
+        ("name", "expected"), [("hf", 1000 + 4 * 50 * 16), ("server", 0), (":Quiet", 3000)]
     )
     def test_memory_is_what_the_part_says(self, config, name, expected):
         settings = config(rollout={"sampler": name})

@@ -50,7 +50,7 @@ def test_rows_without_a_stop_string_are_as_they_were(tokenizer):
 
 def test_ends_of_token_ids(tokenizer):
     ended = stop_at(tokenizer, ["\n\nQ:", "###"])
-    texts = ["a\n\nQ:", "a ###", "a\n\nQ", "### a"]
+    texts = ["a\n\nQ:", "a ###", "a\n\nQ", "## a"]
     for text, expected in zip(texts, [True, True, False, False], strict=True):
         assert ended(torch.tensor([tokenizer.encode(text)])).tolist() == [expected], text
 

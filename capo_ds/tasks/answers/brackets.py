@@ -35,8 +35,12 @@ def items(parser: Parser, *closing: str) -> tuple[list[Node | Value], str]:
     bars, parser.bars = parser.bars, 0
     functions, parser.in_function = parser.in_function, 0
     found: list[Node | Value] = [statement(parser)]
-    while parser.accept(",", ";"):
+    joints = set()
+    while joint := parser.accept(",", ";"):
+        joints.add(joint)
         found.append(statement(parser))
+    if len(joints) > 1:
+        raise Unreadable("commas and semicolons in one bracket")
     closed = parser.accept(*closing)
     if closed is None:
         raise Unreadable(f"no bracket closes before {parser.next.text or 'the end'!r}")

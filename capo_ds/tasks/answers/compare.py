@@ -19,6 +19,7 @@ from capo_ds.tasks.answers.nodes import (
 from capo_ds.tasks.answers.plain import parse_number
 from capo_ds.tasks.answers.reader import as_words, read
 from capo_ds.tasks.answers.statements import as_interval
+from capo_ds.tasks.answers.times import moments
 from capo_ds.tasks.answers.values import (
     Based,
     Chain,
@@ -31,6 +32,7 @@ from capo_ds.tasks.answers.values import (
     Ratio,
     Relation,
     Text,
+    Time,
     Tuple,
     Union,
     Unit,
@@ -142,6 +144,8 @@ class Comparer:
             expected = Expression(expected.sides[-1])
         if isinstance(expected, Labelled) or isinstance(answer, Labelled):
             return self._labelled(expected, answer)
+        if isinstance(expected, Time) or isinstance(answer, Time):
+            return self._times(expected, answer)
         if isinstance(expected, Quantity) or isinstance(answer, Quantity):
             return self._quantities(expected, answer)
         return self._by_type(expected, answer)
@@ -204,6 +208,13 @@ class Comparer:
         inner = [v.value if isinstance(v, Quantity) else v for v in (expected, answer)]
         return self.check(*inner)
 
+    def _times(self, expected: Value, answer: Value) -> None:
+        """The half of the day may be left out on either side."""
+        if not moments(answer):
+            raise Mismatch(f"{answer.kind} where the reference is {expected.kind}")
+        if not moments(expected) & moments(answer):
+            raise Mismatch("another time of the day")
+
     # ---------------------------------------------------------------- by the reference's type
 
     @singledispatchmethod
@@ -251,7 +262,10 @@ class Comparer:
     @_by_type.register
     def _collection(self, expected: Collection, answer: Value) -> None:
         answer = _alike(expected, answer)
-        self._in_any_order(expected.items, answer.items)
+        if expected.ordered != answer.ordered:
+            raise Mismatch(f"{answer.kind} where the reference is {expected.kind}")
+        compared = self._in_order if expected.ordered else self._in_any_order
+        compared(expected.items, answer.items)
 
     @_by_type.register
     def _matrix(self, expected: Matrix, answer: Value) -> None:

@@ -53,6 +53,17 @@ _REWRITTEN = [
     (re.compile(r"\\sqrt\s*([0-9]{2,}(?:\.[0-9]+)?)"), r"\\sqrt{\1}"),
     (re.compile(r"\\h(?:space|skip)\*?\s*\{[^{}]*\}"), " "),
     (re.compile(r"\*\*"), "^"),
+    # Abbreviations: o'clock, sq. ft., m.p.h., a.m.
+    (re.compile(r"(?<![A-Za-z])o'\s?clock(?![A-Za-z])", re.IGNORECASE), "oclock"),
+    (
+        re.compile(
+            r"(?<![A-Za-z\\])(sq|cu|ft|in|yds?|mi|cm|mm|km|kgs?|mg|lbs?|oz|gal|ml|hrs?|mins?|secs?|"
+            r"yrs?|wks?|mo|mph|kph|deg)\.(?=\s*(?:[A-Za-z/^}\\]|$))(?!\.)",
+            re.IGNORECASE,
+        ),
+        r"\1",
+    ),
+    (re.compile(r"(?<![A-Za-z])([mk])\.\s?p\.\s?h(?:\.|(?![A-Za-z]))", re.IGNORECASE), r"\1ph"),
     (re.compile(r"(?<![A-Za-z])([aApP])\.\s?[mM](?:\.(?![A-Za-z])|(?![A-Za-z.]))"), r"\1m"),
 ]
 _PAIRS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"))

@@ -7,9 +7,9 @@ from functools import lru_cache
 
 from capo_ds.tasks.answers.grammar import Parser, based
 from capo_ds.tasks.answers.latex import cleaned
+from capo_ds.tasks.answers.lists import answer
 from capo_ds.tasks.answers.nodes import walk
 from capo_ds.tasks.answers.plain import MAX_ANSWER_LENGTH, too_costly
-from capo_ds.tasks.answers.statements import answer
 from capo_ds.tasks.answers.tokens import STYLES, Token, tokenize
 from capo_ds.tasks.answers.units import is_unit_word
 from capo_ds.tasks.answers.values import Based, Expression, Text, Unreadable, Value

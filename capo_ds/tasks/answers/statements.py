@@ -1,13 +1,13 @@
-"""Statements: values with units, equations, inequalities, unions, and lists of them."""
+"""Statements: values with units, equations, inequalities and unions."""
 
 from __future__ import annotations
 
 from itertools import pairwise
 
 from capo_ds.tasks.answers.brackets import REALS, as_value
-from capo_ds.tasks.answers.cursor import END
 from capo_ds.tasks.answers.grammar import Parser, plain
 from capo_ds.tasks.answers.nodes import INFINITY, Node, variables, walk
+from capo_ds.tasks.answers.times import timed
 from capo_ds.tasks.answers.units import Phrase, is_unit_word
 from capo_ds.tasks.answers.values import (
     Chain,
@@ -33,77 +33,18 @@ _FLIPPED = {"<": ">", ">": "<", "le": "ge", "ge": "le"}
 _PERCENT = {"percent", "per cent"}
 
 
-def answer(parser: Parser) -> Value:
-    """All tokens: a statement, or a list of them.
-
-    Raises:
-        Unreadable: they are neither.
-    """
-    found, joints = [statement(parser)], set()
-    while joint := parser.accept(",", ";", "and", "or"):
-        joints.add(parser.accept("and", "or") or joint)
-        found.append(statement(parser))
-    if parser.next is not END:
-        raise Unreadable(f"{parser.next.text!r} after the answer's end")
-    values = [as_value(item) for item in found]
-    if len(values) == 1:
-        return values[0]
-    return _joined(values, joints)
-
-
-def _joined(values: list[Value], joints: set[str]) -> Value:
-    """x < 1 or x > 3 is a union, x > 1 and x < 3 an interval; all else a list."""
-    regions = [region for value in values if (region := _region(value))]
-    labels = {value.label for value in values if isinstance(value, Labelled)}
-    if len(regions) == len(values) and len(labels) == 1:
-        if joints == {"or"}:
-            return Labelled(labels.pop(), Union(tuple(p for region in regions for p in region)))
-        if joints == {"and"} and (both := _between(regions)):
-            return Labelled(labels.pop(), both)
-    return Collection(tuple(flattened(values)))
-
-
-def _region(value: Value) -> tuple[Interval | Expression, ...] | None:
-    inner = value.value if isinstance(value, Labelled) else None
-    if isinstance(inner, Interval):
-        return (inner,)
-    return inner.pieces if isinstance(inner, Union) else None
-
-
-def _between(regions: list[tuple[Interval | Expression, ...]]) -> Interval | None:
-    """The interval that is bounded on either side by one of two half-lines."""
-    if [len(region) for region in regions] != [1, 1]:
-        return None
-    for (first,), (second,) in (regions, regions[::-1]):
-        if not (isinstance(first, Interval) and isinstance(second, Interval)):
-            return None
-        if first.high == INFINITY and second.low == REALS.low:
-            return Interval(first.low, second.high, first.low_closed, second.high_closed)
-    return None
-
-
-def flattened(values: list[Value]) -> list[Value]:
-    """Plus-minus within a list stands for two of its values."""
-    found: list[Value] = []
-    for value in values:
-        if isinstance(value, Collection) and not value.braced:
-            found.extend(value.items)
-        else:
-            found.append(value)
-    return found
-
-
 # ---------------------------------------------------------------- relations
 
 
 def statement(parser: Parser) -> Value:
     """One value, equation, inequality or ratio."""
-    sides, operators = [_union(parser)], []
+    first, operators = _union(parser), []
     if parser.at(":"):
-        return _ratio(parser, sides[0])
+        return _ratio(parser, first)
+    sides = [timed(first)]
     while operator := parser.accept(*_RELATIONS):
         operators.append(operator)
-        sides.append(_union(parser))
+        sides.append(timed(_union(parser)))
     if not operators:
         return sides[0]
     if operators == ["in"]:
@@ -259,7 +200,8 @@ def _ratio(parser: Parser, first: Value) -> Value:
         if isinstance(part, Quantity):
             part, unit = part.value, part.unit
         parts.append(plain(part))
-    return Quantity(Ratio(tuple(parts)), unit) if unit else Ratio(tuple(parts))
+    ratio = Ratio(tuple(parts))
+    return timed(Quantity(ratio, unit)) if unit else ratio
 
 
 def _side(parser: Parser) -> Value:

@@ -64,14 +64,18 @@ class Union:
 
 @dataclass(frozen=True)
 class Collection:
-    """A set in braces, or values side by side; the order of either means nothing."""
+    """A set in braces, or values side by side; the order of either means nothing.
+
+    ordered: lists side by side (1;2,3), the parts of an answer, which keep their places.
+    """
 
     items: tuple[Value, ...]
     braced: bool = False
+    ordered: bool = False
 
     @property
     def kind(self) -> str:
-        return "set" if self.braced else "list"
+        return "list of lists" if self.ordered else "set" if self.braced else "list"
 
 
 @dataclass(frozen=True)
@@ -126,10 +130,18 @@ class Based:
 
 @dataclass(frozen=True)
 class Ratio:
-    """a : b : ..., or the time of day."""
+    """a : b : ..., or what a clock shows."""
 
     parts: tuple[Node, ...]
     kind = "time or ratio"
+
+
+@dataclass(frozen=True)
+class Time:
+    """A time of the day whose half is known, in seconds after midnight."""
+
+    seconds: int
+    kind = "time"
 
 
 @dataclass(frozen=True)
@@ -142,7 +154,7 @@ class Text:
 
 Value = (
     Expression | Quantity | Tuple | Interval | Union | Collection | Labelled | Relation | Chain
-    | Matrix | Based | Ratio | Text
+    | Matrix | Based | Ratio | Time | Text
 )  # fmt: skip
 
 

@@ -94,6 +94,48 @@ def test_only_passes_that_are_gone_back_through_count():
     torch.testing.assert_close(in_their_order(model, gradients), expected)  # forward passes' order
 
 
+@pytest.mark.parametrize("checkpointing", [None, False, True])  # use_reentrant
+@pytest.mark.parametrize("at_once", [False, True])
+def test_two_passes_are_open_at_a_time(checkpointing, at_once):
+    """Of unlike sizes; checkpointing runs layers again while the other pass is the latest."""
+    model, batch = tiny_policy(), padded_batch()
+    expected = by_autograd(model, losses_of(model, batch))
+    if checkpointing is not None:
+        model.enable_input_require_grads()
+        model.gradient_checkpointing_enable({"use_reentrant": checkpointing})
+    with capo_ds.per_sample_gradients(model) as gradients:
+        first, second = losses_of(model, batch, slice(0, 2)), losses_of(model, batch, slice(2, 5))
+        if at_once:
+            (first.sum() + second.sum()).backward()
+        else:
+            first.sum().backward()
+            second.sum().backward()
+    torch.testing.assert_close(in_their_order(model, gradients), expected)
+
+
+@pytest.mark.parametrize("checkpointing", [None, False, True])
+def test_contexts_in_each_other_of_one_model_and_of_two(checkpointing):
+    batch = padded_batch()
+    models = [tiny_policy("qwen2"), tiny_policy("llama", ["q_proj", "down_proj"])]
+    expected = [by_autograd(model, losses_of(model, batch)) for model in models]
+    for model in models:
+        if checkpointing is not None:
+            model.enable_input_require_grads()
+            model.gradient_checkpointing_enable({"use_reentrant": checkpointing})
+    one, two = models
+    with capo_ds.per_sample_gradients(one) as outer:
+        with capo_ds.per_sample_gradients(two) as other, capo_ds.per_sample_gradients(one) as inner:
+            losses = [losses_of(model, batch) for model in models]
+            sum(part.sum() for part in losses).backward()
+        losses_of(one, batch, slice(0, 2)).sum().backward()  # no longer the inner one's
+    torch.testing.assert_close(in_their_order(one, inner), expected[0])
+    torch.testing.assert_close(in_their_order(two, other), expected[1])
+    both = torch.cat([expected[0], expected[0][:2]])
+    torch.testing.assert_close(in_their_order(one, outer)[:5], both[:5])
+    assert len(outer) == 7
+    assert count_hooks(two) == 0 or checkpointing is not None
+
+
 def test_one_object_over_several_steps():
     model, batch = tiny_policy(), padded_batch()
     with capo_ds.per_sample_gradients(model) as gradients:

@@ -349,11 +349,42 @@ RIGHT = {
         1A7_{16} ~ 1a7_{16}
         52_{10} ~ 52
     """,
+    "abbreviations": r"""
+        5 sq. ft. ~ 5\text{ square feet}
+        5 ft.^2 ~ 5\text{ ft}^2
+        5\text{ cu. in.} ~ 5\text{ in}^3
+        12 in. ~ 12\text{ inches}
+        10 m.p.h. ~ 10 mph
+        10 mi./hr. ~ 10 mph
+        6 oz. of gold ~ 6\text{ oz of gold}
+    """,
+    "semicolons": r"""
+        1; 3, 2 ~ 1;2,3
+        2, 3; 1 ~ 2,3;1
+        1;2;3 ~ 3,2,1
+        1; 2 and 3 ~ 1,2,3
+        (3,4);(1,2) ~ (1,2),(3,4)
+        x=3,y=4; x=1,y=2 ~ x=1,y=2; x=3,y=4
+        (1,2;3) ~ (1,2;3)
+    """,
     "times and ratios": r"""
         3:30 pm ~ 3:30 p.m.
         3:30 PM ~ 3:30 \text{ p.m.}
         3:30\text{ p.m.} ~ 3:30 pm
         3:30pm ~ 3:30 p.m.
+        5 p.m. ~ 5:00 pm
+        5 ~ 5 p.m.
+        5:30 ~ 5:30 p.m.
+        17:30 ~ 5:30 p.m.
+        5:30 p.m. ~ 17:30
+        t = 5\text{ p. m.} ~ 5 pm
+        12 noon ~ 12 p.m.
+        12:00 a.m. ~ \text{midnight}
+        0:30 ~ 12:30 a.m.
+        5 o'clock ~ 5 a.m.
+        6 p.m., 5 a.m. ~ 5 a.m., 6 p.m.
+        154 \text{ pm} ~ 154 pm
+        5.5 pm ~ 5.5\text{ pm}
         3 : 4 ~ 3:4
         3{:}4 ~ 3:4
         2:3:5 ~ 2 : 3 : 5
@@ -618,6 +649,16 @@ WRONG = {
         101_2 ~ 5
         0x2A ~ 42
     """,
+    "semicolons": r"""
+        2,3;1 ~ 1;2,3
+        1,2;3 ~ 1;2,3
+        1,2,3 ~ 1;2,3
+        1;2,3 ~ 1,2,3
+        1;2 ~ 1;2,3
+        x=1,y=4; x=3,y=2 ~ x=1,y=2; x=3,y=4
+        (1,2;3) ~ (1;2,3)
+        \{2,3;1\} ~ \{1;2,3\}
+    """,
     "times, ratios and words": r"""
         6:25 ~ 12:50
         12:05 ~ 12:50
@@ -626,6 +667,15 @@ WRONG = {
         12/50 ~ 12:50
         3:30 a.m. ~ 3:30 p.m.
         3:03 pm ~ 3:30 p.m.
+        5 a.m. ~ 5 p.m.
+        6 ~ 5 p.m.
+        17:30 ~ 5:30 a.m.
+        5:30 ~ 5 p.m.
+        12 a.m. ~ 12 noon
+        13 a.m. ~ 1 a.m.
+        5 dollars ~ 5 p.m.
+        5 p.m. ~ 5 meters
+        6 o'clock ~ 5 p.m.
         4:3 ~ 3:4
         6:8 ~ 3:4
         on ~ no

@@ -5,8 +5,10 @@ import sys
 from dataclasses import replace
 
 import pytest
+import torch
 
 from capo_ds.config import ConfigError, RewardConfig
+from capo_ds.own_code import PartError, told_whole
 from capo_ds.plugins import named
 from capo_ds.tasks import Problem, Scorer
 
@@ -51,6 +53,10 @@ def by_place(completions, /, **kwargs): return [1.0] * len(completions)
 def one_by_one(solution_str, ground_truth): return 1.0
 def spoils(prompts, completions, cases):
     for prompt, case in zip(prompts, cases): prompt.append(0), case["a"].pop()
+    return [1.0] * len(completions)
+def switches(completions):
+    torch.set_grad_enabled(False)
+    torch.set_default_dtype(torch.float64)
     return [1.0] * len(completions)
 def wants(completions, nowhere): return [1.0] * len(completions)
 def talk(completions, prompts, **kwargs):
@@ -147,6 +153,17 @@ def test_a_function_that_changes_its_lists_changes_no_problem(judge, file):
     problem = replace(TALK, columns={"cases": {"a": [1]}})
     assert rewards(judge, file, "spoils", problem=problem) == [1.0, 1.0]
     assert problem.columns == {"cases": {"a": [1]}} and problem.messages == TALK.messages
+
+
+def test_what_a_function_switches_in_torch_is_switched_back(judge, file):
+    assert rewards(judge, file, "switches") == [1.0, 1.0]
+    assert torch.is_grad_enabled() and torch.get_default_dtype() == torch.float32
+
+
+def test_a_reward_that_is_none_needs_no_traceback_of_ours(judge, file):
+    with pytest.raises(PartError) as error:
+        rewards(judge, file, "single")
+    assert told_whole(error.value) and not told_whole(RuntimeError("ours"))
 
 
 def test_an_interruption_passes(judge, file):

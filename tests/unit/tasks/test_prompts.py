@@ -167,3 +167,20 @@ def test_conversations_where_they_have_no_place():
 def test_settings_that_cannot_be(settings):
     with pytest.raises(ValueError, match=r"prompt|at least 1 character"):
         PromptConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (
+            "{% for m in messages %}{% for c in m.content %}{{ c.text }}{% endfor %}{% endfor %}",
+            "parts",
+        ),
+        ("llava", "the prompt is 'llava' whatever the problem is"),  # a name, taken for a template
+        ("{{ 1 / 0 }}", "does not take problem 0 .*ZeroDivisionError"),
+        ("{% for m in messages %}", "does not take problem 0 .*TemplateSyntaxError"),
+    ],
+)
+def test_templates_that_lose_the_problem_or_fail(template, message):
+    with pytest.raises(ConfigError, match=message):
+        render([PROBLEM], PromptConfig(template="chat"), made("bare", template))

@@ -1,0 +1,58 @@
+"""How a rank leaves after an error."""
+
+import os
+import sys
+
+import pytest
+import torch.distributed as dist
+
+from capo_ds import cli
+from capo_ds.distributed import comm
+
+pytestmark = pytest.mark.usefixtures("process_group")
+
+
+@pytest.fixture
+def left(monkeypatch) -> list[int]:
+    """With which status the process would have been ended; the group is said to be NCCL's."""
+    statuses: list[int] = []
+
+    def end(status: int) -> None:
+        statuses.append(status)
+        raise InterruptedError  # as the process would, go no further
+
+    monkeypatch.setattr(os, "_exit", end)
+    monkeypatch.setattr(dist, "get_backend", lambda *_: "nccl")
+    return statuses
+
+
+def run_failing(monkeypatch, error: Exception) -> None:
+    def fail(_):
+        raise error
+
+    monkeypatch.setattr(sys, "argv", ["train", "--config", "builtin:smoke"])
+    monkeypatch.setattr(cli, "start", lambda config: None)
+    monkeypatch.setattr(cli, "LISTENS", 0.0)
+    monkeypatch.setattr(comm, "finish", lambda: None)
+    cli.main("", fail)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (comm.PeerError("rollout failed on rank 1: OSError: gone", 1), "gone"),
+        (OSError("nobody named a phase"), "nobody named a phase"),
+    ],
+)
+def test_with_nccl_an_error_ends_the_process_at_once(monkeypatch, left, capfd, error, told):
+    with pytest.raises(InterruptedError):
+        run_failing(monkeypatch, error)
+    assert left == [comm.FAILED]
+    assert told in capfd.readouterr().err
+
+
+def test_with_gloo_it_leaves_as_ever(monkeypatch, left):
+    monkeypatch.setattr(dist, "get_backend", lambda *_: "gloo")
+    with pytest.raises(SystemExit) as ended:
+        run_failing(monkeypatch, comm.PeerError("rollout failed on rank 1: OSError: gone", 1))
+    assert ended.value.code == comm.FAILED and left == []
