@@ -215,12 +215,17 @@ def solve_with_cvxpy(task, solver: str, settings: dict[str, float]) -> float | N
     return task.value
 
 
-def measure_large(count: int) -> list[dict]:
-    """CPU and wall seconds, gap and status of every family, radius and region at one N."""
+def measure_large(count: int, names: list[str]) -> list[dict]:
+    """CPU and wall seconds, gap, status and peak memory of families at every radius and region.
+
+    The memory, in bytes, is what the process holds at most, the given Gram matrix included (Linux).
+    """
     rows = []
-    for name, family in (FAMILIES | MORE).items():
+    for name in names:
+        family = (FAMILIES | MORE)[name]
         problem = family.problem(count, seed=count)
         for region, radius in PLACES:
+            Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
             wall = time.perf_counter()
             seconds, answer = fastest(
                 lambda p=problem, r=region, c=radius: aggregate("capo", p, radius=c, region=r),
@@ -233,14 +238,22 @@ def measure_large(count: int) -> list[dict]:
                 "wall": wall,
                 "gap": answer.report["gap"],
                 "status": answer.status,
+                "peak": peak_memory(),
             }
             rows.append(row)
         took = "  ".join(f"{row['seconds']:7.3f}s" for row in rows[-len(PLACES) :])
         worst = max(abs(row["gap"]) for row in rows[-len(PLACES) :])
-        print(f"{name:16} {count:5d} {took}  gap {worst:.0e}  {rows[-1]['status']}", flush=True)
+        most = max(row["peak"] for row in rows[-len(PLACES) :]) / 2**30
+        status = rows[-1]["status"]
+        print(f"{name:16} {count:5d} {took}  gap {worst:.0e}  {most:.2f} GiB  {status}", flush=True)
     over = [row for row in rows if row["seconds"] > SECONDS.get(count, np.inf)]
     print(f"{len(rows) - len(over)} of {len(rows)} within {SECONDS.get(count)} s")
     return rows
+
+
+def peak_memory() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def fastest(call: Callable[[], Aggregation], repeats: int) -> tuple[float, Aggregation]:
@@ -336,10 +349,12 @@ def main() -> None:
     parser.add_argument("--prices", action="store_true", help="only the table of prices")
     parser.add_argument("--quick", action="store_true", help="N up to 512; writes nothing")
     parser.add_argument("--large", type=int, metavar="N", help="every family at this N, ours only")
+    parser.add_argument("--families", nargs="+", default=[*FAMILIES, *MORE], help="for --large")
     arguments = parser.parse_args()
     if arguments.large:
         path = RESULTS.with_name(f"dual_solver_{arguments.large}.json")
-        path.write_text(json.dumps(measure_large(arguments.large), indent=1) + "\n")
+        rows = measure_large(arguments.large, arguments.families)
+        path.write_text(json.dumps(rows, indent=1) + "\n")
         print(f"wrote {path.relative_to(ROOT)}")
         return
     if arguments.prices:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import os
 import sys
 import time
 import traceback
@@ -17,6 +19,7 @@ from capo_ds.interruption import Interruption
 from capo_ds.own_code import told_whole
 
 BAD_CONFIG = 2
+ROOM = "make room on the disk, and go on with train.resume=auto from the newest whole checkpoint"
 LISTENS = 1.0  # seconds
 PEERS_WAIT = timedelta(minutes=30)
 
@@ -61,6 +64,8 @@ def _run(
         _exit(BAD_CONFIG, f"config error\n{error}")
     except comm.PeerError as error:
         mine = error.__cause__ and error.rank in (None, comm.rank())
+        if is_full(error):
+            _exit(comm.FAILED, f"error: {error}; {ROOM}")
         if mine and not told_whole(error.__cause__):
             traceback.print_exception(error.__cause__)  # on the rank where it happened
         _exit(comm.FAILED, f"error: {error}")
@@ -73,6 +78,11 @@ def _run(
         raise
     finally:
         comm.finish()
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether it tells of a disk, or of a quota, without room; of another rank by its words."""
+    return any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT))
 
 
 def start(config: Config) -> None:

@@ -66,10 +66,15 @@ class FolderLock:
         except ConfigError:
             self._file.close()
             raise
-        self._file.truncate(0)
         now = datetime.now().astimezone().isoformat(" ", "seconds")
-        self._file.write(f"process {os.getpid()} on {socket.gethostname()}, since {now}\n")
-        self._file.flush()
+        try:
+            self._file.truncate(0)
+            self._file.write(f"process {os.getpid()} on {socket.gethostname()}, since {now}\n")
+            self._file.flush()
+        except OSError as error:  # the disk is full
+            raise ConfigError(
+                f"{key}: {folder} cannot be written ({error}); make room, or choose another folder"
+            ) from error
 
     def release(self) -> None:
         self._file.close()
@@ -77,6 +82,7 @@ class FolderLock:
 
 def check_folder(key: str, folder: Path) -> None:
     """What `FolderLock` would raise, without making or holding anything."""
+    _check_place(key, folder)
     if (folder / LOCK_FILE).exists():
         try:
             with open(folder / LOCK_FILE, "a+") as file:
@@ -84,8 +90,27 @@ def check_folder(key: str, folder: Path) -> None:
         except OSError as error:
             raise ConfigError(f"{key}: {folder} cannot be written ({error})") from error
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise ConfigError(f"{key}: {folder} cannot be made in {there}; choose another folder")
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"{key}: {folder} cannot be made in {there} ({error.strerror}); choose another folder"
+        ) from error
+
+
+def _check_place(key: str, folder: Path) -> None:
+    """Raises `ConfigError` for a path that the system takes for none, such as one of a too long
+    name, a link in a circle, or what lies in a file."""
+    try:
+        folder.stat()
+    except FileNotFoundError as error:
+        if folder.is_symlink():
+            raise ConfigError(f"{key}: {folder} is a link to nowhere; make its folder") from error
+    except OSError as error:
+        raise ConfigError(
+            f"{key}: {folder} cannot be a folder ({error.strerror}); choose another folder"
+        ) from error
 
 
 def _lock(file: IO[str], key: str, folder: Path) -> None:
@@ -112,6 +137,7 @@ def claim_run(config: Config, dry: bool = False) -> FolderLock | None:
         ConfigError: it holds a run that is not to be resumed, is in use, or cannot be written.
     """
     folder = Path(config.train.output_dir)
+    _check_place("train.output_dir", folder)
     if config.train.resume == "never" and (folder / METRICS_FILE).exists():
         raise ConfigError(
             f"train.output_dir: {folder} already holds a run; choose another folder, delete it, "

@@ -17,14 +17,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from capo_ds.aggregation.exchange import Sides, faces
+from capo_ds.aggregation.exchange import FEW, Sides, faces
 from capo_ds.aggregation.free_system import FreeSystems
 from capo_ds.aggregation.program import ConeProgram
 
 START = 0.1
 MOST = 1e4  # no ridge above this is tried
 LEAST = 1e-12
-FIRST_STEP = 2.0  # of log10 delta
+FIRST_STEP = 1.0  # of log10 delta
 LEAST_STEP, MOST_STEP = 0.005, 4.0
 EASY, HARD = 3, 6  # rounds below, above which the step grows, shrinks
 SETTLED = 0.003  # share of the free samples that may still move when the ridge shrinks on
@@ -37,7 +37,7 @@ def follow(program: ConeProgram, sides: Sides) -> tuple[Sides | None, int]:
     reached, known, spent = None, sides, 0
     while True:
         moved_to = known.copy()
-        rounds = _settle(program, moved_to, ridge)
+        rounds = _settle(program, moved_to, ridge, warm=reached is not None)
         spent += abs(rounds)
         if rounds > 0:
             reached, known = ridge, moved_to
@@ -57,14 +57,21 @@ def follow(program: ConeProgram, sides: Sides) -> tuple[Sides | None, int]:
         ridge = max(reached * 10.0**-step, LEAST)
 
 
-def _settle(program: ConeProgram, sides: Sides, ridge: float) -> int:
-    """Rounds until (nearly) all samples are on their right side; minus that if they do not."""
+def _settle(program: ConeProgram, sides: Sides, ridge: float, warm: bool) -> int:
+    """Rounds until (nearly) all samples are on their right side; minus that if they do not.
+
+    warm: `sides` come from a larger ridge. Then faces without a solution, or more exchanges in the
+    second round than in the first, tell that the step was too long.
+    """
     few = 0.0 if ridge <= LEAST else SETTLED
-    rounds = 0
+    rounds, first = 0, 0
     for face, moved in faces(program, sides, ridge):
         rounds += 1
+        first = first or moved
         if face.bounded and moved <= few * np.count_nonzero(sides.free):
             return rounds
+        if warm and (not face.bounded or moved > max(first, FEW)):
+            break
     return -max(rounds, 1)
 
 

@@ -19,6 +19,8 @@ def expand(path: str) -> str:
     """
     if not path.strip():
         raise ValueError("a path cannot be empty")
+    if "\0" in path:
+        raise ValueError("a path cannot hold a zero byte")
 
     def value(match: re.Match[str]) -> str:
         name = match[1] or match[2]

@@ -46,7 +46,8 @@ class TrainConfig(Section):
         default=None,
         ge=1,
         description="in place of micro_batch_size (not in the warm-up): tokens per "
-        "forward/backward on a rank, padding counted; as many sequences as fit, one at least",
+        "forward/backward on a rank, padding counted; at most as many sequences as fit, one at "
+        "least, and fewer where that saves more padding than a pass costs",
     )
     seed: StrictInt = Field(
         default=0, ge=0, description="seed of sampling and of the LoRA initialisation"

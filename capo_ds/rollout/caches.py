@@ -36,18 +36,6 @@ def select_rows(cache: Any, rows: int, indices: Tensor) -> None:
         raise ValueError(f"no tensors in a cache of class {type(cache).__name__}")
 
 
-def cache_bytes(cache: Any) -> int:
-    """Bytes of all tensors in the cache."""
-    seen: dict[int, int] = {}
-
-    def count(tensor: Tensor) -> Tensor:
-        seen[id(tensor)] = tensor.numel() * tensor.element_size()
-        return tensor
-
-    _replace(cache, count, set())
-    return sum(seen.values())
-
-
 def _replace(holder: Any, change: Any, visited: set[int]) -> Any:
     """Every tensor below `holder` by what `change` makes of it; containers keep their identity."""
     if isinstance(holder, Tensor):

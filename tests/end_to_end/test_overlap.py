@@ -65,7 +65,7 @@ def test_ended_in_an_update_and_resumed_equals_undisturbed(
 def test_a_sampler_that_dies_in_mid_flight_is_told_by_all(tmp_path):
     result = launch(2, SIGNALLED, "SAMPLER", "2", *arguments(tmp_path, **AHEAD), status=1)
     told = result.stdout + result.stderr
-    assert re.search(r"error: rollout failed on rank 1: .* was ended by SIGKILL", told), told
+    assert re.search(r"error: .* failed on rank 1: .* was ended by SIGKILL", told), told
 
 
 @pytest.mark.slow

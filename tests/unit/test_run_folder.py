@@ -1,5 +1,6 @@
 """A run's folder is one run's: locks that die with their owner, and checks that leave no trace."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import time
 
 import pytest
 
+from capo_ds import cli
 from capo_ds.config import ConfigError, parse_config
 from capo_ds.run_folder import (
     LOCK_FILE,
@@ -63,6 +65,29 @@ def test_a_folder_that_cannot_be_made(tmp_path):
     for take in (FolderLock, check_folder):
         with pytest.raises(ConfigError, match=r"train.output_dir: .*choose another folder"):
             take("train.output_dir", tmp_path / "file" / "run")
+
+
+@pytest.mark.usefixtures("process_group")
+def test_a_place_that_is_none_is_refused_by_run_and_dry_run_alike(tmp_path):
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "no" / "place")
+    for place in (tmp_path / ("x" * 300), tmp_path / "circle" / "run", tmp_path / "nowhere"):
+        config = parse_config({"train": {"output_dir": str(place)}})
+        for dry in (True, False):
+            with pytest.raises(ConfigError, match=r"^train.output_dir: ") as error:
+                claim_run(config, dry)
+            assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_full_disk_is_one_line(monkeypatch, tmp_path):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("capo_ds.run_folder.socket.gethostname", full)  # what is written fails
+    with pytest.raises(ConfigError, match=r"train.output_dir: .*No space left.*make room"):
+        FolderLock("train.output_dir", tmp_path)
+    told = "saving failed on rank 1: SafetensorError: No space left on device (os error 28)"
+    assert cli.is_full(RuntimeError(told)) and not cli.is_full(RuntimeError("no room"))
 
 
 @pytest.mark.usefixtures("process_group")
