@@ -109,7 +109,7 @@ def _check_place(key: str, folder: Path) -> None:
             raise ConfigError(f"{key}: {folder} is a link to nowhere; make its folder") from error
     except OSError as error:
         raise ConfigError(
-            f"{key}: {folder} cannot be a folder ({error.strerror}); choose another"
+            f"{key}: {folder} cannot be a folder ({error.strerror}); choose another folder"
         ) from error
 
 
