@@ -118,7 +118,6 @@ NOTES = {
     "filter_overlong_prompts truncation": "prompts longer than rollout.max_prompt_tokens are left "
     "out; remove it",
     "remove_unused_columns": "every column goes to the reward functions that name it; remove it",
-    "filter_groups dynamic_filtering": "a group of equal rewards has no gradient; remove it",
     "kl_loss_type kl_estimator kl_penalty": "the KL estimate is k3; remove it",
     "lora_dropout disable_dropout": "there is no dropout, since every pass must agree with the "
     "sampler's; remove it",
