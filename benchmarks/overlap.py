@@ -121,9 +121,10 @@ def told(name: str, folder: Path, step: float) -> str:
     return f"| {name} | " + " | ".join(f"{cell:.2f}" for cell in cells) + f" | {hidden:.0%} |"
 
 
-def timeline(axes: Axes, folder: Path, ahead: int, title: str) -> None:
-    """Three steps, from the log: below the trainer, above the sampler. A rollout starts when it is
-    asked for, after the sync of `ahead` steps before, or when the one before it has ended."""
+def timeline(axes: Axes, folder: Path, ahead: int, title: str) -> float:
+    """Draw three steps from the log, below the trainer, above the sampler; their seconds. A rollout
+    starts when it is asked for, after the sync of `ahead` steps before, or when the one before it
+    has ended."""
     lines, now, asked, free = read_metrics(folder), 0.0, {}, 0.0
     bars: list[tuple[float, float, int, int, bool]] = []  # start, seconds, lane, step, waits
     for step, line in enumerate(lines):
@@ -139,26 +140,28 @@ def timeline(axes: Axes, folder: Path, ahead: int, title: str) -> None:
         bars.append((now, update(line), 0, step, False))
         now += update(line)
     first = min(bar[0] for bar in bars if bar[2] == 0 and bar[3] == SHOWN[0])
-    end = first + 1.02 * sum(
+    end = first + sum(
         update(line) + sum(line.get(name, 0.0) for name in WAIT) for line in lines[slice(*SHOWN)]
     )
     colours = plt.get_cmap("tab10")
     for start, seconds, lane, step, waits in bars:
-        look = {"color": "#dddddd"} if waits else {"color": colours(step % 10)}
-        axes.barh(lane, seconds, left=start - first, height=0.6, **look)
+        colour = "#dddddd" if waits else colours(step % 10)
+        axes.barh(lane, seconds, left=start - first, height=0.6, color=colour)
         middle = start + seconds / 2 - first
         if not waits and 0 < middle < end - first:
             axes.text(middle, lane, f"{step + 1}", ha="center", va="center", color="white")
-    axes.set(yticks=[0, 1], yticklabels=["trainer", "sampler"], xlim=(0, end - first), title=title)
+    axes.set(yticks=[0, 1], yticklabels=["trainer", "sampler"], title=title)
+    return end - first
 
 
 def picture(sync: Path, ahead: Path, path: Path) -> None:
     figure, axes = plt.subplots(2, 1, figsize=(9, 3.6), sharex=True)
-    timeline(axes[0], sync, 0, "rollout.ahead: 0 (numbers: of the step; grey: the trainer waits)")
-    timeline(axes[1], ahead, 1, "rollout.ahead: 1")
-    axes[1].set_xlabel("seconds")
-    longest = max(each.get_xlim()[1] for each in axes)
-    axes[1].set_xlim(0, longest)
+    titles = "rollout.ahead: 0 (numbers: of the step; grey: the trainer waits)", "rollout.ahead: 1"
+    seconds = [
+        timeline(of, folder, number, title)
+        for number, (of, folder, title) in enumerate(zip(axes, (sync, ahead), titles, strict=True))
+    ]
+    axes[1].set(xlabel="seconds", xlim=(0, max(seconds)))
     figure.tight_layout()
     figure.savefig(path, dpi=110)
 

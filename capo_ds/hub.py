@@ -7,7 +7,6 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
-from fnmatch import fnmatch
 from pathlib import Path
 
 from capo_ds.config import BUILTIN_MODELS, Config, ConfigError
@@ -16,12 +15,8 @@ from capo_ds.parts import built_in, ships
 
 # Of a model: weights of the first kind that is there, under transformers' names (repositories often
 # have them in others' formats too), and all else that is small.
-WEIGHTS = (
-    "model*.safetensors",
-    "adapter_model*.safetensors",
-    "pytorch_model*.bin",
-    "adapter_model*.bin",
-)
+WEIGHTS = ("model*.safetensors", "adapter_model*.safetensors")
+OLDER_WEIGHTS = ("pytorch_model*.bin", "adapter_model*.bin")
 SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.tiktoken")
 OFFLINE = "HF_HUB_OFFLINE"  # of the Hugging Face libraries: use the cache alone
 
@@ -62,10 +57,13 @@ def _fetch(config: Config, key: str, name: str, kind: str, subset: str | None) -
             datasets.load_dataset(name, subset)
             return
         revision = config.model.revision if key == "model.path" else None
-        files = huggingface_hub.list_repo_files(name, revision=revision)
-        weights = next((w for w in WEIGHTS if any(fnmatch(file, w) for file in files)), None)
-        patterns = [*SMALL_FILES, *([weights] if weights else [])]
-        huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns)
+        for weights in (WEIGHTS, OLDER_WEIGHTS):
+            patterns = [*SMALL_FILES, *weights]
+            folder = huggingface_hub.snapshot_download(
+                name, revision=revision, allow_patterns=patterns
+            )
+            if any(file for pattern in weights for file in Path(folder).glob(pattern)):
+                return
     except Exception as error:  # of as many kinds as there are libraries below
         raise ConfigError(
             f"{key}: {name!r} cannot be fetched from the hub: {type(error).__name__}: {error}"

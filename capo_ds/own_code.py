@@ -34,7 +34,7 @@ def torch_as_it_was() -> Iterator[None]:
 
 
 def _state_of_torch() -> tuple[Any, Any, Any] | None:
-    torch = sys.modules.get("torch")
+    torch: Any = sys.modules.get("torch")
     if not hasattr(torch, "get_default_device"):  # not imported yet, or not to the end
         return None
     return torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_default_device()

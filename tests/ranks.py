@@ -38,11 +38,15 @@ _context.set_forkserver_preload(list(PRELOADED))
 
 @contextmanager
 def preloaded(*modules: str) -> Iterator[None]:
-    """In here, ranks are forked from a process that has imported these modules as well."""
+    """In here, ranks are forked from a process that has imported these modules as well.
+
+    It has the environment that this one has on entry.
+    """
     for more in (modules, ()):
         forkserver._forkserver._stop()  # the next rank starts another
         _context.set_forkserver_preload([*PRELOADED, *more])
         if more:
+            forkserver.ensure_running()
             yield
 
 

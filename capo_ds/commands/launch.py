@@ -224,14 +224,17 @@ def main() -> None:
     )
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND ...")
     args = parser.parse_args()
-    if not args.command:
+    command = args.command[1:] if args.command[:1] == ["--"] else args.command
+    if not command:
         parser.error("COMMAND is missing: the launcher with its arguments")
-    if told := missing(args.command):
+    if args.restarts < 0 or args.pause < 0:
+        parser.error("--restarts and --pause cannot be negative")
+    if told := missing(command):
         parser.error(told)
     try:
-        status = keep(args.command, args.restarts, args.pause)
+        status = keep(command, args.restarts, args.pause)
     except OSError as error:
-        parser.error(f"{args.command[0]}: {error.strerror}")
+        parser.error(f"{command[0]}: {error.strerror}")
     sys.exit(status)
 
 

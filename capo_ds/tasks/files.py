@@ -148,11 +148,12 @@ def _undecoded(feature: Any) -> Any:
     """The kind of an image or a sound, or of a list of them, that is not decoded; None: neither."""
     import datasets
 
-    kind: Any = type(feature)
     if getattr(feature, "decode", False):
-        return kind(decode=False)
+        return cast(Any, type(feature))(decode=False)
     inner = getattr(feature, "feature", None)
-    return datasets.List(type(inner)(decode=False)) if getattr(inner, "decode", False) else None
+    if getattr(inner, "decode", False):
+        return datasets.List(cast(Any, type(inner))(decode=False))
+    return None
 
 
 def _of_all(files: list[Path]) -> list[Row]:

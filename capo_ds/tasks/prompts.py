@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from capo_ds.decoding import texts_of
 from capo_ds.tasks.base import Problem
@@ -118,7 +118,8 @@ def _as_chats(
             ids = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, **own)
             if number == 0:
                 other = [*messages[:-1], messages[-1] | {"content": f"{messages[-1]['content']}7"}]
-                _check_read(text, tokenizer.apply_chat_template(other, tokenize=False, **own))
+                again = tokenizer.apply_chat_template(other, tokenize=False, **own)
+                _check_read(cast(str, text), cast(str, again))
         except ConfigError:
             raise
         except Exception as error:  # templates are programs, and raise what they like

@@ -62,16 +62,26 @@ def elsewhere():
 """
 
 
-@pytest.mark.parametrize("kind", ["together", "collective", "own"])
+PLACES = {
+    "part": ("division by zero", ["line 9, in part", "return divide()", "line 6, in divide"]),
+    "leaves": ("SystemExit: 0", ["line 12, in leaves", "raise SystemExit(0)"]),
+    "elsewhere": ("JSONDecodeError: Expecting", ["line 15, in elsewhere"]),
+}
+
+
 @pytest.mark.parametrize(
-    ("name", "error", "places"),
+    ("kind", "name"),
     [
-        ("part", "division by zero", ["line 9, in part", "return divide()", "line 6, in divide"]),
-        ("leaves", "SystemExit: 0", ["line 12, in leaves", "raise SystemExit(0)"]),
-        ("elsewhere", "JSONDecodeError: Expecting", ["line 15, in elsewhere"]),
+        ("together", "part"),
+        ("collective", "part"),
+        ("own", "part"),
+        ("together", "leaves"),
+        ("own", "leaves"),
+        ("collective", "elsewhere"),
     ],
 )
-def test_an_error_of_users_code_is_told_once_with_its_place(tmp_path, kind, name, error, places):
+def test_an_error_of_users_code_is_told_once_with_its_place(tmp_path, kind, name):
+    error, places = PLACES[name]
     file = tmp_path / "mine.py"
     file.write_text(OWN)
     way = f"train.output_dir={kind}:{file}:{name}"

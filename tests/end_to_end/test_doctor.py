@@ -13,7 +13,7 @@ LAUNCHERS = ("deepspeed", "torchrun", "mpirun")
     ("ranks", "launcher"),
     [
         (2, "forked"),
-        (4, "forked"),
+        pytest.param(4, "forked", marks=pytest.mark.slow),
         *(pytest.param(2, name, marks=pytest.mark.slow) for name in LAUNCHERS),
         pytest.param(4, "torchrun", marks=pytest.mark.slow),
     ],

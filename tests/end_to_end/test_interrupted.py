@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from capo_ds.interruption import SAME_KEY
 from tests.conftest import REPOSITORY, TIMEOUT, clean_environment, free_port, launch
 from tests.end_to_end.test_train import TRAIN, arguments
 
@@ -22,15 +23,16 @@ LONG = {
 }
 
 
-def start(launcher: str, folder: Path) -> subprocess.Popen:
+def start(launcher: str, folder: Path, **changes) -> subprocess.Popen:
     """A long run of two ranks in the background, in a process group of its own."""
+    settings = arguments(folder, **LONG | changes)
     port, python = str(free_port()), sys.executable
     words = {
         "deepspeed": ["deepspeed.launcher.runner", "--quiet", "--num_accelerators", "2"],
         "torchrun": ["torch.distributed.run", "--nproc_per_node", "2"],
     }[launcher]
     return subprocess.Popen(
-        [python, "-m", *words, "--master_port", port, str(TRAIN), *arguments(folder, **LONG)],
+        [python, "-m", *words, "--master_port", port, str(TRAIN), *settings],
         cwd=REPOSITORY,
         env=clean_environment(),
         stdout=subprocess.PIPE,
@@ -68,13 +70,22 @@ def test_ctrl_c_finishes_the_step_and_saves(tmp_path, launcher):
 
 @pytest.mark.slow
 def test_a_second_ctrl_c_ends_at_once(tmp_path):
-    process = start("deepspeed", tmp_path / "run")
+    """In the midst of a step of minutes, which an evaluation goes before."""
+    large = {"rollout.prompts_per_step": 1000, "task.train_problems": 1000, "train.eval_every": 1}
+    large |= {"aggregator": "mean", "measure_conflict": False}
+    process = start("deepspeed", tmp_path / "run", **large)
     wait_for_lines(process, tmp_path / "run", 1)
     os.killpg(process.pid, signal.SIGINT)
-    time.sleep(0.6)
+    told = ""
+    while "Ctrl-C again ends at once" not in told:
+        line = process.stdout.readline()
+        assert line, told
+        told += line
+    time.sleep(SAME_KEY + 0.1)
     os.killpg(process.pid, signal.SIGINT)
-    process.communicate(timeout=60)
+    process.communicate(timeout=TIMEOUT)
     assert process.returncode != 0
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 1
 
 
 @pytest.mark.slow
@@ -95,14 +106,7 @@ def test_a_busy_port_is_one_line(tmp_path):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        result = subprocess.run(
-            [sys.executable, str(TRAIN), *arguments(tmp_path / "run")],
-            cwd=REPOSITORY,
-            env=clean_environment() | {"MASTER_PORT": str(port)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    assert result.returncode == 2
+        alone = [{"MASTER_PORT": str(port)}]
+        result = launch(1, TRAIN, *arguments(tmp_path / "run"), status=2, variables=alone)
     assert f"port {port} of 127.0.0.1 is taken" in result.stderr
     assert "--master_port" in result.stderr and "Traceback" not in result.stderr

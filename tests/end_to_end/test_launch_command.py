@@ -12,7 +12,7 @@ import psutil
 import pytest
 import torch
 
-from capo_ds.commands.launch import missing
+from capo_ds.commands.launch import main, missing
 from tests.conftest import REPOSITORY, clean_environment, free_port, launch
 from tests.end_to_end.test_interrupted import LONG, wait_for_lines
 from tests.end_to_end.test_train import (
@@ -147,6 +147,19 @@ def test_a_killed_command_counts_as_lost():
     process = kept("bash", "-c", "kill -9 $$", restarts=1)
     told, _ = process.communicate(timeout=60)
     assert process.returncode == 137 and "status 137; start 1 of 1 follows in 0 s" in told
+
+
+def test_two_dashes_may_stand_before_the_command():
+    process = kept("--", "bash", "-c", "exit $((3 + CAPO_START))", restarts=1)
+    assert process.wait(timeout=60) == 4
+
+
+@pytest.mark.parametrize("words", [["--restarts", "-1", "true"], ["--pause", "-1", "true"], []])
+def test_what_is_no_command_is_refused(words, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["capo launch", *words])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "error: " in capsys.readouterr().err
 
 
 def test_a_command_that_is_not_there_is_one_line():

@@ -15,10 +15,17 @@ import pytest
 
 from capo_ds.config import BUILTIN_MODELS
 from capo_ds.rollout.server_key import VARIABLE
-from tests.conftest import REPOSITORY, free_port, launch
+from tests.conftest import REPOSITORY, TIMEOUT, free_port, launch
 from tests.end_to_end.test_train import TRAIN, arguments, metrics
+from tests.ranks import preloaded
 
 pytestmark = pytest.mark.vllm
+ENGINES_IMPORTS = (
+    "vllm.entrypoints.llm",
+    "vllm.v1.worker.cpu_worker",
+    "vllm.lora.worker_manager",
+    "vllm.model_executor.models.qwen2",
+)
 VLLM = {
     "rollout.sampler": "vllm",
     "rollout.vllm_cache_gib": 0.25,
@@ -28,10 +35,20 @@ VLLM = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def engines_imports() -> Iterator[None]:
+    """Ranks have from the start what an engine imports: many CPU seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_LOGGING_LEVEL", "ERROR")  # as a run sets it before it imports vLLM
+        with preloaded(*ENGINES_IMPORTS):
+            patch.undo()
+            yield
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("vllm") / "run"
-    launch(2, TRAIN, *arguments(folder, **VLLM), launcher="deepspeed")
+    launch(2, TRAIN, *arguments(folder, **VLLM))
     return folder
 
 
@@ -45,6 +62,15 @@ def test_the_sampler_follows_the_trainer(undisturbed):
         assert line["rollout/importance_ratio"] == pytest.approx(1, abs=1e-4)
         assert line["rollout/effective_sample_size"] == pytest.approx(1, abs=1e-4)
         assert line["loss/grad_norm"] > 0
+
+
+@pytest.mark.slow
+def test_the_launcher_adds_nothing(undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    launch(2, TRAIN, *arguments(folder, **VLLM), launcher="deepspeed")
+    for one, other in zip(metrics(folder), metrics(undisturbed), strict=True):
+        for name in {"reward/mean", "rollout/length", "eval/accuracy"} & one.keys():
+            assert one[name] == other[name], name
 
 
 def test_resumed_equals_undisturbed(undisturbed, tmp_path):
@@ -117,7 +143,7 @@ def sampled(folder: Path, model: Path, **changes) -> dict:
     """What truncated.py finds."""
     script = Path(__file__).with_name("truncated.py")
     settings = VLLM | {"model.path": model} | changes
-    result = launch(1, script, *arguments(folder, **settings), launcher="python")
+    result = launch(1, script, *arguments(folder, **settings))
     return json.loads(next(line for line in result.stdout.splitlines() if line[:1] == "{"))
 
 
@@ -149,24 +175,29 @@ def server_url(tmp_path_factory, special) -> Iterator[str]:
     own = {"rollout.server_url": url, "model.path": special}
     own |= {"rollout.sampler": "server", "rollout.ahead": 1, "rollout.dynamic_sampling": 0}
     settings = arguments(Path("unused"), **VLLM | own)
-    monkeypatch = pytest.MonkeyPatch()
-    monkeypatch.setenv(VARIABLE, "of these tests")  # and no file in the home of who runs them
-    with open(log, "w") as file:
-        process = subprocess.Popen(
-            [sys.executable, script, *settings], cwd=REPOSITORY, stdout=file, stderr=file
-        )
-    deadline = time.monotonic() + 180
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(VARIABLE, "of these tests")  # and no file in the home of who runs them
+        with open(log, "w") as file:
+            process = subprocess.Popen(
+                [sys.executable, script, *settings], cwd=REPOSITORY, stdout=file, stderr=file
+            )
+        try:
+            wait_for_server(process, url, log)
+            yield url
+        finally:
+            process.terminate()
+            process.wait(timeout=TIMEOUT)
+
+
+def wait_for_server(process: subprocess.Popen, url: str, log: Path) -> None:
+    deadline = time.monotonic() + TIMEOUT
     while True:
         try:
             urllib.request.urlopen(f"{url}/health", timeout=5)  # which needs no key
-            break
+            return
         except OSError:
             assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
             time.sleep(0.2)
-    yield url
-    monkeypatch.undo()
-    process.terminate()
-    process.wait(timeout=60)
 
 
 def test_truncated_sampling_and_special_stops_on_a_server(special, server_url, tmp_path):
@@ -186,7 +217,7 @@ def test_a_server_refuses_whoever_lacks_the_key(server_url, path, headers):
     data = None if path == "v1/models" else b"{}"
     request = urllib.request.Request(f"{server_url}/{path}", data, headers)
     with pytest.raises(urllib.error.HTTPError) as refused:
-        urllib.request.urlopen(request, timeout=5)
+        urllib.request.urlopen(request, timeout=60)
     assert refused.value.code == 401
 
 

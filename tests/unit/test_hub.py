@@ -1,5 +1,6 @@
 """Names of the hub, asked of a hub that is not there, and of one that says no."""
 
+import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -11,6 +12,8 @@ from capo_ds import hub
 from capo_ds.config import ConfigError, parse_config
 from capo_ds.evaluation_run import load_model
 from tests.conftest import free_port
+from tests.distributed.fake_hub import MODEL
+from tests.distributed.fake_hub import hub as fake_hub
 
 
 class _Hub(BaseHTTPRequestHandler):
@@ -37,6 +40,12 @@ def endpoint(tmp_path, monkeypatch) -> Iterator[str]:
     server = HTTPServer(("127.0.0.1", 0), _Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}"
+    use(address, tmp_path, monkeypatch)
+    yield address
+    server.shutdown()
+
+
+def use(address: str, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", address)
@@ -46,8 +55,6 @@ def endpoint(tmp_path, monkeypatch) -> Iterator[str]:
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
         monkeypatch.setattr(datasets.config, name, False)
     monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", address)
-    yield address
-    server.shutdown()
 
 
 def config(model: str, **keys):
@@ -111,3 +118,21 @@ def test_an_adapter_that_is_nowhere(endpoint):
     for name, message in [("runs/x/adapter", "no folder or file here"), ("me/typo", "no model")]:
         with pytest.raises(ConfigError, match=f"evaluation.adapter: .*{message}"):
             load_model(parse_config({"evaluation": {"adapter": name}}))
+
+
+@pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin"])
+def test_a_model_is_asked_for_and_fetched_but_not_listed_besides(weights, tmp_path, monkeypatch):
+    (tmp_path / "there").mkdir()
+    for name in ("config.json", weights, "tf_model.h5"):
+        (tmp_path / "there" / name).write_text(json.dumps({"name": name}))
+    with fake_hub(tmp_path / "there") as (address, asked):
+        use(address, tmp_path, monkeypatch)
+        template = address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        settings = config(MODEL)
+        hub.check_hub(settings)
+        hub._fetch(settings, "model.path", MODEL, "model", None)
+        assert asked[f"GET /api/models/{MODEL}/auth-check"] == 1
+        assert asked[f"GET /api/models/{MODEL}/tree/main"] == 0  # as list_repo_files would ask
+        fetched = {path.rpartition("/")[2] for path in asked if f"GET /{MODEL}/resolve" in path}
+    assert fetched == {"config.json", weights}

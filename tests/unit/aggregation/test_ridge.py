@@ -72,6 +72,41 @@ def test_where_dg_vanishes_the_point_is_the_nearest(kind, positives, no_interior
     np.testing.assert_allclose(solution.step @ rows, weights @ rows, atol=1e-6)
 
 
+@pytest.mark.parametrize("seed", [1, 4, 6, 11])
+def test_zero_alone_is_optimal_on_the_boundary(seed, no_interior_point):
+    """At C = 1, g = 0 is on the boundary; in the norm ball it is the centre."""
+    rows = np.random.default_rng(seed).normal(size=(256, 128))
+    problem = problem_of(rows, positives=128)
+    for region in ("difference", "norm"):
+        answer = aggregate("capo", problem, radius=1.0, region=region)
+        assert answer.status == "degenerate" and answer.report["gap"] <= solver.CERTIFIED
+        g = answer.coefficients @ rows
+        assert np.linalg.norm(g) <= 1e-5 * np.linalg.norm(rows.mean(axis=0))
+
+
+@pytest.mark.parametrize("kind", ["rank .2", "rank .4"])
+def test_the_norm_ball_s_nearest_point_is_that_of_least_squares(kind, no_interior_point):
+    rows = rows_of(kind, seed=3)
+    rows[:, 0] += 0.6
+    rows[0] = -rows[1:5].mean(axis=0)  # no g aligns with all
+    average = rows.mean(axis=0)
+    answer = aggregate("capo", problem_of(rows, COUNT // 2), radius=0.5, region="norm")
+    weights, _ = nnls(rows.T, -average, maxiter=10_000)
+    nearest = average + weights @ rows
+    nearest *= min(1.0, 0.5 * np.linalg.norm(average) / np.linalg.norm(nearest))
+    assert answer.status == "degenerate"
+    np.testing.assert_allclose(answer.coefficients @ rows, nearest, atol=1e-6)
+
+
+def test_the_sides_of_a_norm_ball_s_zero_are_used_again(monkeypatch, no_interior_point):
+    followed = []
+    follow = ridge.follow
+    monkeypatch.setattr(ridge, "follow", lambda *given: followed.append(1) or follow(*given))
+    rows = np.random.default_rng(4).normal(size=(256, 128))
+    answer = aggregate("capo", problem_of(rows, positives=128), radius=0.5, region="norm")
+    assert answer.status == "degenerate" and len(followed) == 1
+
+
 @pytest.mark.parametrize("kind", ["rank .4", "rank .7", "copies 1e-4"])
 def test_every_stage_solves_the_program_of_the_ridged_gradients(kind):
     """A ridge is a component of its own for each sample, against the interior point."""
