@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from peft import PeftModel
@@ -38,6 +38,7 @@ from capo_ds.rollout.waiting import EngineThread
 
 if TYPE_CHECKING:
     from vllm import LLM, RequestOutput
+    from vllm.logprobs import FlatLogprobs
 
 BATCHED = 16384  # tokens of the pass that vLLM tries at its start, its default on large GPUs
 LOGIT_BYTES = 3 * 4  # an entry: logits, log-probabilities, and a sorted or scaled copy
@@ -128,10 +129,12 @@ class ColocatedSampler:
         responses = [response for output in outputs for response in output.outputs]
         if broken := {response.finish_reason for response in responses} - {"stop", "length"}:
             raise RuntimeError(f"vLLM ended a response with {', '.join(map(str, broken))}")
+        asked = [cast(list[int], output.prompt_token_ids) for output in outputs]
+        flat = [cast("FlatLogprobs", response.logprobs) for response in responses]
         return assemble(
-            [output.prompt_token_ids for output in outputs for _ in output.outputs],
+            [ids for ids, output in zip(asked, outputs, strict=True) for _ in output.outputs],
             [list(response.token_ids) for response in responses],
-            [response.logprobs.logprobs for response in responses],
+            [each.logprobs for each in flat],
             [response.finish_reason == "length" for response in responses],
             self.pad,
             next(self.policy.parameters()).device,
@@ -143,6 +146,7 @@ class ColocatedSampler:
         """vLLM's answers to this rank's prompts. The engines of a tensor-parallel group work on
         the prompts of all its ranks, in the same order."""
         from vllm import SamplingParams
+        from vllm.inputs import TokensPrompt
         from vllm.lora.request import LoRARequest
 
         shares, place = share_out((prompts, settings))
@@ -161,7 +165,9 @@ class ColocatedSampler:
             for _, share in shares
             for own in share
         ]
-        requests = [{"prompt_token_ids": prompt} for share, _ in shares for prompt in share]
+        requests = [
+            TokensPrompt(prompt_token_ids=prompt) for share, _ in shares for prompt in share
+        ]
         if not requests:
             return []
         adapter = LoRARequest(ADAPTER_NAME, ADAPTER_ID, "handed over in memory")

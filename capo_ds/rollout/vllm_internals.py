@@ -41,7 +41,7 @@ RELIED_ON = {
 
 def leave_process_group(llm: LLM) -> None:
     """At exit vLLM would take down torch.distributed, which belongs to the launcher."""
-    client = llm.llm_engine.engine_core
+    client: Any = llm.llm_engine.engine_core
     check("vllm", client, RELIED_ON["InprocClient"])
     client._finalizer.detach()
 
