@@ -288,7 +288,11 @@ class TestOwn:
     @pytest.mark.parametrize(
         ("name", "options", "told"),
         [
-            ("soft", {"sharp": 1}, "objective.options.sharp: .* no such option; it has sharpness"),
+            (
+                "soft",
+                {"sharp": 1},
+                "objective.options.sharp: .* no such option; did you mean sharpness",
+            ),
             ("soft", {"sharpness": 0}, "objective.options.sharpness: bad value 0 .*greater than 0"),
             ("soft", {"sharpness": "much"}, "objective.options.sharpness: bad value 'much'"),
             ("soft", {"flat": 1}, "objective.options.flat: bad value 1 .*boolean"),

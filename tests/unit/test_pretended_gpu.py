@@ -151,6 +151,7 @@ def test_the_benchmark_for_gpus_runs(repository, monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(repository / "benchmarks")
     shape, main = importlib.import_module("gpu_shape"), importlib.import_module("gpu")
     monkeypatch.setattr(shape, "CapoEngine", PretendedEngine)
+    monkeypatch.setattr(shape, "find_spec", lambda name: None)  # no vLLM: it starts on real GPUs
     monkeypatch.setitem(shape.CEILING_SIZES, "cuda", (64, 1 << 12))
     record = shape.Record(tmp_path / "found.json", deadline=math.inf)
     with PretendedGPU():
