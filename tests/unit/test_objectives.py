@@ -291,7 +291,7 @@ class TestOwn:
             (
                 "soft",
                 {"sharp": 1},
-                "objective.options.sharp: .* no such option; did you mean sharpness",
+                "objective.options.sharp: .* did you mean sharpness",
             ),
             ("soft", {"sharpness": 0}, "objective.options.sharpness: bad value 0 .*greater than 0"),
             ("soft", {"sharpness": "much"}, "objective.options.sharpness: bad value 'much'"),
