@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from step import PLAIN, SIZES, VARIANTS, Size, clock, plain_update, settings
+from step import PLAIN, SIZES, VARIANTS, Size, architecture, clock, plain_update, settings
 from torch import Tensor
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import Qwen2ForCausalLM
 
 from capo_ds.config import Config
 from capo_ds.distributed import comm
@@ -107,15 +107,7 @@ def ceilings() -> dict[str, float]:
 def make_model(size: Size, folder: Path) -> Path:
     """Random weights, made on the device."""
     torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=size.vocabulary,
-        hidden_size=size.width,
-        intermediate_size=size.mlp_width,
-        num_hidden_layers=size.layers,
-        num_attention_heads=size.heads,
-        num_key_value_heads=size.kv_heads,
-        tie_word_embeddings=True,
-    )
+    config = architecture(size, tie_word_embeddings=True)
     with comm.device():
         model = Qwen2ForCausalLM(config).to(getattr(torch, size.dtype))
     model.save_pretrained(folder)

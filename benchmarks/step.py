@@ -86,19 +86,22 @@ VARIANTS = {
 }
 
 
+def architecture(size: Size, **more: Any) -> Qwen2Config:
+    return Qwen2Config(
+        vocab_size=size.vocabulary,
+        hidden_size=size.width,
+        intermediate_size=size.mlp_width,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.kv_heads,
+        **more,
+    )
+
+
 def make_model(name: str, folder: Path) -> Path:
     size = SIZES[name]
     torch.manual_seed(0)
-    model = Qwen2ForCausalLM(
-        Qwen2Config(
-            vocab_size=size.vocabulary,
-            hidden_size=size.width,
-            intermediate_size=size.mlp_width,
-            num_hidden_layers=size.layers,
-            num_attention_heads=size.heads,
-            num_key_value_heads=size.kv_heads,
-        )
-    )
+    model = Qwen2ForCausalLM(architecture(size))
     model.to(getattr(torch, size.dtype)).save_pretrained(folder / name)
     return folder / name
 

@@ -188,7 +188,7 @@ class Responses:
     def _wait(self, step: int) -> Sampled:
         began = time.perf_counter()
         sampled = self._asked[step]()
-        self._asked[step] = lambda: sampled
+        self._asked[step] = _answered(sampled)
         self._waited[step] += time.perf_counter() - began
         return sampled
 

@@ -25,9 +25,11 @@ from capo_ds.memory import plan_on_all_ranks, used_memory
 from capo_ds.preparation import prepare
 from capo_ds.rehearsal import Passes, rehearse
 from capo_ds.responses import Responses
+from capo_ds.rollout.base import Rollout
 from capo_ds.run_folder import going_on
 from capo_ds.run_state import resumed
-from capo_ds.scoring import judge, sample_records, score
+from capo_ds.scoring import Judged, judge, sample_records, score
+from capo_ds.tasks import Problem
 from capo_ds.tasks.groups import Groups
 from capo_ds.tasks.prompts import encode
 from capo_ds.telemetry.card import model_card
@@ -191,10 +193,8 @@ class Trainer:
     def _step(self, step: int, recorder: Recorder | None) -> dict[str, float]:
         """Sample and judge responses to one step's prompts, and learn from them; the metrics."""
         problems, rollout = self.responses.of(step)
-        judge_all = partial(judge, self.config, self.tokenizer, self.scorer)
-        with self.timer("score"):
-            judged = judge_all(problems, rollout)
-        rollout, judged = self.responses.with_signal(step, rollout, judged, judge_all)
+        judged = self._judge(problems, rollout)
+        rollout, judged = self.responses.with_signal(step, rollout, judged, self._judge)
         with self.timer("score"):
             scored = score(self.config, self.learner.passes.objective, judged)
         self.measures.add(scored.measures(rollout, self.groups))
@@ -211,6 +211,10 @@ class Trainer:
                 if recorder:
                     recorder.samples(step + 1, samples)
         return with_sample_size(Measures.merge(comm.gather(self.measures.take())))
+
+    def _judge(self, problems: list[Problem], rollout: Rollout) -> Judged:
+        with self.timer("score"):
+            return judge(self.config, self.tokenizer, self.scorer, problems, rollout)
 
     def _learn(self, batch: Batch, step: int) -> Heard:
         """The updates of a step; what the first with each response made of it."""

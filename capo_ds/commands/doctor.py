@@ -27,6 +27,7 @@ import torch
 import torch.distributed as dist
 
 from capo_ds import machines
+from capo_ds.cli import BAD_CONFIG
 from capo_ds.config import HOME, Config, ConfigError, expand, load_config
 from capo_ds.distributed import comm, launch
 from capo_ds.memory import GIB, readable
@@ -253,7 +254,7 @@ def main() -> None:
         except ConfigError as error:
             launch.tell(f"config error\n{error}")
             comm.finish()
-            sys.exit(2)
+            sys.exit(BAD_CONFIG)
     good = examine(args.output, config)
     comm.finish()
     sys.exit(not good)

@@ -24,11 +24,12 @@ from types import FrameType
 
 import psutil
 
+from capo_ds.cli import BAD_CONFIG
 from capo_ds.distributed.launch import KEEPER, RANK_VARIABLES
+from capo_ds.interruption import INTERRUPTED
 
 START = "CAPO_START"  # number of this start of the command, for scripts
-BAD_CONFIG = 2  # a status that no new start mends
-INTERRUPTED = 130
+NO_NEW_START = (BAD_CONFIG, INTERRUPTED)  # statuses that none mends, or that were asked for
 POLL = 0.1  # seconds
 PAUSE = 60.0  # seconds: within them the ranks of other machines notice the loss and end
 ENDS = 5.0  # seconds that a process may take to end after SIGTERM
@@ -185,7 +186,7 @@ def keep(command: list[str], restarts: int, pause: float) -> int:
     keeper = Keeper(command)
     for start in range(restarts + 1):
         status = keeper.run(start)
-        if status in (0, BAD_CONFIG, INTERRUPTED) or keeper.ending or start == restarts:
+        if status in (0, *NO_NEW_START) or keeper.ending or start == restarts:
             break
         print(
             f"capo launch: the command ended with status {status}; start {start + 1} of "

@@ -60,9 +60,8 @@ class PerSampleGradients:
         self.shapes = [(factor.out_features, factor.in_features) for factor in self.factors]
         self._anchor: Tensor | None = None
         self._sink: Sink | None = None
-        self._pass = (
-            Pass()
-        )  # the one that layers run in: the latest, or one that is gone back through
+        # The one that layers run in: the latest, or one that is gone back through.
+        self._pass = Pass()
         self._passes = 0
         self._hooks = [policy.register_forward_pre_hook(self._begin_pass, with_kwargs=True)]
         self._hooks.append(policy.register_forward_hook(self._end_pass))

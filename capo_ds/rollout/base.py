@@ -123,6 +123,17 @@ class EarlySampler(Sampler, Protocol):
         nothing in it."""
         ...
 
+    def sample(
+        self,
+        prompts: list[list[int]],
+        draws: list[Draw],
+        samples: int,
+        temperature: float,
+        max_new_tokens: int | None = None,
+        truncation: Truncation = WHOLE,
+    ) -> Rollout:
+        return self.ask(prompts, draws, samples, temperature, max_new_tokens, truncation)().rollout
+
 
 def asked_of(sampler: Sampler, *arguments: Any, **options: Any) -> Asked:
     """Responses, asked for now where the sampler can be asked early; else sampled when they are

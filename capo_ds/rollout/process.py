@@ -26,6 +26,7 @@ from capo_ds.rollout.base import (
     WHOLE,
     Asked,
     Draw,
+    EarlySampler,
     Rollout,
     Sampled,
     SamplerBytes,
@@ -52,7 +53,7 @@ def memory(shapes: SamplingShapes) -> SamplerBytes:
     return SamplerBytes(0, shapes.weights + sampling, "rollout.batch_size")
 
 
-class ProcessSampler:
+class ProcessSampler(EarlySampler):
     """A `Sampler` on a process that has the policy once more, as `sampler: hf` would sample.
 
     Weights and requests reach it in the order in which they were sent, and each answer names the
@@ -86,17 +87,6 @@ class ProcessSampler:
         factors = {name: factor.cpu() for name, factor in factors_of(self.policy).items()}
         self._digest = digest_of(factors)
         self._child.tell(Weights(factors))
-
-    def sample(
-        self,
-        prompts: list[list[int]],
-        draws: list[Draw],
-        samples: int,
-        temperature: float,
-        max_new_tokens: int | None = None,
-        truncation: Truncation = WHOLE,
-    ) -> Rollout:
-        return self.ask(prompts, draws, samples, temperature, max_new_tokens, truncation)().rollout
 
     def ask(
         self,

@@ -16,6 +16,7 @@ from capo_ds.rollout.base import (
     WHOLE,
     Asked,
     Draw,
+    EarlySampler,
     Rollout,
     Sampled,
     SamplerRun,
@@ -38,7 +39,7 @@ def server(run: SamplerRun) -> ServerSampler:
     return ServerSampler(*arguments, run=run.name, loads=run.loads)
 
 
-class ServerSampler:
+class ServerSampler(EarlySampler):
     """A `Sampler` on servers that launchers/vllm_server.py started.
 
     Every sync loads the adapter under a new name: a name that a server knows, it may answer with
@@ -57,6 +58,7 @@ class ServerSampler:
 
     collective = False
     shares_policy = False
+    names_weights = False
 
     def __init__(
         self,
@@ -106,17 +108,6 @@ class ServerSampler:
             return self._assembled(requests, Servers([server]).answers(requests))
 
         return self.servers.each("the probe", ask)
-
-    def sample(
-        self,
-        prompts: list[list[int]],
-        draws: list[Draw],
-        samples: int,
-        temperature: float,
-        max_new_tokens: int | None = None,
-        truncation: Truncation = WHOLE,
-    ) -> Rollout:
-        return self.ask(prompts, draws, samples, temperature, max_new_tokens, truncation)().rollout
 
     def ask(
         self,

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import REPOSITORY, launch
+from tests.conftest import launch
 from tests.end_to_end.test_train import (
     SIGNALLED,
     TRAIN,
     arguments,
     check_equal,
     metrics,
-    pattern_of,
+    told_metrics,
 )
 
 AHEAD = {
@@ -39,9 +39,7 @@ def test_responses_are_a_step_old_and_corrected(undisturbed):
     assert lines[0]["rollout/log_prob_difference"] < 1e-5
     assert all(line["rollout/log_prob_difference"] > 1e-4 for line in lines[1:])
     assert all(line["rollout/effective_sample_size"] < 1 for line in lines[1:])
-    page = (REPOSITORY / "docs" / "metrics.md").read_text()
-    cells = " ".join(line.split("|")[1] for line in page.splitlines() if line.startswith("| `"))
-    told = re.compile("|".join(map(pattern_of, re.findall("`(.*?)`", cells))))
+    told = told_metrics()
     assert not [name for name in {*lines[-1]} - {"step"} if not told.fullmatch(name)]
 
 
