@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +61,7 @@ class Kill:
 class Life:
     """One start of a run, to its end or to a kill."""
 
-    def __init__(self, folder: Path, ranks: int, steps: int, own: list[str]):
+    def __init__(self, folder: Path, ranks: int, steps: int, own: Sequence[str]):
         words = ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks)]
         words += ["--master_port", str(free_port()), str(TRAIN), "--config", "builtin:quickstart"]
         settings = (*SETTINGS, *own, f"train.steps={steps}", f"train.output_dir={folder}")
@@ -188,8 +188,8 @@ def live(life: Life, kill: Kill | None, log: Path) -> dict[str, Any] | None:
     return None
 
 
-def run(folder: Path, ranks: int, steps: int, kills: list[Kill], own: list[str]) -> None:
-    """To its end, through all of the kills that it lives long enough for."""
+def run(folder: Path, ranks: int, steps: int, kills: list[Kill], own: Sequence[str] = ()) -> None:
+    """To its end, through all of the kills that it lives long enough for; own: more settings."""
     for kill in [*kills, None]:
         met = live(Life(folder, ranks, steps, own), kill, folder / VITALS_FILE)
         if met is None:

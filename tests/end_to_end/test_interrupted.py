@@ -50,6 +50,15 @@ def wait_for_lines(process: subprocess.Popen, folder: Path, count: int) -> None:
         time.sleep(0.02)
 
 
+def wait_for_words(process: subprocess.Popen, words: str) -> None:
+    """Letter by letter: a progress bar ends no line."""
+    told = ""
+    while words not in told:
+        letter = process.stdout.read(1)
+        assert letter, told
+        told += letter
+
+
 @pytest.mark.parametrize(
     "launcher", ["deepspeed", pytest.param("torchrun", marks=pytest.mark.slow)]
 )
@@ -74,13 +83,9 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path):
     large = {"rollout.prompts_per_step": 1000, "task.train_problems": 1000, "train.eval_every": 1}
     large |= {"aggregator": "mean", "measure_conflict": False}
     process = start("deepspeed", tmp_path / "run", **large)
-    wait_for_lines(process, tmp_path / "run", 1)
+    wait_for_words(process, "0/500 |")  # from here on a signal is heard
     os.killpg(process.pid, signal.SIGINT)
-    told = ""
-    while "Ctrl-C again ends at once" not in told:
-        line = process.stdout.readline()
-        assert line, told
-        told += line
+    wait_for_words(process, "Ctrl-C again ends at once")
     time.sleep(SAME_KEY + 0.1)
     os.killpg(process.pid, signal.SIGINT)
     process.communicate(timeout=TIMEOUT)
