@@ -64,7 +64,9 @@ def learning(steps: int, seconds: float) -> dict[str, Any]:
 
 def run_here(words: list[str], seconds: float) -> subprocess.CompletedProcess[str]:
     """A Python program of this repository; ended after so many seconds, with status 124."""
-    known = os.environ | {"PYTHONPATH": str(HERE.parent)}
+    # Before what is there, where the wheels that were carried along lie.
+    path = os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")]))
+    known = os.environ | {"PYTHONPATH": path}
     command = [sys.executable, *words]
     try:
         return subprocess.run(

@@ -43,7 +43,8 @@ def clean_environment() -> dict[str, str]:
     """For ranks: without the variables of a process group that this test process may have."""
     group = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
     kept = {name: value for name, value in os.environ.items() if name not in group}
-    return kept | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    path = os.pathsep.join(filter(None, [str(REPOSITORY), kept.get("PYTHONPATH")]))
+    return kept | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
 
 
 def free_port() -> int:
