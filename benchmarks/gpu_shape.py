@@ -87,8 +87,8 @@ def ceilings() -> dict[str, float]:
     """FLOP/s of matrix products; bytes a second, read and written, of copies."""
     device, large = comm.device(), comm.device().type == "cuda"
     side, count = CEILING_SIZES[device.type]
-    square = torch.ones(side, side, device=device, dtype=torch.bfloat16)
-    wide = square.float()
+    wide = torch.randn(side, side, device=device)  # not ones: a card is faster with constants
+    square = wide.bfloat16()
     here = torch.empty(count, dtype=torch.uint8, device=device)
     there, host = torch.empty_like(here), torch.empty(count, dtype=torch.uint8, pin_memory=large)
     products, copies = 2 * side**3, float(count)
