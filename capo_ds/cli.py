@@ -132,7 +132,7 @@ def _exit(status: int, message: str) -> None:
     others with the first."""
     from capo_ds.distributed import comm
 
-    if not launch.tell(message):
+    if not launch.tell(message if status == BAD_CONFIG else f"\n{message}"):  # below a bar
         time.sleep(LISTENS)
     comm.abandon(status)
     sys.exit(status)

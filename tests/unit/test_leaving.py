@@ -56,3 +56,14 @@ def test_with_gloo_it_leaves_as_ever(monkeypatch, left):
     with pytest.raises(SystemExit) as ended:
         run_failing(monkeypatch, comm.PeerError("rollout failed on rank 1: OSError: gone", 1))
     assert ended.value.code == comm.FAILED and left == []
+
+
+def test_an_error_begins_a_line_of_its_own_below_a_progress_bar(monkeypatch, left, capfd):
+    print("3/8 |###", end="", file=sys.stderr, flush=True)
+    with pytest.raises(InterruptedError):
+        run_failing(monkeypatch, comm.PeerError("rollout failed on rank 1: OSError: gone", 1))
+    with pytest.raises(InterruptedError):
+        comm._end_with_peer("rank 1 is gone")  # what the watchdog of another rank does
+    lines = capfd.readouterr().err.splitlines()
+    assert lines[0] == "3/8 |###" and "error: rank 1 is gone" in lines
+    assert any(line.startswith("error: rollout failed on rank 1") for line in lines[1:])
