@@ -6,7 +6,7 @@
 
 Same base model, adapter, prompts (the quickstart's, in the same order), temperature, KL term,
 clipping, AdamW and number of threads; each trainer samples its own responses, as it does it, scores
-them, and takes an optimizer step. A step is from the end of the one before to its own, log included.
+them, and takes an optimizer step. A step is from the end of the last to its own, with the log.
 The trainers are processes of their own and take turns; medians of CPU seconds, and the responses'
 mean length in tokens.
 

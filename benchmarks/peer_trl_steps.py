@@ -3,8 +3,8 @@
     python benchmarks/peer_trl_steps.py FOLDER gradient|steps
 
 FOLDER holds `settings.json`, `problems.jsonl`, the base model, `adapter/` and `responses.pt`.
-`gradient` writes `trl_gradient.pt`: that of GRPOTrainer's own loss on the responses. `steps` trains,
-and after each step says on stdout what `meter.Meter` says.
+`gradient` writes `trl_gradient.pt`: that of GRPOTrainer's own loss on the responses. `steps`
+trains, and after each step says on stdout what `meter.Meter` says.
 """
 
 from __future__ import annotations
