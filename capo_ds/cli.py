@@ -87,7 +87,7 @@ def _tell_early_end(place: str) -> None:
 
     told = f"rank {launch.launched_rank()}: {place}"
     comm.tell_peers(told)
-    launch.tell(f"error: {told}")
+    launch.tell(f"\nerror: {told}")
 
 
 def is_full(error: BaseException) -> bool:
@@ -142,7 +142,7 @@ def _exit(status: int, message: str) -> None:
     others with the first."""
     from capo_ds.distributed import comm
 
-    if not launch.tell(message):
+    if not launch.tell(message if status == BAD_CONFIG else f"\n{message}"):  # below a bar
         time.sleep(LISTENS)
     comm.abandon(status)
     sys.exit(status)

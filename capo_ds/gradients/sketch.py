@@ -25,6 +25,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from functools import cache, reduce
 from hashlib import blake2b
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -83,6 +86,9 @@ class RademacherSketch(Sketch):
         rows = gradients.flatten(1).float()
         key = _key(self.seed, index)
         sketch = rows.new_zeros(len(rows), self.dim)
+        if fused := _fused(rows):
+            fused.add_dense_signs(rows.contiguous(), sketch, key)
+            return sketch.div_(math.sqrt(self.dim))
         step = max(1, BLOCK_ENTRIES[rows.device.type] // self.dim)
         for first in range(0, rows.shape[1], step):
             block = rows[:, first : first + step]
@@ -200,6 +206,10 @@ def count_sketch(rows: Tensor, buckets: Tensor, key: int) -> Tensor:
     shift per block. Two coordinates meet with probability 0 within a block and 1/w between blocks,
     and the variance bound asks no more; in return a block is one contiguous multiply-add.
     """
+    if fused := _fused(rows):
+        flat = rows.reshape(-1, rows.shape[-1]), buckets.view(-1, buckets.shape[-1])
+        fused.add_count_sketch(*flat, key)
+        return buckets
     add = _add_blocks if rows.device.type == "cpu" else _add_gathered
     length, width = rows.shape[-1], buckets.shape[-1]
     blocks = -(-length // width)
@@ -231,6 +241,13 @@ def _add_gathered(rows: Tensor, buckets: Tensor, signs: Tensor, shifts: Tensor) 
     weights = signs[source] * inside.flatten()
     gathered = rows.index_select(-1, source).float() * weights
     buckets += gathered.unflatten(-1, (len(shifts), width)).sum(-2)
+
+
+def _fused(rows: Tensor) -> ModuleType | None:
+    """The kernels for such rows, where Triton is: it comes with torch's builds for CUDA."""
+    if rows.device.type == "cpu" or not torch.version.cuda or not find_spec("triton"):
+        return None
+    return import_module("capo_ds.gradients.fused")
 
 
 # ---------------------------------------------------------------- random bits

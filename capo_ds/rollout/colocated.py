@@ -17,16 +17,15 @@ from capo_ds.rollout.adapter import ADAPTER_NAME, adapter_settings, adapter_tens
 from capo_ds.rollout.base import (
     WHOLE,
     Draw,
-    Rollout,
     SamplerBytes,
     SamplerRun,
     SamplingShapes,
     Truncation,
-    assemble,
     check_prompts,
     request_settings,
 )
 from capo_ds.rollout.engine import context_length, engine_settings
+from capo_ds.rollout.rollout import Rollout, assemble
 from capo_ds.rollout.vllm_internals import (
     ADAPTER_ID,
     leave_process_group,

@@ -86,3 +86,14 @@ def test_an_exit_in_the_midst_is_told_and_no_success(monkeypatch, left, capfd, a
     told = " ".join(capfd.readouterr().err.split())
     assert f"error: rank 0: os._exit({asked}) was called in {__file__}, line " in told
     assert "in leave: it ends the process in the midst of the run" in told
+
+
+def test_an_error_begins_a_line_of_its_own_below_a_progress_bar(monkeypatch, left, capfd):
+    print("3/8 |###", end="", file=sys.stderr, flush=True)
+    with pytest.raises(Gone):
+        run_failing(monkeypatch, comm.PeerError("rollout failed on rank 1: OSError: gone", 1))
+    with pytest.raises(Gone):
+        comm._end_with_peer("rank 1 is gone")  # what the watchdog of another rank does
+    lines = capfd.readouterr().err.splitlines()
+    assert lines[0] == "3/8 |###" and "error: rank 1 is gone" in lines
+    assert any(line.startswith("error: rollout failed on rank 1") for line in lines[1:])

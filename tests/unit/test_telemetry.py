@@ -85,7 +85,11 @@ def test_a_resumed_run_shows_each_step_once(tmp_path, first_line):
 def test_the_logs_are_json_whatever_is_measured(tmp_path):
     """Of rewards near 1e308 the sum is infinite, and of infinite norms the mean of cosines NaN."""
     writers = SimpleNamespace(
-        tensorboard=None, cut_csv=lambda step: None, scalars=lambda step, values: None
+        tensorboard=None,
+        wandb=False,
+        comet=None,
+        cut_csv=lambda step: None,
+        scalars=lambda step, values: None,
     )
     recorder = Recorder(tmp_path, writers, 0)
     odd = {"reward/mean": math.inf, "loss/grad_norm": -math.inf, "loss/kl": math.nan}
