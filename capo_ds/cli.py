@@ -14,6 +14,7 @@ from datetime import timedelta
 
 from capo_ds.config import Config, ConfigError, config_reference, load_config
 from capo_ds.distributed import launch
+from capo_ds.early_end import told_exits
 from capo_ds.hub import fetch_once
 from capo_ds.interruption import Interruption
 from capo_ds.own_code import told_whole
@@ -41,7 +42,7 @@ def main(
     if dry_run:
         parser.add_argument("--dry-run", action="store_true", help=dry_run.__doc__)
     args = parser.parse_args()
-    with Interruption(lambda: "nothing new was saved"):
+    with Interruption(lambda: "nothing new was saved"), told_exits(_tell_early_end):
         _run(args, run, dry_run)
 
 
@@ -78,6 +79,15 @@ def _run(
         raise
     finally:
         comm.finish()
+
+
+def _tell_early_end(place: str) -> None:
+    """Of this rank, before it goes."""
+    from capo_ds.distributed import comm
+
+    told = f"rank {launch.launched_rank()}: {place}"
+    comm.tell_peers(told)
+    launch.tell(f"\nerror: {told}")
 
 
 def is_full(error: BaseException) -> bool:
