@@ -42,7 +42,7 @@ from capo_ds.gradients.store import GradientStore
 from capo_ds.learner import Batch, Learner
 from capo_ds.models import load_policy, token_log_probs
 from capo_ds.objective import token_weights
-from capo_ds.rollout.base import Rollout
+from capo_ds.rollout.rollout import Rollout
 from capo_ds.telemetry.metrics import PhaseTimer
 
 RESULTS = Path(__file__).resolve().parent / "results" / "step.json"

@@ -14,6 +14,7 @@ from datetime import timedelta
 
 from capo_ds.config import Config, ConfigError, config_reference, load_config
 from capo_ds.distributed import launch
+from capo_ds.early_end import told_exits
 from capo_ds.hub import fetch_once
 from capo_ds.interruption import Interruption
 from capo_ds.own_code import told_whole
@@ -46,7 +47,7 @@ def main(
     args = parser.parse_args()
     if dry_run and not args.dry_run and (args.nodes or args.cluster or args.response_tokens):
         parser.error("--nodes, --cluster and --response-tokens are of a forecast; add --dry-run")
-    with Interruption(lambda: "nothing new was saved"):
+    with Interruption(lambda: "nothing new was saved"), told_exits(_tell_early_end):
         _run(args, run, dry_run)
 
 
@@ -86,6 +87,15 @@ def _run(
         raise
     finally:
         comm.finish()
+
+
+def _tell_early_end(place: str) -> None:
+    """Of this rank, before it goes."""
+    from capo_ds.distributed import comm
+
+    told = f"rank {launch.launched_rank()}: {place}"
+    comm.tell_peers(told)
+    launch.tell(f"\nerror: {told}")
 
 
 def is_full(error: BaseException) -> bool:
@@ -140,7 +150,7 @@ def _exit(status: int, message: str) -> None:
     others with the first."""
     from capo_ds.distributed import comm
 
-    if not launch.tell(message):
+    if not launch.tell(message if status == BAD_CONFIG else f"\n{message}"):  # below a bar
         time.sleep(LISTENS)
     comm.abandon(status)
     sys.exit(status)
