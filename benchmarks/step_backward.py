@@ -16,7 +16,7 @@ from capo_ds.distributed import comm
 from capo_ds.gradients.per_sample import PerSampleGradients
 from capo_ds.gradients.store import GradientStore
 from capo_ds.models import load_policy, token_log_probs
-from capo_ds.rollout.base import Rollout
+from capo_ds.rollout.rollout import Rollout
 
 
 def backward_passes(size: Size, model: Path, repeats: int) -> dict[str, float]:

@@ -15,7 +15,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from capo_ds.config import Config, parse_config
 from capo_ds.distributed import comm
-from capo_ds.rollout.base import Rollout
+from capo_ds.rollout.rollout import Rollout
 
 
 @dataclass(frozen=True)

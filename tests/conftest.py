@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from capo_ds.distributed import comm
-from capo_ds.rollout.base import Draw, Rollout, Sampler
+from capo_ds.rollout.base import Draw, Sampler
+from capo_ds.rollout.rollout import Rollout
 from tests.ranks import run as run_ranks
 from tests.ranks import variables as ranks_variables
 

@@ -20,9 +20,10 @@ from capo_ds.architecture import check_positions, context_of, switch_length
 from capo_ds.config import ConfigError, ModelConfig
 from capo_ds.models import load_policy, load_tokenizer, reference_policy, token_log_probs
 from capo_ds.rehearsal import rehearse
-from capo_ds.rollout.base import Draw, left_pad
+from capo_ds.rollout.base import Draw
 from capo_ds.rollout.caches import select_rows
 from capo_ds.rollout.hf import HuggingFaceSampler
+from capo_ds.rollout.rollout import left_pad
 
 STATES = ["qwen3_5_text", "qwen3_next", "lfm2", "mamba", "mamba2", "bamba", "falcon_h1"]
 LET_PADDING_IN = ["rwkv", "recurrent_gemma", "xlstm", "minimax"]  # where it stands on the left
