@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from step import PLAIN, SIZES, VARIANTS, Size, architecture, clock, plain_update, settings
+from step import PLAIN, VARIANTS, plain_update
+from step_shapes import SIZES, Size, architecture, clock, settings
 from torch import Tensor
 from transformers import Qwen2ForCausalLM
 
@@ -23,8 +24,9 @@ from capo_ds.distributed.engine import CapoEngine
 from capo_ds.learner import Learner
 from capo_ds.memory import plan_on_all_ranks, used_memory
 from capo_ds.models import load_policy
-from capo_ds.rollout.base import Draw, Rollout
+from capo_ds.rollout.base import Draw
 from capo_ds.rollout.hf import HuggingFaceSampler
+from capo_ds.rollout.rollout import Rollout
 from capo_ds.telemetry.metrics import PhaseTimer
 
 GROUP, PAD, REPEATS = 8, 0, 2

@@ -31,7 +31,7 @@ from capo_ds.distributed import comm
 from capo_ds.distributed.engine import CapoEngine
 from capo_ds.learner import Learner
 from capo_ds.models import load_policy
-from capo_ds.rollout.base import Rollout, assemble
+from capo_ds.rollout.rollout import Rollout, assemble
 from capo_ds.telemetry.metrics import PhaseTimer
 
 PROMPT_TOKENS = [7, 3, 5]  # of the prompts: three, so that two ranks have unequal shares

@@ -25,8 +25,9 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 from capo_ds import Callback, Event, Trainer, load_config
-from capo_ds.rollout.base import Asked, Rollout, Sampled, SamplerRun
+from capo_ds.rollout.base import Asked, Sampled, SamplerRun
 from capo_ds.rollout.process import ProcessSampler
+from capo_ds.rollout.rollout import Rollout
 from capo_ds.rollout.waiting import in_background
 from capo_ds.telemetry.metrics import read_metrics
 

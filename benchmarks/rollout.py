@@ -32,9 +32,10 @@ from peft import PeftModel
 from capo_ds.config import Config, parse_config
 from capo_ds.distributed import comm
 from capo_ds.models import load_policy, load_tokenizer
-from capo_ds.rollout.base import Draw, Rollout, end_tokens, left_pad, pad_token
+from capo_ds.rollout.base import Draw, end_tokens, pad_token
 from capo_ds.rollout.colocated import ColocatedSampler
 from capo_ds.rollout.hf import HuggingFaceSampler
+from capo_ds.rollout.rollout import Rollout, left_pad
 from capo_ds.tasks import arithmetic
 
 RESULTS = Path(__file__).resolve().parent / "results" / "rollout.json"

@@ -28,7 +28,7 @@ from capo_ds.distributed.engine import CapoEngine
 from capo_ds.learner import Learner, Update
 from capo_ds.learning.batch import Batch
 from capo_ds.models import load_policy
-from capo_ds.rollout.base import Rollout
+from capo_ds.rollout.rollout import Rollout
 from capo_ds.shared_prompts import READS_ONCE
 from capo_ds.telemetry.metrics import Measures, PhaseTimer
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from capo_ds.distributed import comm
-from capo_ds.rollout.base import Rollout, concatenate
+from capo_ds.rollout.rollout import Rollout, concatenate
 from capo_ds.scoring import Judged
 from capo_ds.tasks import Problem
 

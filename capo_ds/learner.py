@@ -31,7 +31,7 @@ from capo_ds.learning.rebuild import rebuild
 from capo_ds.learning.solve import Roster, solve
 from capo_ds.models import reference_policy
 from capo_ds.objective import token_weights
-from capo_ds.rollout.base import Rollout
+from capo_ds.rollout.rollout import Rollout
 from capo_ds.seeding import update_seed
 from capo_ds.telemetry.metrics import Measured, PhaseTimer
 

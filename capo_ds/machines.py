@@ -26,7 +26,7 @@ from capo_ds.terminal import aligned
 
 CODE = ("capo_ds/**/*.py", "ds_configs/*.json", "launchers/recipes/*.yaml")
 PIECE = 2**20  # bytes at each end of a large file that its digest reads
-SENT = 2**26 if torch.cuda.is_available() else 2**22  # bytes from rank to rank
+SENT = {"cuda": 2**26, "cpu": 2**22}  # bytes from rank to rank
 TIMES = 3
 SLOW = 0.1  # of the median of the links of a kind
 ALL_PAIRS = 8  # ranks; of more, the first of each machine only
@@ -131,9 +131,9 @@ def links(machines: list[str]) -> list[Link]:
 
 def _rate(first: int, second: int) -> Link:
     """As rank 0 of all gets it told; there and back, the best of some."""
-    seconds = float("inf")
+    seconds, device = float("inf"), comm.device()
     if comm.rank() in (first, second):
-        payload = torch.ones(SENT, dtype=torch.uint8, device=comm.device())
+        payload = torch.ones(SENT[device.type], dtype=torch.uint8, device=device)
         other = second if comm.rank() == first else first
         for _ in range(TIMES + 1):  # the first opens the connection
             start = time.perf_counter()
@@ -143,11 +143,11 @@ def _rate(first: int, second: int) -> Link:
             else:
                 dist.recv(payload, other)
                 dist.send(payload, other)
-            if torch.cuda.is_available():
+            if device.type == "cuda":
                 torch.cuda.synchronize()
             seconds = min(seconds, time.perf_counter() - start)
     best = min(comm.gather(seconds))
-    return Link(first, second, 2 * SENT / best)
+    return Link(first, second, 2 * SENT[device.type] / best)
 
 
 def slow_links(found: list[Link], machines: list[str]) -> list[Link]:

@@ -26,8 +26,9 @@ from capo_ds.gradients.per_sample import PerSampleGradients
 from capo_ds.gradients.store import GradientStore
 from capo_ds.learning.micro_batches import micro_batches
 from capo_ds.log_probs import largest_logit, log_prob_bound, token_log_probs
-from capo_ds.rollout.base import Draw, Rollout, assemble, model_context
+from capo_ds.rollout.base import Draw, model_context
 from capo_ds.rollout.hf import HuggingFaceSampler
+from capo_ds.rollout.rollout import Rollout, assemble
 
 PROMPT_TOKENS = (11, 6)  # of the two prompts: unequal, so that one is padded
 NEW_TOKENS = 6

@@ -25,18 +25,9 @@ from capo_ds.deal import Deal
 from capo_ds.distributed import comm
 from capo_ds.distributed.engine import CapoEngine
 from capo_ds.dynamic_sampling import Judging, with_signal
-from capo_ds.rollout.base import (
-    Asked,
-    Draw,
-    Rollout,
-    Sampled,
-    SamplerRun,
-    Truncation,
-    asked_of,
-    concatenate,
-    pad_token,
-)
+from capo_ds.rollout.base import Asked, Draw, Sampled, SamplerRun, Truncation, asked_of, pad_token
 from capo_ds.rollout.choose import check_sampler, make_sampler
+from capo_ds.rollout.rollout import Rollout, concatenate
 from capo_ds.scoring import Judged
 from capo_ds.tasks import Problem
 from capo_ds.tasks.prompts import encode

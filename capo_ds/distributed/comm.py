@@ -110,7 +110,7 @@ def _launcher_watched() -> Iterator[None]:
 def _end_with_peer(error: str) -> None:
     """End this process, which waits in a collective for a rank that has failed or is gone."""
     try:
-        tell(f"error: {error}")
+        tell(f"\nerror: {error}")  # below a bar
     finally:  # the reader of stderr may be gone too
         os._exit(FAILED)
 

@@ -69,8 +69,7 @@ class GradientStore:
         return Space(device, dtype)
 
     def write(self, index: int, first: int, output_gradients: Tensor, inputs: Tensor) -> None:
-        rows = self.rows[index][first : first + len(inputs)]
-        rows.copy_(_outer_sums(output_gradients, inputs, rows.dtype))
+        _outer_sums(output_gradients, inputs, self.rows[index][first : first + len(inputs)])
 
     def matrices(self) -> Iterator[Tensor]:
         if self.sketch is not None:
@@ -126,7 +125,8 @@ class HostStore(GradientStore):
             super().write(index, first, output_gradients, inputs)
             return
         rows = self.rows[index][first : first + len(inputs)]
-        made = _outer_sums(output_gradients, inputs, rows.dtype).to(rows.dtype)
+        made = torch.empty_like(rows, device=self.device)
+        _outer_sums(output_gradients, inputs, made)
         self._stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self._stream):
             rows.copy_(made, non_blocking=True)
@@ -194,11 +194,15 @@ class SketchStore:
         """Nothing to do: later sums leave out samples of coefficient 0."""
 
 
-def _outer_sums(output_gradients: Tensor, inputs: Tensor, stored: torch.dtype) -> Tensor:
+def _outer_sums(output_gradients: Tensor, inputs: Tensor, out: Tensor) -> None:
     """sum_t dy_t x_t' of each sample, in the widest of the dtypes: a store rounds results only."""
     dtype = torch.promote_types(output_gradients.dtype, inputs.dtype)
-    dtype = torch.promote_types(dtype, stored)
-    return torch.bmm(output_gradients.transpose(1, 2).to(dtype), inputs.to(dtype))
+    dtype = torch.promote_types(dtype, out.dtype)
+    left, right = output_gradients.transpose(1, 2).to(dtype), inputs.to(dtype)
+    if out.dtype == dtype:
+        torch.bmm(left, right, out=out)
+    else:
+        out.copy_(torch.bmm(left, right))
 
 
 def _widened(rows: Tensor) -> Tensor:

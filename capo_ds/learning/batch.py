@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 
 from torch import Tensor
 
-from capo_ds.rollout.base import TOKEN, Rollout, Rows
+from capo_ds.rollout.rollout import TOKEN, Rollout, Rows
 
 Heard = dict[int, dict[str, float | None]]  # what became of a response, by its number
 

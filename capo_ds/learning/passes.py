@@ -23,7 +23,7 @@ from capo_ds.objective import (
     token_objective,
 )
 from capo_ds.objectives import MAX_LOG_RATIO, Tokens
-from capo_ds.rollout.base import Rollout, Rows
+from capo_ds.rollout.rollout import Rollout, Rows
 from capo_ds.shared_prompts import read_prompts, reads_prompts_once, response_log_probs
 from capo_ds.telemetry.metrics import Largest, Mean, Measured
 

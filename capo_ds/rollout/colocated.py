@@ -17,20 +17,20 @@ from capo_ds.rollout.adapter import ADAPTER_NAME, adapter_settings, adapter_tens
 from capo_ds.rollout.base import (
     WHOLE,
     Draw,
-    Rollout,
     SamplerBytes,
     SamplerRun,
     SamplingShapes,
     Truncation,
-    assemble,
     check_prompts,
     request_settings,
 )
 from capo_ds.rollout.engine import context_length, engine_settings
+from capo_ds.rollout.rollout import Rollout, assemble
 from capo_ds.rollout.vllm_internals import (
     ADAPTER_ID,
     leave_process_group,
     load_adapter,
+    memory_named,
     share_out,
     threads_kept,
 )
@@ -52,7 +52,7 @@ def vllm(run: SamplerRun) -> ColocatedSampler | None:
         require_vllm(run.config)
         engine_settings(run.config, context)
         return None
-    return ColocatedSampler(run.policy, run.ends, run.pad, context, run.config)
+    return ColocatedSampler(run.policy, run.ends, run.pad, context, run.config, run.name)
 
 
 def memory(shapes: SamplingShapes) -> SamplerBytes:
@@ -71,6 +71,7 @@ class ColocatedSampler:
     """A `Sampler` on a vLLM engine of this rank. The base model is read once, from `model.path`.
 
     ends: the tokens that end a response. context: the longest prompt and response together.
+    run: a name that no other run has used.
     Raises:
         ConfigError: if vLLM is not installed, or the ranks do not fall into groups of
             `rollout.tensor_parallel`.
@@ -80,13 +81,19 @@ class ColocatedSampler:
     shares_policy = False
 
     def __init__(
-        self, policy: PeftModel, ends: Sequence[int], pad: int, context: int, config: Config
+        self,
+        policy: PeftModel,
+        ends: Sequence[int],
+        pad: int,
+        context: int,
+        config: Config,
+        run: str = "alone",
     ):
         self.policy, self.ends, self.pad, self.context = policy, list(ends), pad, context
         self.max_new_tokens, self.stop = config.rollout.max_new_tokens, config.prompt.stop
         self.collective = config.rollout.tensor_parallel > 1
         self._thread = EngineThread(config.rollout.timeout)
-        self._llm: LLM = self._thread.call("starting vLLM", partial(_start, config, context))
+        self._llm: LLM = self._thread.call("starting vLLM", partial(_start, config, context, run))
 
     @contextmanager
     def awake(self) -> Iterator[None]:
@@ -196,14 +203,14 @@ def require_vllm(config: Config) -> type[LLM]:
     return LLM
 
 
-def _start(config: Config, context: int) -> LLM:
+def _start(config: Config, context: int, run: str) -> LLM:
     """The engine, without its lines on the terminal and its changes to this process's threads."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     # vLLM reads torch's old names, and warns of each.
     warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
     engine = require_vllm(config)
     gpu = torch.cuda.is_available()
-    with threads_kept():
+    with threads_kept(), memory_named(run):
         llm = engine(
             **engine_settings(config, context),
             skip_tokenizer_init=not config.prompt.stop,  # which it needs to find them

@@ -31,18 +31,16 @@ from capo_ds.log_probs import bound_of
 from capo_ds.rollout.base import (
     WHOLE,
     Draw,
-    Rollout,
     SamplerBytes,
     SamplerRun,
     SamplingShapes,
     Truncation,
     check_prompts,
-    concatenate,
-    left_pad,
     model_context,
     uniforms,
 )
 from capo_ds.rollout.caches import select_rows
+from capo_ds.rollout.rollout import Rollout, concatenate, left_pad
 
 LOGIT_BYTES = 4 * 4  # a vocabulary entry: logits, log-probs, probs, and one of them padded
 BLOCK = 512  # tokens that are added up together

@@ -12,8 +12,9 @@ from torch import Tensor
 from capo_ds.config import Config
 from capo_ds.log_probs import largest_logit, log_prob_bound, token_log_probs
 from capo_ds.models import reference_policy
-from capo_ds.rollout.base import Draw, Rollout, Sampler, SamplesEach, asked_of
+from capo_ds.rollout.base import Draw, Sampler, SamplesEach, asked_of
 from capo_ds.rollout.engine import PROBE_LENGTHS, PROBE_TOKENS
+from capo_ds.rollout.rollout import Rollout
 
 SAME = 1e-4  # nats a token; sequences closer than this come from the same weights
 

@@ -27,7 +27,6 @@ from capo_ds.rollout.base import (
     Asked,
     Draw,
     EarlySampler,
-    Rollout,
     Sampled,
     SamplerBytes,
     SamplerRun,
@@ -37,6 +36,7 @@ from capo_ds.rollout.base import (
     model_context,
 )
 from capo_ds.rollout.child import Answer, Request, Start, Weights, digest_of, factors_of
+from capo_ds.rollout.rollout import Rollout
 
 PACKAGES = Path(__file__).resolve().parents[2]  # the folder that holds capo_ds
 MAIN = "from capo_ds.rollout.child import main; main()"

@@ -17,15 +17,14 @@ from capo_ds.rollout.base import (
     Asked,
     Draw,
     EarlySampler,
-    Rollout,
     Sampled,
     SamplerRun,
     Truncation,
-    assemble,
     check_prompts,
     request_settings,
 )
 from capo_ds.rollout.engine import context_length
+from capo_ds.rollout.rollout import Rollout, assemble
 from capo_ds.rollout.server_client import LOST, Server, ServerFailed
 from capo_ds.rollout.server_key import server_key
 from capo_ds.rollout.servers import Servers

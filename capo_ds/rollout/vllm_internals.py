@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from vllm.lora.model_manager import LoRAModelManager
 
 ADAPTER_ID = 1
+SHARED_MEMORY = Path("/dev/shm")
 RELIED_ON = {
     "InprocClient": ["_finalizer"],
     "WorkerLoRAManager": ["_adapter_manager", "lora_config"],
@@ -36,6 +39,7 @@ RELIED_ON = {
     "LoRAModel": ["from_lora_tensors", "loras"],
     "PEFTHelper": ["from_dict", "validate_legal"],
     "GroupCoordinator": ["world_size", "rank_in_group", "cpu_group"],
+    "_CPUSHMDistributed": ["make_group_name"],
 }
 
 
@@ -56,6 +60,35 @@ def threads_kept() -> Iterator[None]:
     finally:
         torch.set_num_threads = set_num_threads
         torch.set_num_threads(threads)
+
+
+@contextmanager
+def memory_named(run: str) -> Iterator[None]:
+    """Around the start of an engine: on CPU the ranks of one share memory under a name that vLLM
+    gives alike in every run, and it does not start where a file of that name is: of a run beside
+    it, or of one that was killed. In here the name has the run's in it, and it is gone once all
+    ranks have found the memory by it, so that nothing is left of a run that is killed.
+
+    run: a name that no other run has used.
+    """
+    if torch.cuda.is_available():
+        yield
+        return
+    from vllm.distributed.device_communicators.cpu_communicator import _CPUSHMDistributed as shared
+
+    check("vllm", shared, RELIED_ON["_CPUSHMDistributed"])
+    name_of = shared.make_group_name
+
+    def named(communicator: Any) -> str:
+        return f"capo-{run}{name_of(communicator)}".replace("/", "")
+
+    shared.make_group_name = staticmethod(named)
+    try:
+        yield
+    finally:
+        shared.make_group_name = staticmethod(name_of)
+        for file in SHARED_MEMORY.glob(f"capo-{escape(run)}-*"):
+            file.unlink(missing_ok=True)
 
 
 def share_out(mine: Any) -> tuple[list[Any], int]:

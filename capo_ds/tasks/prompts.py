@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from capo_ds.config import PromptConfig
-    from capo_ds.rollout.base import Rollout
+    from capo_ds.rollout.rollout import Rollout
 
 REASON_AND_BOX = r"Please reason step by step, and put your final answer within \boxed{}."
 

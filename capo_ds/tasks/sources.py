@@ -13,7 +13,8 @@ import numpy as np
 from capo_ds.tasks.answers import find_boxes
 from capo_ds.tasks.base import Problem, Split, Wanted
 from capo_ds.tasks.columns import check_media, conversation, decoded, holds, last_words, value_at
-from capo_ds.tasks.files import READERS, ending, exact_text, plain_rows, read_split, saved_split
+from capo_ds.tasks.file_formats import READERS, plain_rows
+from capo_ds.tasks.files import ending, exact_text, read_split, saved_split
 from capo_ds.tasks.rewards import final_answer
 
 _CALCULATION = re.compile(r"<<[^<>]*>>")  # GSM8K's notes to a calculator: 48/2 = <<48/2=24>>24

@@ -7,6 +7,7 @@ bounds parted the runs of benchmarks/study.py: docs/training.md says what they t
 from __future__ import annotations
 
 from collections import deque
+from math import isfinite, nan
 from pathlib import Path
 
 from capo_ds.callbacks import Callback, Event
@@ -33,7 +34,7 @@ class Signs:
     def add(self, metrics: dict[str, float]) -> list[str]:
         """What this step is the first to show, in words."""
         for name in NAMES:
-            if name in metrics:
+            if isfinite(metrics.get(name, nan)):
                 self._last[name].append(metrics[name])
         found = {"reward": self._reward(), "entropy": self._entropy(), "kl": self._kl()}
         new = {sign: words for sign, words in found.items() if words and sign not in self._told}

@@ -218,12 +218,14 @@ class Recorder:
 
     def _append(self, name: str, record: dict[str, Any]) -> None:
         with open(self.folder / name, "a") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps(_in_json(record), allow_nan=False) + "\n")
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """The lines of a run's metrics log, in order of steps; a last one half-written is left out."""
-    return list(whole_lines(folder / METRICS_FILE))
+    """The lines of a run's metrics log, in order of steps, NaN for `null`; a last one half-written
+    is left out."""
+    lines = whole_lines(folder / METRICS_FILE)
+    return [{k: math.nan if v is None else v for k, v in line.items()} for line in lines]
 
 
 def whole_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -232,6 +234,13 @@ def whole_lines(path: Path) -> Iterator[dict[str, Any]]:
         for line in file:
             if line.endswith("\n"):
                 yield json.loads(line)
+
+
+def _in_json(value: Any) -> Any:
+    """JSON has no word for a number beyond all bounds, nor for none: null."""
+    if isinstance(value, dict):
+        return {name: _in_json(part) for name, part in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def flat_settings(config: dict[str, Any]) -> dict[str, Any]:

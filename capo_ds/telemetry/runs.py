@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isfinite, nan
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +86,8 @@ def group_runs(runs: list[Run]) -> list[Group]:
 
 
 def series(metrics: list[dict[str, float]], name: str) -> tuple[list[float], list[float]]:
-    """Steps and values of one metric, where it was logged."""
-    points = [(line["step"], line[name]) for line in metrics if name in line]
+    """Steps and values of one metric, where it was logged and is a number."""
+    points = [(line["step"], line[name]) for line in metrics if isfinite(line.get(name, nan))]
     return [step for step, _ in points], [value for _, value in points]
 
 

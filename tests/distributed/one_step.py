@@ -17,7 +17,7 @@ from capo_ds.distributed import comm
 from capo_ds.distributed.engine import CapoEngine
 from capo_ds.learner import Learner
 from capo_ds.models import load_policy
-from capo_ds.rollout.base import Rollout
+from capo_ds.rollout.rollout import Rollout
 from capo_ds.telemetry.metrics import Measures, PhaseTimer
 
 VOCABULARY = 200

@@ -46,6 +46,7 @@ def test_no_rank_waits_for_one_that_has_failed(way, words, launcher, ranks):
 
 OWN = """
 import json
+import os
 from pathlib import Path
 
 def divide():
@@ -59,13 +60,16 @@ def leaves():
 
 def elsewhere():
     return json.loads("{")
+
+def ends():
+    os._exit(0)
 """
 
 
 PLACES = {
-    "part": ("division by zero", ["line 9, in part", "return divide()", "line 6, in divide"]),
-    "leaves": ("SystemExit: 0", ["line 12, in leaves", "raise SystemExit(0)"]),
-    "elsewhere": ("JSONDecodeError: Expecting", ["line 15, in elsewhere"]),
+    "part": ("division by zero", ["line 10, in part", "return divide()", "line 7, in divide"]),
+    "leaves": ("SystemExit: 0", ["line 13, in leaves", "raise SystemExit(0)"]),
+    "elsewhere": ("JSONDecodeError: Expecting", ["line 16, in elsewhere"]),
 }
 
 
@@ -92,6 +96,18 @@ def test_an_error_of_users_code_is_told_once_with_its_place(tmp_path, kind, name
         assert result.stderr.count(words) == 1, result.stderr
     for words in ("plugins.py", "comm.py", "failures.py", "decoder.py"):
         assert words not in result.stderr
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_rank_that_users_code_ends_has_failed(tmp_path, ranks):
+    """With status 0, for which a launcher would take its part as done."""
+    file = tmp_path / "mine.py"
+    file.write_text(OWN)
+    way = f"train.output_dir=collective:{file}:ends"
+    result = launch(ranks, SCRIPT, "--config", str(RECIPE), "--set", way, status=1)
+    told = " ".join(result.stderr.split())
+    words = f"rank {ranks - 1}: os._exit(0) was called in {file}, line 19, in ends: it ends the"
+    assert told.count(words) == 1, told
 
 
 @pytest.mark.parametrize("launcher", ["deepspeed", "torchrun", "mpirun"])

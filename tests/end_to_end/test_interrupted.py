@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from capo_ds.interruption import SAME_KEY
@@ -21,6 +22,7 @@ LONG = {
     "train.save_every": 0,
     "objective.minibatches": 1,
 }
+AHEAD = {"rollout.sampler": "process", "rollout.ahead": 1, "rollout.dynamic_sampling": 0}
 
 
 def start(launcher: str, folder: Path, **changes) -> subprocess.Popen:
@@ -59,37 +61,56 @@ def wait_for_words(process: subprocess.Popen, words: str) -> None:
         told += letter
 
 
+def samplers(process: subprocess.Popen) -> list[psutil.Process]:
+    """The processes of its ranks' samplers."""
+    everyone = psutil.Process(process.pid).children(recursive=True)
+    return [each for each in everyone if any("rollout.child" in word for word in each.cmdline())]
+
+
 @pytest.mark.parametrize(
-    "launcher", ["deepspeed", pytest.param("torchrun", marks=pytest.mark.slow)]
+    ("launcher", "changes"),
+    [
+        ("deepspeed", {}),
+        pytest.param("torchrun", {}, marks=pytest.mark.slow),
+        pytest.param("deepspeed", AHEAD, marks=pytest.mark.slow),
+        pytest.param("torchrun", AHEAD, marks=pytest.mark.slow),
+    ],
 )
-def test_ctrl_c_finishes_the_step_and_saves(tmp_path, launcher):
-    process = start(launcher, tmp_path / "run")
+def test_ctrl_c_finishes_the_step_and_saves(tmp_path, launcher, changes):
+    process = start(launcher, tmp_path / "run", **changes)
     wait_for_lines(process, tmp_path / "run", 1)
+    beside = samplers(process)
+    assert len(beside) == (2 if changes else 0)
     os.killpg(process.pid, signal.SIGINT)
     told, _ = process.communicate(timeout=TIMEOUT)
+    assert psutil.wait_procs(beside, 5)[1] == []
     assert told.count("ending after this step, with a checkpoint") == 1, told
     done = int(re.search(r"terminated after step (\d+)", told)[1])
     assert (tmp_path / "run" / "checkpoints" / f"step{done:06d}" / "manifest.json").is_file()
     for words in ("terminate called", "ProcessGroupGloo", "capo_ds/"):  # no trace of ours
         assert words not in told.replace(str(tmp_path), ""), told
-    changes = LONG | {"train.steps": done + 1}
-    again = launch(1, TRAIN, *arguments(tmp_path / "run", **changes))
+    again = launch(
+        1, TRAIN, *arguments(tmp_path / "run", **LONG | changes | {"train.steps": done + 1})
+    )
     assert re.search(rf"goes on  after step {done}, from .*/step{done:06d}", again.stdout)
 
 
 @pytest.mark.slow
-def test_a_second_ctrl_c_ends_at_once(tmp_path):
+@pytest.mark.parametrize("changes", [{}, AHEAD])
+def test_a_second_ctrl_c_ends_at_once(tmp_path, changes):
     """In the midst of a step of minutes, which an evaluation goes before."""
     large = {"rollout.prompts_per_step": 1000, "task.train_problems": 1000, "train.eval_every": 1}
-    large |= {"aggregator": "mean", "measure_conflict": False}
+    large |= {"aggregator": "mean", "measure_conflict": False} | changes
     process = start("deepspeed", tmp_path / "run", **large)
     wait_for_words(process, "0/500 |")  # from here on a signal is heard
+    beside = samplers(process)
     os.killpg(process.pid, signal.SIGINT)
     wait_for_words(process, "Ctrl-C again ends at once")
     time.sleep(SAME_KEY + 0.1)
     os.killpg(process.pid, signal.SIGINT)
     process.communicate(timeout=TIMEOUT)
     assert process.returncode != 0
+    assert psutil.wait_procs(beside, 5)[1] == []
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 1
 
 

@@ -45,13 +45,17 @@ def test_responses_are_a_step_old_and_corrected(undisturbed):
 
 @pytest.mark.parametrize(
     ("word", "update", "status"),
-    [("SIGKILL", "4", -signal.SIGKILL), pytest.param("SIGINT", "3", 0, marks=pytest.mark.slow)],
+    [
+        ("SIGKILL", "4", -signal.SIGKILL),
+        pytest.param("SIGINT", "3", 0, marks=pytest.mark.slow),
+        pytest.param("SIGTERM", "3", 0, marks=pytest.mark.slow),
+    ],
 )
 def test_ended_in_an_update_and_resumed_equals_undisturbed(
     undisturbed, tmp_path, word, update, status
 ):
-    """Both ranks, while their samplers are at the next step's responses; with Ctrl-C these are in
-    the checkpoint, without they were in the one before."""
+    """Both ranks, while their samplers are at the next step's responses; with Ctrl-C and SIGTERM
+    these are in the checkpoint, without they were in the one before."""
     folder = tmp_path / "run"
     ended = launch(2, SIGNALLED, word, update, *arguments(folder, **AHEAD), status=status)
     assert "sampler's process" not in ended.stdout + ended.stderr

@@ -110,15 +110,26 @@ def test_stop_strings_end_responses_as_they_do_with_hf(tmp_path):
     assert not any("=" in completion for completion, _, _ in answers["hf"])
 
 
-def test_one_engine_over_two_ranks_samples_the_same(undisturbed, tmp_path):
-    """At ZeRO 3, and with unequal shares of the prompts."""
-    for left in Path("/dev/shm").glob(
-        "-tp:*cpushm*"
-    ):  # vLLM's, of ranks that were killed: its name
-        left.unlink()  # is the same in every run, and it does not start beside one
+@pytest.fixture
+def shared_before() -> Iterator[set[Path]]:
+    """What lies in the shared memory: that of an engine of two ranks too, as a run that was killed,
+    or one beside this, has it under vLLM's own name."""
+    memory = Path("/dev/shm")
+    there = [memory / f"-tp:0-[0-1]-cpushm_{rank}" for rank in range(2)]
+    made = [file for file in there if not file.exists()]
+    for file in made:
+        file.touch()
+    yield {*memory.iterdir()}
+    for file in made:
+        file.unlink()
+
+
+def test_one_engine_over_two_ranks_samples_the_same(undisturbed, shared_before, tmp_path):
+    """At ZeRO 3, with unequal shares of the prompts, and beside another run's engine."""
     changes = {"rollout.tensor_parallel": 2, "rollout.prompts_per_step": 5, "train.steps": 1}
     changes |= {"deepspeed": "ds_configs/zero3.json"}
     launch(2, TRAIN, *arguments(tmp_path / "run", **VLLM | changes))
+    assert not [file for file in {*Path("/dev/shm").iterdir()} - shared_before if "tp" in file.name]
     line, expected = metrics(tmp_path / "run"), metrics(undisturbed)
     assert line[0]["eval/accuracy"] == expected[0]["eval/accuracy"]
     assert line[1]["rollout/probe_difference_max"] < 1e-4

@@ -20,9 +20,10 @@ from capo_ds.architecture import check_positions, context_of, switch_length
 from capo_ds.config import ConfigError, ModelConfig
 from capo_ds.models import load_policy, load_tokenizer, reference_policy, token_log_probs
 from capo_ds.rehearsal import rehearse
-from capo_ds.rollout.base import Draw, left_pad
+from capo_ds.rollout.base import Draw
 from capo_ds.rollout.caches import select_rows
 from capo_ds.rollout.hf import HuggingFaceSampler
+from capo_ds.rollout.rollout import left_pad
 
 STATES = ["qwen3_5_text", "qwen3_next", "lfm2", "mamba", "mamba2", "bamba", "falcon_h1"]
 LET_PADDING_IN = ["rwkv", "recurrent_gemma", "xlstm", "minimax"]  # where it stands on the left
@@ -298,6 +299,15 @@ def pointer(file):
     file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
 
 
+def no_header(file):
+    file.write_bytes((8).to_bytes(8, "little") + b"no JSON!")
+
+
+def link_to_nothing(file):
+    file.unlink()
+    file.symlink_to(file.with_name("gone"))
+
+
 def shards_missing(file):
     file.with_name("model.safetensors.index.json").write_text(
         json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors"}})
@@ -310,6 +320,11 @@ def shards_missing(file):
         (cut, r"model\.safetensors has"),
         (cut_header, r"model\.safetensors is cut off"),
         (pointer, r"model\.safetensors is a Git LFS pointer.*git lfs pull"),
+        (lambda file: file.write_bytes(b"{}"), r"model\.safetensors is cut off"),
+        (no_header, r"model\.safetensors is cut off"),
+        (link_to_nothing, r"model\.safetensors is a link to nothing"),
+        (lambda file: file.with_name("config.json").write_text(""), r"config\.json is empty"),
+        (lambda file: file.with_name("config.json").write_text("{"), r"config\.json is no JSON"),
         (shards_missing, "index.json names 1 files, of which 1 are not there"),
     ],
 )

@@ -8,7 +8,7 @@ from capo_ds.config import ConfigError, parse_config
 from capo_ds.deal import Deal
 from capo_ds.distributed import comm
 from capo_ds.dynamic_sampling import with_signal
-from capo_ds.rollout.base import Rollout, assemble
+from capo_ds.rollout.rollout import Rollout, assemble
 from capo_ds.scoring import Judged
 from capo_ds.tasks import Problem, Verdict
 from capo_ds.tasks.mixture import PromptOrder, by_source

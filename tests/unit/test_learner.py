@@ -11,7 +11,7 @@ from capo_ds.distributed.engine import CapoEngine
 from capo_ds.learner import Learner
 from capo_ds.learning.passes import SEQUENCE_RATIO_SQUARE
 from capo_ds.models import load_policy, token_log_probs
-from capo_ds.rollout.base import Rollout
+from capo_ds.rollout.rollout import Rollout
 from capo_ds.telemetry.metrics import Measures, PhaseTimer
 
 pytestmark = pytest.mark.usefixtures("process_group")

@@ -14,8 +14,9 @@ from capo_ds.config import parse_config
 from capo_ds.learner import Learner
 from capo_ds.learning.batch import Batch
 from capo_ds.models import load_policy
-from capo_ds.rollout.base import Draw, Rollout
+from capo_ds.rollout.base import Draw
 from capo_ds.rollout.hf import HuggingFaceSampler
+from capo_ds.rollout.rollout import Rollout
 from capo_ds.telemetry.metrics import Measures, PhaseTimer
 from tests.pretend import GPU, MixedDevices, PretendedEngine, PretendedGPU
 

@@ -15,12 +15,13 @@ from capo_ds.config import ConfigError, parse_config
 from capo_ds.models import load_policy, load_tokenizer, token_log_probs
 from capo_ds.rollout import colocated
 from capo_ds.rollout.adapter import adapter_settings, adapter_tensors
-from capo_ds.rollout.base import Draw, Rollout, Truncation, end_tokens, request_seed
+from capo_ds.rollout.base import Draw, Truncation, end_tokens, request_seed
 from capo_ds.rollout.colocated import ColocatedSampler
 from capo_ds.rollout.engine import PROBE_LENGTHS, max_rank
 from capo_ds.rollout.hf import BLOCK, HuggingFaceSampler, drawn, truncate
 from capo_ds.rollout.probe import Probe, SamplerMismatch
 from capo_ds.rollout.process import ProcessSampler
+from capo_ds.rollout.rollout import Rollout
 from capo_ds.rollout.waiting import EngineThread
 from tests.conftest import greedy
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from capo_ds.rollout.base import Rollout
+from capo_ds.rollout.rollout import Rollout
 from capo_ds.scoring import Scored
 from capo_ds.tasks import Problem, Verdict
 from capo_ds.tasks.groups import Groups

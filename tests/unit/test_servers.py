@@ -15,8 +15,9 @@ import torch
 from capo_ds.config import ConfigError, parse_config
 from capo_ds.distributed.launch import free_port
 from capo_ds.models import load_policy
-from capo_ds.rollout.base import Asked, Draw, Rollout
+from capo_ds.rollout.base import Asked, Draw
 from capo_ds.rollout.probe import Probe, SamplerMismatch
+from capo_ds.rollout.rollout import Rollout
 from capo_ds.rollout.server import ServerSampler
 from capo_ds.rollout.server_client import Server, ServerFailed
 

@@ -1,6 +1,7 @@
 """What the recorder leaves in the run's folder and in TensorBoard."""
 
 import json
+import math
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -79,6 +80,33 @@ def test_a_resumed_run_shows_each_step_once(tmp_path, first_line):
     points = [(e.step, make_ndarray(e.tensor_proto)) for e in shown.Tensors("reward/mean")]
     assert points == [(line["step"], pytest.approx(line["reward/mean"])) for line in lines]
     assert [e.step for e in shown.Tensors("rollout/samples/text_summary")] == [0, 1, 2, 3, 4]
+
+
+def test_the_logs_are_json_whatever_is_measured(tmp_path):
+    """Of rewards near 1e308 the sum is infinite, and of infinite norms the mean of cosines NaN."""
+    writers = SimpleNamespace(
+        tensorboard=None,
+        wandb=False,
+        comet=None,
+        cut_csv=lambda step: None,
+        scalars=lambda step, values: None,
+    )
+    recorder = Recorder(tmp_path, writers, 0)
+    odd = {"reward/mean": math.inf, "loss/grad_norm": -math.inf, "loss/kl": math.nan}
+    recorder.scalars(1, odd | {"reward/accuracy": 0.5})
+    recorder.samples(1, [response(1) | {"norm": math.inf, "rewards": {"own": math.nan}}])
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is no JSON")
+
+    lines = [
+        json.loads((tmp_path / name).read_text(), parse_constant=refuse)
+        for name in ("metrics.jsonl", "samples.jsonl")
+    ]
+    assert lines[0] == {"step": 1} | dict.fromkeys(odd) | {"reward/accuracy": 0.5}
+    assert lines[1]["norm"] is None and lines[1]["rewards"] == {"own": None}
+    (read,) = read_metrics(tmp_path)
+    assert all(math.isnan(read[name]) for name in odd) and read["reward/accuracy"] == 0.5
 
 
 def test_hyperparameters_commit_and_every_start_are_recorded(tmp_path):
