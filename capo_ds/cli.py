@@ -24,11 +24,14 @@ ROOM = "make room on the disk, and go on with train.resume=auto from the newest 
 LISTENS = 1.0  # seconds
 PEERS_WAIT = timedelta(minutes=30)
 
+# Is given the settings, and of the arguments `--nodes`, `--cluster` and `--response-tokens`.
+DryRun = Callable[[Config, int | None, str | None, int | None], None]
+
 
 def main(
     description: str | None,
     run: Callable[[Config], None],
-    dry_run: Callable[[Config], None] | None = None,
+    dry_run: DryRun | None = None,
 ) -> None:
     """Read the config named on the command line and run, in the launcher's process group.
 
@@ -40,8 +43,10 @@ def main(
     launch.share_cores()  # before anything counts threads
     parser = _parser(description)
     if dry_run:
-        parser.add_argument("--dry-run", action="store_true", help=dry_run.__doc__)
+        _add_dry_run(parser, dry_run.__doc__)
     args = parser.parse_args()
+    if dry_run and not args.dry_run and (args.nodes or args.cluster or args.response_tokens):
+        parser.error("--nodes, --cluster and --response-tokens are of a forecast; add --dry-run")
     with Interruption(lambda: "nothing new was saved"), told_exits(_tell_early_end):
         _run(args, run, dry_run)
 
@@ -49,7 +54,7 @@ def main(
 def _run(
     args: argparse.Namespace,
     run: Callable[[Config], None],
-    dry_run: Callable[[Config], None] | None,
+    dry_run: DryRun | None,
 ) -> None:
     from capo_ds.distributed import comm  # and with it torch, only where Ctrl-C is listened to
 
@@ -60,7 +65,10 @@ def _run(
         _exit(BAD_CONFIG, f"config error\n{error}")
     try:
         fetch_once(config)
-        (dry_run if dry_run and args.dry_run else run)(config)
+        if dry_run and args.dry_run:
+            dry_run(config, args.nodes, args.cluster, args.response_tokens)
+        else:
+            run(config)
     except ConfigError as error:  # found on all ranks alike
         _exit(BAD_CONFIG, f"config error\n{error}")
     except comm.PeerError as error:
@@ -146,6 +154,35 @@ def _exit(status: int, message: str) -> None:
         time.sleep(LISTENS)
     comm.abandon(status)
     sys.exit(status)
+
+
+def _add_dry_run(parser: argparse.ArgumentParser, description: str | None) -> None:
+    parser.add_argument("--dry-run", action="store_true", help=description)
+    parser.add_argument(
+        "--nodes",
+        type=at_least_one,
+        metavar="K",
+        help="with --dry-run: seconds and bytes a step by phase on K machines, and what fits there",
+    )
+    parser.add_argument(
+        "--cluster",
+        metavar="FILE",
+        help="with --nodes: the machines' rates (launchers/cluster/a800.yaml); else they are "
+        "measured on the ranks that are started",
+    )
+    parser.add_argument(
+        "--response-tokens",
+        type=at_least_one,
+        metavar="T",
+        help="with --nodes: of a response (default: rollout.max_new_tokens)",
+    )
+
+
+def at_least_one(text: str) -> int:
+    """A number of the command line."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1")
+    return int(text)
 
 
 def _parser(description: str | None) -> argparse.ArgumentParser:

@@ -13,11 +13,11 @@ def train(config: Config) -> None:
     Trainer(config).run()
 
 
-def dry_run(config: Config) -> None:
+def dry_run(config: Config, nodes: int | None, cluster: str | None, tokens: int | None) -> None:
     """print settings, ranks, estimated memory and communication per step, and exit"""
     from capo_ds.dry_run import dry_run
 
-    dry_run(config)
+    dry_run(config, nodes, cluster, tokens)
 
 
 def main() -> None:

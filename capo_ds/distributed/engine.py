@@ -15,7 +15,7 @@ from capo_ds.config import Config, ConfigError
 from capo_ds.distributed import comm
 from capo_ds.distributed.deepspeed_json import deepspeed_settings, zero_stage
 from capo_ds.distributed.schedule import make_schedule
-from capo_ds.distributed.zero import MOMENTS, Writers, Zero, import_deepspeed
+from capo_ds.distributed.zero import MOMENTS, Writers, Zero, import_deepspeed, rounds
 from capo_ds.peft_internals import without_card
 from capo_ds.telemetry import tables
 
@@ -72,12 +72,13 @@ class CapoEngine:
     @property
     def bytes_sent(self) -> int:
         """What a rank sends in one optimizer step, by the formula of rings: the gradient reduced
-        and the new factors (or the reduced gradient) handed round, in float32.
+        and, above ZeRO 0, the new factors handed round, in float32.
 
         ZeRO 3's gathering of weights in the passes comes on top.
         """
         ranks = comm.world_size()
-        return 2 * 4 * sum(map(math.prod, self.shapes)) * (ranks - 1) // ranks
+        trained = sum(map(math.prod, self.shapes))
+        return rounds(self._zero.stage) * 4 * trained * (ranks - 1) // ranks
 
     def zeros(self) -> list[Tensor]:
         """A gradient of zeros, in the parameters' shapes."""

@@ -41,13 +41,13 @@ def gram_matrices(
     width = max(comm.world_size(), BUFFER_ENTRIES // max(1, total) * comm.world_size())
     for matrix, number in zip(matrices, blocks, strict=False):  # blocks may go on for ever
         for block in matrix.split(width, dim=1):
-            grams[number] += _with_itself(_exchange_columns(block, samples_per_rank))
+            grams[number] += product_with_itself(_exchange_columns(block, samples_per_rank))
     for gram in grams:
         _symmetric_sum(gram)
     return grams.cpu().numpy() if comm.is_main() else None
 
 
-def _with_itself(rows: Tensor) -> Tensor:
+def product_with_itself(rows: Tensor) -> Tensor:
     """rows @ rows', in float32 or wider. On a CPU by NumPy, which sees the symmetry and does half
     of the product (BLAS syrk); torch has no such routine."""
     rows = rows.to(torch.promote_types(rows.dtype, torch.float32))

@@ -8,6 +8,9 @@ ratios). Triton comes with torch's CUDA builds and is imported by those alone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -33,22 +36,26 @@ def add_dense_signs(rows: Tensor, sketch: Tensor, key: int) -> None:
     columns = triton.cdiv(2 * words, HALVES) * (32 // SHIFTS)
     tile = min(ROWS, max(16, triton.next_power_of_2(samples)))
     grid = (triton.cdiv(samples, tile), columns, parts)
-    _dense_signs[grid](
+    launch: Any = _dense_signs  # untyped where Triton is not installed
+    launch[grid](
         rows, partial, key, samples, length, dim, words, triton.cdiv(length, parts),
         tile, COORDINATES, HALVES, SHIFTS, num_warps=WARPS,
     )  # fmt: skip
     sketch += partial.sum(0)
 
 
-def add_count_sketch(rows: Tensor, buckets: Tensor, key: int) -> None:
-    """buckets += the count sketch of the rows. rows: (N, n), buckets: (N, w) float32, of rows whose
-    entries are side by side."""
-    samples, length, width = *rows.shape, buckets.shape[1]
-    grid = (triton.cdiv(samples, COUNT_ROWS), triton.cdiv(width, BUCKETS))
-    _count_sketch[grid](
-        rows, buckets, key, samples, length, width, rows.stride(0), buckets.stride(0),
-        triton.cdiv(length, width), triton.cdiv(length, 64),
-        COUNT_ROWS, BUCKETS,
+def add_count_sketch(rows: Tensor, sketch: Tensor, keys: Sequence[int]) -> None:
+    """Bands of the sketch += count sketches of the rows, of a key each, at most four.
+
+    rows: (N, n), whose entries are side by side; sketch: (N, k), float32, cut by `tensor_split`.
+    """
+    samples, length, dim, bands = *rows.shape, sketch.shape[1], len(keys)
+    widest = triton.cdiv(dim, bands)
+    grid = (triton.cdiv(samples, COUNT_ROWS), triton.cdiv(widest, BUCKETS), bands)
+    launch: Any = _count_sketch
+    launch[grid](
+        rows, sketch, *keys, *[0] * (4 - bands), samples, length, dim,
+        rows.stride(0), sketch.stride(0), triton.cdiv(length, 64), COUNT_ROWS, BUCKETS,
     )  # fmt: skip
 
 
@@ -102,16 +109,23 @@ def _dense_signs(
     tl.store(partial + at, total, (row[:, None] < samples) & (known & (column < dim))[None, :])
 
 
-@triton.jit(do_not_specialize=["key"])
+@triton.jit(do_not_specialize=["key0", "key1", "key2", "key3"])
 def _count_sketch(
-    rows, buckets, key, samples, length, width, row_stride, bucket_stride, blocks, words,
+    rows, sketch, key0, key1, key2, key3, samples, length, dim, row_stride, sketch_stride, words,
     ROWS: tl.constexpr, BUCKETS: tl.constexpr,
 ):  # fmt: skip
-    key = tl.cast(key, tl.int64)
+    band, bands = tl.program_id(2), tl.num_programs(2)
+    key = tl.where(band < 1, tl.cast(key0, tl.int64), tl.cast(key1, tl.int64))
+    later = tl.where(band < 3, tl.cast(key2, tl.int64), tl.cast(key3, tl.int64))
+    key = tl.where(band < 2, key, later)
+    wider = dim % bands
+    width = dim // bands + (band < wider).to(tl.int32)
+    first = band * (dim // bands) + tl.minimum(band, wider)
+    blocks = tl.cdiv(length, width)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     bucket = tl.program_id(1) * BUCKETS + tl.arange(0, BUCKETS)
     inside = (row[:, None] < samples) & (bucket[None, :] < width)
-    at = buckets + row[:, None].to(tl.int64) * bucket_stride + bucket[None, :]
+    at = sketch + row[:, None].to(tl.int64) * sketch_stride + (first + bucket)[None, :]
     total = tl.load(at, inside, 0.0)
     for block in range(blocks):
         # `_words` are signed there, and `%` is the mathematicians'.

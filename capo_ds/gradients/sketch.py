@@ -86,7 +86,7 @@ class RademacherSketch(Sketch):
         rows = gradients.flatten(1).float()
         key = _key(self.seed, index)
         sketch = rows.new_zeros(len(rows), self.dim)
-        if fused := _fused(rows):
+        if fused := _fused(rows.device.type):
             fused.add_dense_signs(rows.contiguous(), sketch, key)
             return sketch.div_(math.sqrt(self.dim))
         step = max(1, BLOCK_ENTRIES[rows.device.type] // self.dim)
@@ -117,10 +117,9 @@ class SparseSketch(Sketch):
         self._check(index, *gradients.shape[1:])
         rows = gradients.flatten(1).float()
         sketch = rows.new_zeros(len(rows), self.dim)
-        bands = sketch.tensor_split(min(self.NONZEROS, self.dim), dim=1)
-        for band, buckets in enumerate(bands):
-            count_sketch(rows, buckets, _key(self.seed, index, band))
-        return sketch.div_(math.sqrt(len(bands)))
+        bands = min(self.NONZEROS, self.dim)
+        count_sketch(rows, sketch, *(_key(self.seed, index, band) for band in range(bands)))
+        return sketch.div_(math.sqrt(bands))
 
 
 class OuterSketch(Sketch):
@@ -199,22 +198,27 @@ def make_sketch(
 # ---------------------------------------------------------------- count sketch
 
 
-def count_sketch(rows: Tensor, buckets: Tensor, key: int) -> Tensor:
-    """Add sum_j sign_j x_j e_h(j) to the buckets. rows: (*, n), buckets: (*, w), float32.
+def count_sketch(rows: Tensor, buckets: Tensor, *keys: int) -> Tensor:
+    """Add sum_j sign_j x_j e_h(j) to each band of the buckets, with a key for each, at most four.
+
+    rows: (*, n), buckets: (*, w), float32.
 
     The hash is h(j) = (j + shift_b) mod w for coordinates of block b = floor(j / w), with a random
-    shift per block. Two coordinates meet with probability 0 within a block and 1/w between blocks,
-    and the variance bound asks no more; in return a block is one contiguous multiply-add.
+    shift per block, where w is the band's width. Two coordinates meet with probability 0 within a
+    block and 1/w between blocks, and the variance bound asks no more; in return a block is one
+    contiguous multiply-add.
     """
-    if fused := _fused(rows):
+    if fused := _fused(rows.device.type):
         flat = rows.reshape(-1, rows.shape[-1]), buckets.view(-1, buckets.shape[-1])
-        fused.add_count_sketch(*flat, key)
+        fused.add_count_sketch(*flat, keys)
         return buckets
     add = _add_blocks if rows.device.type == "cpu" else _add_gathered
-    length, width = rows.shape[-1], buckets.shape[-1]
-    blocks = -(-length // width)
-    words = _words(key, 0, blocks + -(-length // 64), rows.device)
-    add(rows, buckets, _unpacked(words[blocks:])[:length], words[:blocks] % width)
+    length = rows.shape[-1]
+    for band, key in zip(buckets.tensor_split(len(keys), dim=-1), keys, strict=True):
+        width = band.shape[-1]
+        blocks = -(-length // width)
+        words = _words(key, 0, blocks + -(-length // 64), rows.device)
+        add(rows, band, _unpacked(words[blocks:])[:length], words[:blocks] % width)
     return buckets
 
 
@@ -243,9 +247,10 @@ def _add_gathered(rows: Tensor, buckets: Tensor, signs: Tensor, shifts: Tensor) 
     buckets += gathered.unflatten(-1, (len(shifts), width)).sum(-2)
 
 
-def _fused(rows: Tensor) -> ModuleType | None:
-    """The kernels for such rows, where Triton is: it comes with torch's builds for CUDA."""
-    if rows.device.type == "cpu" or not torch.version.cuda or not find_spec("triton"):
+@cache
+def _fused(device: str) -> ModuleType | None:
+    """The kernels for such a device, where Triton is: it comes with torch's builds for CUDA."""
+    if device == "cpu" or not torch.version.cuda or not find_spec("triton"):
         return None
     return import_module("capo_ds.gradients.fused")
 

@@ -1,6 +1,9 @@
 """Sketches: moments against theory, and that a sketch depends on its name, shapes, dim and seed."""
 
 import math
+import subprocess
+import sys
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from capo_ds.gradients import sketch as module
 from capo_ds.gradients.sketch import Sketch, make_sketch
 from capo_ds.parts import names
+from tests.conftest import clean_environment
 
 SHAPES = [(5, 37), (41, 3), (8, 70)]
 DIM = 150  # no power of two, no multiple of a side, below the number of parameters
@@ -213,11 +217,30 @@ def test_accelerators_count_sketch_equals_the_cpus(length, width):
 
 @pytest.mark.gpu
 @every_sketch
-def test_same_on_gpu(name):
-    gradients = random_gradients(3)
-    on_gpu = make_sketch(name, SHAPES, DIM, 1)([rows.cuda() for rows in gradients])
-    expected = make_sketch(name, SHAPES, DIM, 1)(gradients)
+@pytest.mark.parametrize(("samples", "dim"), [(3, DIM), (130, 41), (20, 1000)])
+def test_same_on_gpu(name, samples, dim):
+    gradients = random_gradients(samples)
+    on_gpu = make_sketch(name, SHAPES, dim, 1)([rows.cuda() for rows in gradients])
+    expected = make_sketch(name, SHAPES, dim, 1)(gradients)
     torch.testing.assert_close(on_gpu.cpu(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(not find_spec("triton"), reason="Triton is not installed")
+def test_count_sketch_of_the_kernel():
+    """On the CPU, by Triton's interpreter: the same bits. (It cannot multiply in bfloat16.)"""
+    code = """
+import torch
+from capo_ds.gradients import fused, sketch
+for samples, length, dim in ((3, 100, 64), (5, 1000, 41), (20, 700, 130), (3, 50, 7)):
+    rows = torch.randn(samples, length)
+    for bands in (1, 2, 4):
+        keys = [sketch._key(bands, band) for band in range(bands)]
+        found, expected = torch.zeros(2, samples, dim)
+        fused.add_count_sketch(rows, found, keys)
+        assert torch.equal(found, sketch.count_sketch(rows, expected, *keys))
+"""
+    environment = clean_environment() | {"TRITON_INTERPRET": "1"}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
 
 
 # ---------------------------------------------------------------- interface

@@ -87,21 +87,35 @@ def _unwrapped(value: Node | Value) -> Node | Value:
 
 
 def _braced(parser: Parser) -> Value:
-    from capo_ds.tasks.answers.statements import statement
-
     if parser.accept("}"):
         return Collection((), braced=True)
     start = parser.position
-    first = parser.sum()
-    if parser.accept("|", ":") and isinstance(first, Node):  # {x | x > 2}
-        condition = statement(parser)
-        parser.expect("}")
-        if not isinstance(condition, Labelled) or condition.label != first:
-            raise Unreadable("a set given by a condition")
-        return condition.value
+    if (value := _given_by_condition(parser)) is not None:
+        return value
     parser.position = start
     found, _ = items(parser, "}")
     return Collection(tuple(map(as_value, found)), braced=True)
+
+
+def _given_by_condition(parser: Parser) -> Value | None:
+    r"""The values of {x | x > 2} or {x \in \mathbb{R} | x > 2}; None where no letter stands before
+    the bar."""
+    from capo_ds.tasks.answers.statements import statement
+
+    parser.bars += 1  # or the bar would begin an absolute value
+    first = parser.sum()
+    is_letter = isinstance(first, Node) and first.head == "sym"
+    if is_letter and parser.accept("in") and parser.sum() != REALS:
+        raise Unreadable("a set of numbers by its letter")
+    parser.bars -= 1
+    if not (parser.accept(":") or (is_letter and parser.accept("|"))):
+        return None
+    condition = statement(parser)
+    parser.expect("}")
+    if not isinstance(condition, Labelled) or condition.label != first:
+        raise Unreadable("a set given by a condition")
+    value = condition.value
+    return Collection((value,), braced=True) if isinstance(value, Expression) else value
 
 
 def _absolute(parser: Parser) -> Node:

@@ -1,0 +1,99 @@
+"""Seconds of one collective, by alpha, beta and the algorithm that the backend takes.
+
+W ranks, g on each of K machines. A ring has W - 1 stages; a message goes through it in the time of
+its slow hops and its fast ones, and the slowest link sets the rate. gloo: rings, but a binomial
+tree to broadcast, and for a reduction a ring's scatter with a gathering of the parts at rank 0
+(gloo/reduce.cc, broadcast.cc, allgather.cc, alltoallv.cc). NCCL: rings for what is large and trees
+for what is small, reductions and broadcasts down a pipelined chain (Sylvain Jeaugey, "Massively
+scale your deep learning training with NCCL 2.4", 2019).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from capo_ds.cost.cluster import Cluster, Link
+
+
+@dataclass(frozen=True)
+class Collectives:
+    """Of a cluster with so many machines."""
+
+    cluster: Cluster
+    machines: int
+
+    @property
+    def ranks(self) -> int:
+        return self.machines * self.cluster.ranks
+
+    def seconds(self, kind: str, count: int) -> float:
+        """Of one collective.
+
+        kind: all_gather and reduce_scatter (`count` bytes of all ranks together), all_reduce,
+        reduce and broadcast (of the tensor), all_to_all (of one rank's, to itself included).
+        """
+        if self.ranks == 1:
+            return 0.0
+        return getattr(self, f"_{kind}")(count)
+
+    def _all_gather(self, count: int) -> float:
+        return self._ring_latency + self._share * count / self._rate
+
+    _reduce_scatter = _all_gather
+
+    def _all_reduce(self, count: int) -> float:
+        latency = 2 * self._ring_latency
+        if self._is_nccl:
+            latency = min(latency, 2 * self._tree_latency)
+        return latency + 2 * self._share * count / self._rate
+
+    def _reduce(self, count: int) -> float:
+        if self._is_nccl:
+            return self._tree_latency + count / self._rate
+        gathered = self._slowest.seconds + self._share * count / self._rate
+        return self._all_gather(count) + gathered
+
+    def _broadcast(self, count: int) -> float:
+        if self._is_nccl:
+            return self._tree_latency + count / self._rate
+        return self._tree_latency + math.ceil(math.log2(self.ranks)) * count / self._rate
+
+    def _all_to_all(self, count: int) -> float:
+        """All at once; a machine's adapters carry what all its ranks send to other machines."""
+        here, ranks, cluster = self.cluster.ranks, self.ranks, self.cluster
+        inside = count * (here - 1) / ranks / cluster.within.bytes_per_second
+        outside = here * count * (ranks - here) / ranks / cluster.between.bytes_per_second
+        return self._slowest.seconds + max(inside, outside)
+
+    @property
+    def _is_nccl(self) -> bool:
+        return self.cluster.backend == "nccl"
+
+    @property
+    def _share(self) -> float:
+        return (self.ranks - 1) / self.ranks
+
+    @property
+    def _slowest(self) -> Link:
+        return self.cluster.between if self.machines > 1 else self.cluster.within
+
+    @property
+    def _rate(self) -> float:
+        """Of a ring: its slowest link's."""
+        used = [self.cluster.within] * (self.cluster.ranks > 1)
+        used += [self.cluster.between] * (self.machines > 1)
+        return min(link.bytes_per_second for link in used)
+
+    @property
+    def _ring_latency(self) -> float:
+        """Of W - 1 hops, of which K go between machines (K - 1 where each has one rank)."""
+        hops = self.ranks - 1
+        slow = min(hops, self.machines) if self.machines > 1 else 0
+        return slow * self.cluster.between.seconds + (hops - slow) * self.cluster.within.seconds
+
+    @property
+    def _tree_latency(self) -> float:
+        """Down a tree over the machines, then within each."""
+        between = math.ceil(math.log2(self.machines)) * self.cluster.between.seconds
+        return between + math.ceil(math.log2(self.cluster.ranks)) * self.cluster.within.seconds

@@ -1,0 +1,68 @@
+"""Seconds and bytes of a step on a cluster, phase by phase."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from capo_ds.cost.cluster import Cluster, Rates
+from capo_ds.cost.collectives import Collectives
+from capo_ds.cost.step import Exchange, Phase, Step
+from capo_ds.distributed.zero import ROUNDS
+from capo_ds.terminal import aligned
+
+
+class Forecast(NamedTuple):
+    """Of a phase: seconds that a rank works and that it exchanges, bytes that it sends."""
+
+    work: float
+    exchange: float
+    sent: float
+
+    @property
+    def seconds(self) -> float:
+        return self.work + self.exchange
+
+
+def forecast(step: Step, cluster: Cluster) -> dict[str, Forecast]:
+    """Of every phase.
+
+    Raises:
+        ValueError: if the ranks do not fill machines.
+    """
+    machines, left = divmod(step.ranks, cluster.ranks)
+    if left:
+        raise ValueError(f"{step.ranks} ranks on machines of {cluster.ranks}")
+    collectives = Collectives(cluster, machines)
+    return {name: _of(phase, step.samples, collectives) for name, phase in step.phases().items()}
+
+
+def _of(phase: Phase, samples: int, collectives: Collectives) -> Forecast:
+    rates = collectives.cluster.rates
+    spent = sum(_work(name, amount, samples, rates) for name, amount in phase.work.items())
+    exchanged = sum(one.times * collectives.seconds(one.kind, one.count) for one in phase.exchanges)
+    return Forecast(spent, exchanged, sum(sent(one, collectives) for one in phase.exchanges))
+
+
+def _work(name: str, amount: float, samples: int, rates: Rates) -> float:
+    """Seconds; of `solve` and `optimizer` the amount is how often."""
+    if name == "solve":
+        return amount * rates.solve_seconds(samples)
+    if name == "optimizer":
+        return amount * rates.optimizer
+    return amount / getattr(rates, name)
+
+
+def sent(one: Exchange, collectives: Collectives) -> float:
+    """Bytes that the busiest rank sends."""
+    share = (collectives.ranks - 1) / collectives.ranks
+    return one.times * share * one.count * ROUNDS.get(one.kind, 1)
+
+
+def table(found: dict[str, Forecast]) -> str:
+    """For people."""
+    rows = [["phase", "seconds", "work", "exchange", "sent by a rank"]]
+    whole = Forecast(*map(sum, zip(*found.values(), strict=True)))
+    for name, one in [*found.items(), ("step", whole)]:
+        seconds = [f"{value:.3f}" for value in (one.seconds, one.work, one.exchange)]
+        rows.append([name, *seconds, f"{one.sent / 2**20:.1f} MiB"])
+    return aligned(rows, None)

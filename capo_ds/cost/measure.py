@@ -1,0 +1,252 @@
+"""The rates of the ranks and links that this process group has."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from peft import PeftModel
+
+from capo_ds.aggregation.update import Samples
+from capo_ds.config import Config, ConfigError
+from capo_ds.configured import make_solver
+from capo_ds.cost.cluster import Cluster, Link, Rates
+from capo_ds.cost.step import Shape, Step
+from capo_ds.distributed import comm
+from capo_ds.distributed.gram import product_with_itself
+from capo_ds.gradients.per_sample import PerSampleGradients
+from capo_ds.gradients.store import GradientStore
+from capo_ds.memory import measure_capacity
+from capo_ds.models import token_log_probs
+from capo_ds.rollout.base import Draw, SamplerRun
+from capo_ds.rollout.hf import hf
+from capo_ds.seeding import Stream, generator
+
+LONG_ENOUGH = 0.2  # seconds of what is timed
+ROWS, DECODED, COLUMNS = 64, 8, 1 << 14
+SOLVED = (256, 2048)
+TIMES, ECHOES = 3, 20
+
+
+def check_measurable(hosts: list[str], machines: int) -> None:
+    """Whether the ranks on these hosts stand for so many machines. Raises `ConfigError`."""
+    names = set(hosts)
+    if machines > 1 and len(names) == 1:
+        raise ConfigError(
+            f"--nodes {machines}: the link between machines cannot be measured on one; start "
+            "--dry-run on two of them, or name a file of rates by --cluster "
+            "(such as launchers/cluster/a800.yaml)"
+        )
+    if len({hosts.count(name) for name in names}) > 1:
+        raise ConfigError(
+            f"--nodes {machines}: machines with unequal numbers of ranks ({', '.join(hosts)}) are "
+            "no pattern for others; start as many on each"
+        )
+
+
+def measure_cluster(run: SamplerRun, hosts: list[str]) -> Cluster:
+    """What these ranks achieve, all of them at work (all ranks; the slowest's).
+
+    hosts: of every rank, as `check_measurable` wants them.
+    """
+    names = list(dict.fromkeys(hosts))
+    here = hosts.count(hosts[0])
+    first = [rank for rank, host in enumerate(hosts) if host == names[0]]
+    within = link(list(zip(first[::2], first[1::2], strict=False)))
+    between = None
+    if len(names) > 1:
+        second = [rank for rank, host in enumerate(hosts) if host == names[1]]
+        between = link(list(zip(first, second, strict=True)), together=True)
+    some = within or between or Link(seconds=0.0, bytes_per_second=1.0)  # one rank: never used
+    memory = measure_capacity(comm.device(), here)
+    return Cluster(
+        backend="nccl" if comm.device().type == "cuda" else "gloo",
+        ranks=here,
+        within=within or some,
+        between=between or some,
+        rates=measure_rates(run),
+        memory=min(comm.gather(memory.device)),
+        host_memory=min(comm.gather(memory.host)),
+    )
+
+
+def link(pairs: list[tuple[int, int]], together: bool = False) -> Link | None:
+    """Between the ranks of these pairs, which exchange at the same time (all ranks).
+
+    together: they share an adapter's machine, whose rate is the sum.
+    """
+    if not pairs:
+        return None
+    mine = next((pair for pair in pairs if comm.rank() in pair), None)
+    latency, seconds, size = 0.0, 0.0, 1 << 16
+    if mine:
+        other = mine[1] if comm.rank() == mine[0] else mine[0]
+        _exchange(other, 8)  # opens the connection
+        latency = float(np.median([_echo(mine, other) for _ in range(ECHOES)]))
+    while True:  # the same sizes on all ranks
+        if mine:
+            seconds = min(_exchange(mine[0] + mine[1] - comm.rank(), size) for _ in range(TIMES))
+        slowest = max(comm.gather(seconds))
+        if slowest > LONG_ENOUGH or size >= 1 << 28:
+            break
+        size *= 4
+    latency = max(comm.gather(latency))
+    rate = size / max(slowest - latency, 1e-9)
+    return Link(seconds=latency, bytes_per_second=rate * (len(pairs) if together else 1))
+
+
+def _exchange(other: int, size: int) -> float:
+    """Seconds until as much has come as was sent."""
+    sent = torch.ones(size, dtype=torch.uint8, device=comm.device())
+    received = torch.empty_like(sent)
+    _settle()
+    start = time.perf_counter()
+    operations = [dist.P2POp(dist.isend, sent, other), dist.P2POp(dist.irecv, received, other)]
+    for request in dist.batch_isend_irecv(operations):
+        request.wait()
+    _settle()
+    return time.perf_counter() - start
+
+
+def _echo(pair: tuple[int, int], other: int) -> float:
+    """Seconds of a message one way: half of there and back."""
+    message = torch.ones(1, device=comm.device())
+    start = time.perf_counter()
+    for sends in (comm.rank() == pair[0], comm.rank() == pair[1]):
+        dist.send(message, other) if sends else dist.recv(message, other)
+    _settle()
+    return (time.perf_counter() - start) / 2
+
+
+def measure_rates(run: SamplerRun) -> Rates:
+    """Of the ranks, which all measure at once."""
+    config, policy = run.config, run.policy
+    step = Step(
+        config,
+        Shape.of(policy, config.model.dtype),
+        comm.world_size(),
+        config.rollout.max_new_tokens,
+    )
+    passes, memory = _passes(config, policy, step)
+    sizes = sorted({min(step.samples, size) for size in SOLVED})
+    return Rates(
+        passes=passes,
+        products=_products(config, step.samples),
+        memory=memory,
+        sampling=_sampling(run, step),
+        optimizer=_optimizer(step.shape),
+        solve={size: _solve(config, size) for size in sizes},
+    )
+
+
+def _passes(config: Config, policy: PeftModel, step: Step) -> tuple[float, float]:
+    """Operations a second of per-sample gradients, as many rows as a micro-batch has or are long
+    enough; and bytes a second of a weighted sum over them."""
+    prompt, response = config.rollout.max_prompt_tokens, step.response
+    per_sample = PerSampleGradients(policy)
+    rows, most = 1, max(1, config.train.micro_batch_size)
+    if config.train.micro_batch_tokens is not None:
+        most = max(1, config.train.micro_batch_tokens // (prompt + response))
+    try:
+        while True:
+            store = GradientStore(step.shape.factors, rows, comm.device())
+            seconds = timed(lambda: _gradients(per_sample, policy, store, rows, prompt, response))  # noqa: B023
+            if rows >= most or seconds > LONG_ENOUGH:
+                break
+            rows = min(most, rows * 4)
+        weights = torch.ones(rows, device=comm.device())
+        combined = timed(lambda: store.combine(weights.expand(len(step.shape.factors), rows)))
+    finally:
+        per_sample.remove()
+    twice = config.model.gradient_checkpointing
+    flops = step.shape.backward(rows, prompt, response, twice)
+    return flops / seconds, 4 * rows * step.shape.trained / combined
+
+
+def _gradients(
+    per_sample: PerSampleGradients,
+    policy: PeftModel,
+    store: GradientStore,
+    rows: int,
+    prompt: int,
+    response: int,
+) -> None:
+    ids = torch.ones(rows, prompt + response, dtype=torch.long, device=comm.device())
+    mask = torch.ones_like(ids)
+    completion = torch.ones(rows, response, dtype=torch.bool, device=comm.device())
+    per_sample.backward(
+        lambda: token_log_probs(policy, ids, mask, completion, 1.0).mean(1), store, first=0
+    )
+
+
+def _products(config: Config, samples: int) -> float:
+    dtype = getattr(torch, config.gradients.dtype)
+    rows = torch.randn(samples, COLUMNS, device=comm.device()).to(dtype)
+    return 2 * samples**2 * COLUMNS / timed(lambda: product_with_itself(rows))
+
+
+def _sampling(run: SamplerRun, step: Step) -> float:
+    """By the sampler `hf`; for the others the rate at which memory is read, which they come near
+    to at best."""
+    rollout, shape = run.config.rollout, step.shape
+    if rollout.sampler != "hf":
+        block = torch.ones(1 << 26, device=comm.device())
+        return 4 * len(block) / timed(block.sum)
+    rows = min(step.sampled, rollout.batch_size, ROWS)
+    prompts = [[run.pad] * rollout.max_prompt_tokens] * rows
+    draws, sampler = [Draw(0, 0, row) for row in range(rows)], hf(run)
+
+    def seconds(tokens: int) -> float:
+        return timed(lambda: sampler.sample(prompts, draws, 1, 1.0, max_new_tokens=tokens))
+
+    token = max(1e-9, seconds(1 + DECODED) - seconds(1)) / DECODED
+    cache = rows * (rollout.max_prompt_tokens + DECODED / 2) * shape.cache
+    return (shape.stored + 4 * shape.trained + cache) / token
+
+
+def _optimizer(shape: Shape) -> float:
+    """As the engine does it: the gradient enters by a surrogate, then its norm, and AdamW."""
+    factors = [torch.nn.Parameter(torch.zeros(f, device=comm.device())) for f in shape.factors]
+    gradient = [torch.ones_like(factor) for factor in factors]
+    adam = torch.optim.AdamW(factors)
+
+    def step() -> None:
+        adam.zero_grad()
+        torch.stack(
+            [(f * g).sum() for f, g in zip(factors, gradient, strict=True)]
+        ).sum().backward()
+        torch.nn.utils.clip_grad_norm_(factors, 1.0)
+        adam.step()
+
+    return timed(step)
+
+
+def _solve(config: Config, samples: int) -> float:
+    """Of random gradients with a mode in common, with all that a step measures."""
+    random = generator(0, Stream.HELDOUT_HALVES, 0)
+    rows = random.standard_normal((samples, 2 * samples)) + 0.1
+    signs, groups = random.choice([-1.0, 1.0], samples), np.arange(samples) // 8
+    given = Samples((rows @ rows.T)[None], signs, groups, samples)
+    return timed(lambda: make_solver(config).solve(given, random), once=True)
+
+
+def timed(call: Callable[[], object], once: bool = False) -> float:
+    """Seconds of one call, the slowest rank's, after one that is not counted (all ranks)."""
+    if not once:
+        call()
+    comm.max_over_ranks(0)
+    _settle()
+    start, times = time.perf_counter(), 0
+    while not times or (time.perf_counter() - start < LONG_ENOUGH and not once):
+        call()
+        _settle()
+        times += 1
+    return max(comm.gather((time.perf_counter() - start) / times))
+
+
+def _settle() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
