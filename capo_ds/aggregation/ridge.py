@@ -49,7 +49,8 @@ def follow(program: ConeProgram, sides: Sides) -> tuple[Sides | None, int]:
             return None, spent
     path = _Path(moved_to, ridge, LEAST, settled.face)
     while path.going:
-        path.advance(lambda *given: faces(program, *given), _look_ahead(program, path))
+        foreseen = _look_ahead(program, path) if path.hard else None
+        path.advance(lambda *given: faces(program, *given), foreseen)
     return (path.sides if path.ridge <= LEAST else None), spent + path.spent
 
 
@@ -65,6 +66,7 @@ def _look_ahead(program: ConeProgram, path: _Path) -> tuple[Sides, float] | None
     few = _Path(undecided.sides(path.sides), path.ridge, path.next, path.face, path.step)
     while few.going:
         few.advance(undecided.faces)
+    path.hard = few.spent > EASY
     if few.ridge == path.ridge:
         return None
     foreseen = path.sides.copy()
@@ -99,7 +101,7 @@ def _settle(rounds: Iterator[tuple[Face, int]], few: float, warm: bool) -> _Sett
 
 @dataclass
 class _Path:
-    """Sides known at a ridge, on the way to the ridge `end`."""
+    """Sides known at a ridge, on the way to the ridge `end`; `hard` if that took many rounds."""
 
     sides: Sides
     ridge: float
@@ -107,6 +109,7 @@ class _Path:
     face: Face
     step: float = FIRST_STEP
     spent: int = 0
+    hard: bool = False
 
     @property
     def next(self) -> float:
@@ -126,6 +129,7 @@ class _Path:
         few = 0.0 if ridge <= LEAST else SETTLED
         settled = _settle(faces(moved_to, ridge), few, warm=foreseen is None)
         self.spent += settled.rounds
+        self.hard = settled.face is None or settled.rounds > HARD or (self.hard and bool(foreseen))
         if settled.face is None:
             self.step /= 3.0
             return

@@ -26,7 +26,7 @@ from capo_ds.aggregation.exchange import SLACK, Face, Sides, exchanging
 from capo_ds.aggregation.free_system import Factored, diagonal
 from capo_ds.aggregation.program import ConeProgram
 
-DOUBT = 0.5  # share of the free samples, and of the others, in doubt at a ridge of `AT`
+DOUBT = 0.4  # share of the free samples, and of the others, in doubt at a ridge of `AT`
 AT = 1e-2
 POWER = 1 / 6  # the share falls with this power of the ridge
 WORTH = 0.6  # of the samples may be in doubt, else nothing is saved
