@@ -44,7 +44,10 @@ class Sketch(ABC):
     """One random linear map for gradients of given shapes.
 
     shapes: (o, i) of each factor. dim: k. seed: any integer.
+    for_many: making the map costs as much as applying it to several samples.
     """
+
+    for_many = False
 
     def __init__(self, shapes: list[tuple[int, int]], dim: int = DEFAULT_DIM, seed: int = 0):
         if dim < 1:
@@ -79,6 +82,8 @@ class RademacherSketch(Sketch):
     64 signs by shifting each bit into the sign of a float 1.0, so a block costs about as much as
     multiplying it with 5 rows (CPU): project many samples at once.
     """
+
+    for_many = True
 
     @torch.no_grad()
     def project(self, index: int, gradients: Tensor) -> Tensor:

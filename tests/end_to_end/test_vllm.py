@@ -172,6 +172,7 @@ def check_special(found: dict, without: dict) -> None:
     assert sum(found["stop"]["lengths"]) < sum(without["stop"]["lengths"])
 
 
+@pytest.mark.slow  # a server samples by the same engine
 def test_truncated_sampling_and_special_stops_inside(special, tmp_path):
     whole = sampled(tmp_path / "whole", special)
     check_truncation(whole)
