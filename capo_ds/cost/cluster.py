@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,6 +15,7 @@ from capo_ds.config.section import Number, Section
 from capo_ds.config.text import decode, parse_yaml
 
 Positive = Annotated[Number, Field(gt=0)]
+BEYOND = 2.4  # the power of N that a solve's time grows by at most (docs/scaling.md)
 Count = Annotated[int, Field(ge=1, strict=True)]
 
 
@@ -32,27 +35,30 @@ class Rates(Section):
 
     passes: floating-point operations a second of the model's passes in training. products: of the
     Gram matrix, in the stored gradients' precision. memory: bytes a second of weighted sums over
-    stored gradients. sampling: bytes a second of weights (and half of the keys and values) read
-    while responses are sampled. optimizer: seconds a step that do not depend on the ranks.
-    solve: seconds of rank 0 by number of samples.
+    stored gradients. sketch: of the gradients that are sketched (None: as many). sampling: bytes a
+    second of weights (and half of the keys and values) read while responses are sampled.
+    optimizer: seconds a step that do not depend on the ranks. solve: seconds of rank 0 by number of
+    samples.
     """
 
     passes: Positive
     products: Positive
     memory: Positive
+    sketch: Positive | None = None
     sampling: Positive
     optimizer: Annotated[Number, Field(ge=0)]
     solve: dict[Count, Positive] = Field(min_length=1)
 
     def solve_seconds(self, samples: int) -> float:
-        """At N samples: a N^2 + b N^3 through the smallest and the largest N that are known."""
-        first, last = min(self.solve), max(self.solve)
-        cubic = 0.0
-        if last > first:
-            cubic = self.solve[last] / last**2 - self.solve[first] / first**2
-            cubic = max(0.0, cubic / (last - first))
-        square = max(0.0, self.solve[first] / first**2 - cubic * first)
-        return square * samples**2 + cubic * samples**3
+        """At N samples: a power law from each known N to the next, `BEYOND` after the last."""
+        known = sorted(self.solve)
+        if samples <= known[0]:
+            return self.solve[known[0]] * samples / known[0]
+        for first, last in pairwise(known):
+            if samples <= last:
+                power = math.log(self.solve[last] / self.solve[first]) / math.log(last / first)
+                return self.solve[first] * (samples / first) ** power
+        return self.solve[known[-1]] * (samples / known[-1]) ** BEYOND
 
 
 class Cluster(Section):

@@ -49,7 +49,7 @@ def _work(name: str, amount: float, samples: int, rates: Rates) -> float:
         return amount * rates.solve_seconds(samples)
     if name == "optimizer":
         return amount * rates.optimizer
-    return amount / getattr(rates, name)
+    return amount / (getattr(rates, name) or rates.memory)
 
 
 def sent(one: Exchange, collectives: Collectives) -> float:

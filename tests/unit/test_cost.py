@@ -82,8 +82,10 @@ def test_the_solve_goes_through_what_was_measured():
     rates = cluster(solve={512: 0.04, 2048: 0.65}).rates
     assert rates.solve_seconds(512) == pytest.approx(0.04)
     assert rates.solve_seconds(2048) == pytest.approx(0.65)
-    assert 4 < rates.solve_seconds(4096) / 0.65 < 8
-    assert cluster().rates.solve_seconds(200) == pytest.approx(4.0)
+    assert rates.solve_seconds(1024) == pytest.approx((0.04 * 0.65) ** 0.5)
+    assert rates.solve_seconds(4096) == pytest.approx(0.65 * 2**2.4)
+    assert rates.solve_seconds(256) == pytest.approx(0.02)
+    assert cluster().rates.solve_seconds(200) == pytest.approx(2**2.4)
 
 
 def test_sharing_out_leaves_the_gram_matrix_to_grow():
