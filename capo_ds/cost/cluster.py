@@ -37,8 +37,8 @@ class Rates(Section):
     Gram matrix, in the stored gradients' precision. memory: bytes a second of weighted sums over
     stored gradients. sketch: of the gradients that are sketched (None: as many). sampling: bytes a
     second of weights (and half of the keys and values) read while responses are sampled.
-    optimizer: seconds a step that do not depend on the ranks. solve: seconds of rank 0 by number of
-    samples.
+    optimizer: seconds a step for each LoRA factor, which do not depend on the ranks. solve: seconds
+    of rank 0 by number of samples.
     """
 
     passes: Positive
@@ -65,20 +65,32 @@ class Cluster(Section):
     """Machines that are alike.
 
     backend: whose algorithms the collectives follow. ranks: of a machine. within, between: the
-    links of a machine's ranks, and of machines. memory, host_memory: bytes of a rank.
+    links of a machine's ranks, and of machines (None: not known). memory, host_memory: bytes of a
+    rank.
     """
 
     backend: Literal["nccl", "gloo"]
     ranks: Count
-    within: Link
-    between: Link
+    within: Link | None = None
+    between: Link | None = None
     rates: Rates
     memory: Positive
     host_memory: Positive
 
+    def check(self, machines: int) -> None:
+        """Whether the links of so many are known. Raises `ConfigError`."""
+        missing = ["within"] * (self.ranks > 1 and self.within is None)
+        missing += ["between"] * (machines > 1 and self.between is None)
+        if missing:
+            raise ConfigError(
+                f"--nodes {machines}: the cluster's rates hold no link {' and '.join(missing)} "
+                f"(ranks: {self.ranks}); add it, as in launchers/cluster/a800.yaml, or measure on "
+                "two machines"
+            )
+
     def text(self) -> str:
         """As YAML."""
-        found = self.model_dump()
+        found = self.model_dump(exclude_none=True)
         return yaml.safe_dump(_short(found), sort_keys=False)
 
 

@@ -187,6 +187,8 @@ class Step:
         phase.exchanges.append(Exchange("all_reduce", 16, self.updates))
         if self.config.uses_per_sample_gradients:
             phase.note(self.ranks, TAKEN * self.samples, self.updates)
+            if self.config.gradients.store == "recompute":
+                phase.work |= self._sketching()
         return phase
 
     def _gram(self) -> Phase:
@@ -206,9 +208,15 @@ class Step:
             exchanges.append(Exchange("reduce", 8 * entries, self.updates * blocks))
         phase = Phase({}, exchanges)
         phase.work["products"] = 2 * self.samples**2 * sum(columns) / self.ranks * self.updates
-        if settings.sketch != "none":
-            phase.work["sketch"] = 4 * self.mine * self.updates * self.shape.trained
+        if settings.store != "recompute":
+            phase.work |= self._sketching()
         return phase
+
+    def _sketching(self) -> dict[str, float]:
+        """Bytes of gradients that are sketched: with `recompute` as they come, else when asked."""
+        if self.config.gradients.sketch == "none":
+            return {}
+        return {"sketch": 4 * self.mine * self.updates * self.shape.trained}
 
     @property
     def _blocks(self) -> int:
@@ -243,7 +251,7 @@ class Step:
         kinds = EXCHANGED[zero_stage(read_deepspeed_json(self.config.deepspeed))]
         exchanges = [Exchange(kind, trained, self.updates) for kind in kinds]
         exchanges.append(Exchange("all_reduce", 8, self.updates))  # the gradient's norm
-        return Phase({"optimizer": self.updates}, exchanges)
+        return Phase({"optimizer": self.updates * len(self.shape.factors)}, exchanges)
 
     def _log(self) -> Phase:
         """The ranks' metrics, their memory, and whether one was interrupted; not timed by any."""

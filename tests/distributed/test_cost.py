@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from capo_ds.config import HOME
 from tests.conftest import launch
 
+TRAIN = HOME / "launchers" / "train.py"
 SCRIPT = Path(__file__).with_name("exchanged.py")
 SETTINGS = (
     "rollout.prompts_per_step=4",
@@ -44,3 +46,26 @@ def test_counted_exchanges_are_those_of_a_step(ranks, settings, tmp_path):
         assert counted[kind][0] == pytest.approx(calls, abs=2), kind
         if kind in BULK:
             assert counted[kind][1] == pytest.approx(size, rel=0.02), kind
+
+
+def dry_run(ranks: int, tmp_path: Path, *words: str, status: int = 0):
+    settings = [word for key in SETTINGS for word in ("--set", key)]
+    recipe = ["--config", "builtin:capo-embedded", "--set", f"train.output_dir={tmp_path}/run"]
+    return launch(ranks, TRAIN, *recipe, *settings, "--dry-run", *words, status=status)
+
+
+def test_rates_that_were_measured_serve_as_a_file(tmp_path):
+    """Two ranks of one machine: nothing is known of the link to another, and nothing is written."""
+    told = dry_run(2, tmp_path, "--nodes", "1").stdout
+    assert "machines: 1 of 2 ranks, N = 16 samples" in told
+    head, _, rates = told.partition("a file for --cluster):\n")
+    assert "between" not in rates and "within" in rates
+    assert float(head.split("       step")[1].split()[0]) > 0
+    file = tmp_path / "rates.yaml"
+    file.write_text(rates)
+    assert "machines: 1 of 2" in dry_run(1, tmp_path, "--nodes", "1", "--cluster", file).stdout
+    refused = dry_run(1, tmp_path, "--nodes", "2", "--cluster", file, status=2)
+    assert "no link between" in refused.stderr and "Traceback" not in refused.stderr
+    refused = dry_run(2, tmp_path, "--nodes", "2", status=2)
+    assert "cannot be measured on one" in refused.stderr and "Traceback" not in refused.stderr
+    assert not (tmp_path / "run").exists()

@@ -141,3 +141,26 @@ def test_a_file_that_cannot_be_used(text, told, tmp_path):
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(ConfigError, match=r"--cluster .*No such file.*--dry-run --nodes 1"):
         load_cluster(str(tmp_path / "none.yaml"))
+
+
+def test_rates_name_the_link_that_is_missing():
+    known = cluster(ranks=2)
+    forecast(step(2), known.model_copy(update={"between": None}))  # one machine needs none
+    with pytest.raises(ConfigError, match=r"--nodes 2: .*no link between .*a800\.yaml"):
+        forecast(step(4), known.model_copy(update={"between": None}))
+    with pytest.raises(ConfigError, match="no link within"):
+        forecast(step(2), known.model_copy(update={"within": None}))
+    assert "between" not in known.model_copy(update={"between": None}).text()
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_the_solve_of_a_file_goes_through_its_points(file):
+    rates = load_cluster(str(file)).rates
+    for samples, seconds in rates.solve.items():
+        assert rates.solve_seconds(samples) == pytest.approx(seconds)
+
+
+def test_gradients_are_sketched_where_the_store_does_it():
+    for store, phase in (("device", "gram"), ("recompute", "backward")):
+        gradients = {"sketch": "sparse", "store": store}
+        assert "sketch" in step(2, gradients=gradients).phases()[phase].work
