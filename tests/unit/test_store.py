@@ -53,3 +53,16 @@ def test_dense_signs_are_made_for_many_samples_at_once(held, made, monkeypatch):
     kept, _ = filled(sketch, held, monkeypatch)
     list(kept.matrices())
     assert len(calls) == made * len(SHAPES)
+
+
+def test_samples_may_come_in_any_order(monkeypatch):
+    sketch = make_sketch("rademacher", SHAPES, 64, 3)
+    monkeypatch.setattr(store, "HELD_BYTES", 12 * EACH)
+    kept = SketchStore(SHAPES, 12, torch.device("cpu"), sketch, lambda _: [])
+    left, right = torch.randn(12, 6, 3), torch.randn(12, 6, 7)
+    for rows in (range(8, 12), range(3), range(3, 8)):
+        some = slice(rows.start, rows.stop)
+        kept.write(0, rows.start, left[some], right[some])
+    (found,) = kept.matrices()
+    expected = sketch.project_outer(0, left, right)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
