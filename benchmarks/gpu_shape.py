@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from step import PLAIN, SIZES, VARIANTS, Size, architecture, clock, plain_update, settings
+from step import PLAIN, VARIANTS, plain_update
+from step_shapes import SIZES, Size, architecture, clock, settings
 from torch import Tensor
 from transformers import Qwen2ForCausalLM
 

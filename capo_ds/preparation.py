@@ -18,7 +18,7 @@ from capo_ds.rollout.base import check_length, model_context
 from capo_ds.run_folder import FolderLock, claim_run
 from capo_ds.tasks import Judge, Problem, Scorer, load_problems
 from capo_ds.tasks.mixture import PromptOrder, by_source
-from capo_ds.tasks.prompts import encode, fitting, render
+from capo_ds.tasks.prompts import asks_the_day, encode, fitting, render
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,9 @@ def prepare(config: Config, dry: bool = False) -> Prepared:
         check_length(longest, config.rollout.max_new_tokens, context)
         if evaluator:
             evaluator.check_lengths(context)
+    if comm.is_main() and asks_the_day(config.prompt, tokenizer):
+        told = f"the chat template writes a date: prompt.date = {config.prompt.date}, every day"
+        print(told, file=sys.stderr, flush=True)
     left_out = len(problems) - len(kept)
     return Prepared(lock, tokenizer, scorer, kept, left_out, order, evaluator, policy)
 

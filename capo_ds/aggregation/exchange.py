@@ -21,8 +21,9 @@ it ends in some five rounds where Q is well conditioned. Where it is not, a ridg
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -33,10 +34,18 @@ SOLVED = 1e-10  # relative gap at which to stop
 MAX_ROUNDS = 40
 PATIENCE = 3  # rounds without fewer exchanges
 PACE = 0.7  # of the exchanges of four rounds before, the larger of two, that may be left
+BACK = 0.85  # of the first exchanges: with that many again nothing is gained
 FEW = 50  # exchanges that may take their time
 LEAST_RIDGE = 1e-13  # makes Q_FF definite if gradients are duplicated
 SLACK = 1e-12  # of a sample's own terms: what counts as a gradient of zero
 ROUNDING = 4 * np.finfo(float).eps  # of Q dg, in units of its terms
+
+
+class Bounded(Protocol):
+    """Samples with bounds, positives first; the negatives' upper one is the price."""
+
+    positives: int
+    price: float
 
 
 @dataclass
@@ -116,10 +125,21 @@ def faces(program: ConeProgram, sides: Sides, ridge: float) -> Iterator[tuple[Fa
     before patience, or definiteness in float64, is lost.
     """
     systems = FreeSystems(program, ridge)
+
+    def solve() -> Face | None:
+        _keep_a_positive(program, sides)
+        return Face.solve(program, sides, systems)
+
+    return exchanging(program, sides, solve)
+
+
+def exchanging(
+    program: Bounded, sides: Sides, solve: Callable[[], Face | None]
+) -> Iterator[tuple[Face, int]]:
+    """`faces`, with the solution of the face of `sides` given."""
     counts: list[int] = []
     for _ in range(MAX_ROUNDS):
-        _keep_a_positive(program, sides)
-        face = Face.solve(program, sides, systems)
+        face = solve()
         if face is None:
             return
         moved = face.move(program, sides)
@@ -136,7 +156,8 @@ def _stalled(counts: list[int]) -> bool:
     """Whether exchanges, counted in bounded rounds, have ceased to fall, or fall too slowly."""
     since = len(counts) - 1 - int(np.argmin(counts))
     slow = len(counts) >= 6 and max(counts[-2:]) > PACE * max(counts[-6:-4])
-    return since > PATIENCE or (slow and counts[-1] > FEW)
+    back = len(counts) >= 3 and counts[-1] > BACK * counts[0]
+    return since > PATIENCE or ((slow or back) and counts[-1] > FEW)
 
 
 @dataclass(frozen=True)
@@ -201,7 +222,7 @@ class Face:
         rounding = ROUNDING * program.norms * float(np.abs(xi) @ program.norms) / stretch
         return cls(xi, gradient, noise + rounding)
 
-    def move(self, program: ConeProgram, sides: Sides) -> int:
+    def move(self, program: Bounded, sides: Sides) -> int:
         """Exchange all that stand on the wrong side; how many did."""
         limit = program.price if self.bounded else 0.0
         below = sides.free & (self.xi < 0.0)

@@ -39,7 +39,7 @@ class FreeSystems:
         self.ones = np.zeros(len(program.linear))
         self.ones[: program.positives] = 1.0
         self._updates = ridge >= SOUND
-        self._factored: _Factored | None = None
+        self._factored: Factored | None = None
 
     def solve(self, free: np.ndarray, rights: np.ndarray, totals: np.ndarray) -> np.ndarray | None:
         """(k, K) d for each of k rows r (k, K) and totals (k,); zero outside F.
@@ -69,12 +69,12 @@ class FreeSystems:
             few = len(changed) <= UPDATED * len(base.index) and len(base.index) >= WORTH
             if few and self._updates:
                 return base.updated(self.program.gram, self.own, changed, rights)
-        self._factored = _Factored.of(self.program.gram, self.own, free)
+        self._factored = Factored.of(self.program.gram, self.own, free)
         return self._factored and self._factored.solve(rights)
 
 
 @dataclass
-class _Factored:
+class Factored:
     """The Cholesky factor L of (Q + own)_00, and columns L^-1 B of borders met so far."""
 
     free: np.ndarray
@@ -83,7 +83,7 @@ class _Factored:
     columns: dict[int, np.ndarray] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, gram: np.ndarray, own: np.ndarray, free: np.ndarray) -> _Factored | None:
+    def of(cls, gram: np.ndarray, own: np.ndarray, free: np.ndarray) -> Factored | None:
         index = np.flatnonzero(free)
         matrix = gram[np.ix_(index, index)]
         matrix.flat[:: len(index) + 1] += own[index]

@@ -5,7 +5,8 @@ duplicates, more samples than dimensions, a dual whose optimum is dg = 0. With Q
 place of Q each gradient has a component of its own, of length sqrt(delta) ||g_i||, orthogonal to
 all others: the program is then as well conditioned as one likes, and dg != 0. Its solution changes
 continuously with delta, so a few exchanges follow it as delta shrinks, by small steps where they
-fail, by large ones where they do not.
+fail, by large ones where they do not. From some hundreds of samples on the small steps are taken on
+those in doubt alone (`capo_ds.aggregation.undecided`), and all samples see where they led.
 
 Where dg = 0 at the optimum, the primal point c + R dg / ||dg|| of the ridged program tends, as
 delta goes to 0, to the optimal point *nearest to c*: a gain of order sqrt(delta) is to be had from
@@ -15,11 +16,15 @@ of `exchange`, s -> 0 and that point is c + sum_i u_i g_i; xi -> v, with Q v = 0
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
 import numpy as np
 
-from capo_ds.aggregation.exchange import FEW, Sides, faces
+from capo_ds.aggregation.exchange import FEW, Face, Sides, faces
 from capo_ds.aggregation.free_system import FreeSystems
 from capo_ds.aggregation.program import ConeProgram
+from capo_ds.aggregation.undecided import Undecided, in_doubt
 
 START = 0.1
 MOST = 1e4  # no ridge above this is tried
@@ -33,46 +38,106 @@ REFINEMENTS = 2
 
 def follow(program: ConeProgram, sides: Sides) -> tuple[Sides | None, int]:
     """The sides of the program at the least ridge, None if they were lost; factors taken."""
-    ridge, step = START, FIRST_STEP
-    reached, known, spent = None, sides, 0
+    ridge, spent = START, 0
     while True:
-        moved_to = known.copy()
-        rounds = _settle(program, moved_to, ridge, warm=reached is not None)
-        spent += abs(rounds)
-        if rounds > 0:
-            reached, known = ridge, moved_to
-            if ridge <= LEAST:
-                return known, spent
-            step = min(2 * step, MOST_STEP) if rounds <= EASY else step
-            step = step / 2 if rounds > HARD else step
-        elif reached is None:
-            ridge *= 10.0
-            if ridge > MOST:
-                return None, spent
-            continue
-        else:
-            step /= 3.0
-        if step < LEAST_STEP:
+        settled = _settle(faces(program, moved_to := sides.copy(), ridge), few=SETTLED, warm=False)
+        spent += settled.rounds
+        if settled.face:
+            break
+        ridge *= 10.0
+        if ridge > MOST:
             return None, spent
-        ridge = max(reached * 10.0**-step, LEAST)
+    path = _Path(moved_to, ridge, LEAST, settled.face)
+    while path.going:
+        foreseen = _look_ahead(program, path) if path.hard else None
+        path.advance(lambda *given: faces(program, *given), foreseen)
+    return (path.sides if path.ridge <= LEAST else None), spent + path.spent
 
 
-def _settle(program: ConeProgram, sides: Sides, ridge: float, warm: bool) -> int:
-    """Rounds until (nearly) all samples are on their right side; minus that if they do not.
+def _look_ahead(program: ConeProgram, path: _Path) -> tuple[Sides, float] | None:
+    """Sides at the next ridge, or as far as it goes, if only samples in doubt move."""
+    samples = in_doubt(program, path.sides, path.face, path.ridge)
+    if samples is None:
+        return None
+    try:
+        undecided = Undecided(program, path.sides, samples, path.next)
+    except np.linalg.LinAlgError:
+        return None
+    few = _Path(undecided.sides(path.sides), path.ridge, path.next, path.face, path.step)
+    while few.going:
+        few.advance(undecided.faces)
+    path.hard = few.spent > EASY
+    if few.ridge == path.ridge:
+        return None
+    foreseen = path.sides.copy()
+    undecided.put(few.sides, foreseen)
+    return foreseen, few.ridge
 
-    warm: `sides` come from a larger ridge. Then faces without a solution, or more exchanges in the
-    second round than in the first, tell that the step was too long.
+
+@dataclass
+class _Settled:
+    """Rounds made, and the last face if (nearly) all samples were on their right side there."""
+
+    rounds: int
+    face: Face | None
+
+
+def _settle(rounds: Iterator[tuple[Face, int]], few: float, warm: bool) -> _Settled:
+    """Exchange until no more than a share `few` of the free samples move.
+
+    warm: the sides come from a larger ridge. Then faces without a solution, or more exchanges in
+    the second round than in the first, tell that the step was too long.
     """
-    few = 0.0 if ridge <= LEAST else SETTLED
-    rounds, first = 0, 0
-    for face, moved in faces(program, sides, ridge):
-        rounds += 1
+    count, first = 0, 0
+    for face, moved in rounds:
+        count += 1
         first = first or moved
-        if face.bounded and moved <= few * np.count_nonzero(sides.free):
-            return rounds
+        if face.bounded and moved <= few * np.count_nonzero(face.xi):
+            return _Settled(count, face)
         if warm and (not face.bounded or moved > max(first, FEW)):
             break
-    return -max(rounds, 1)
+    return _Settled(max(count, 1), None)
+
+
+@dataclass
+class _Path:
+    """Sides known at a ridge, on the way to the ridge `end`; `hard` if that took many rounds."""
+
+    sides: Sides
+    ridge: float
+    end: float
+    face: Face
+    step: float = FIRST_STEP
+    spent: int = 0
+    hard: bool = False
+
+    @property
+    def next(self) -> float:
+        return max(self.ridge * 10.0**-self.step, self.end)
+
+    @property
+    def going(self) -> bool:
+        return self.ridge > self.end and self.step >= LEAST_STEP
+
+    def advance(
+        self,
+        faces: Callable[[Sides, float], Iterator[tuple[Face, int]]],
+        foreseen: tuple[Sides, float] | None = None,
+    ) -> None:
+        """One step; or to a ridge with the sides that are foreseen there."""
+        moved_to, ridge = foreseen or (self.sides.copy(), self.next)
+        few = 0.0 if ridge <= LEAST else SETTLED
+        settled = _settle(faces(moved_to, ridge), few, warm=foreseen is None)
+        self.spent += settled.rounds
+        self.hard = settled.face is None or settled.rounds > HARD or (self.hard and bool(foreseen))
+        if settled.face is None:
+            self.step /= 3.0
+            return
+        self.sides, self.ridge, self.face = moved_to, ridge, settled.face
+        if settled.rounds <= EASY:
+            self.step = min(2 * self.step, MOST_STEP)
+        elif settled.rounds > HARD:
+            self.step /= 2
 
 
 def apex(

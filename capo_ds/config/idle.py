@@ -51,6 +51,7 @@ RULES = [
     Rule("model", "lora_rank lora_alpha rslora lora_targets lora_exclude", "model.adapter",
          lambda c: c.model.adapter is not None),
     Rule("model", "reference", "objective.kl_weight", lambda c: c.objective.kl_weight == 0),
+    Rule("prompt", "date", "prompt.template", lambda c: c.prompt.template != "chat"),
     Rule("rollout", "vllm_cache_gib tensor_parallel", "rollout.sampler",
          lambda c: c.rollout.sampler in ("hf", "process")),
     Rule("rollout", "probe_bound", "rollout.sampler", lambda c: c.rollout.sampler == "hf"),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, StrictBool, StrictInt, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, StrictBool, StrictInt, model_validator
 
 from capo_ds.config.paths import PathText
 from capo_ds.config.section import Number, Section, refuse_doubles
@@ -23,6 +24,18 @@ def _verdict(name: str) -> str:
 
 def _reward(name: str) -> str:
     return known("reward", name)
+
+
+def _day(told: Any) -> Any:
+    """YAML reads 2024-07-26 as a date."""
+    if type(told) is date:
+        return told.isoformat()
+    try:
+        if isinstance(told, str) and date.fromisoformat(told).isoformat() == told:
+            return told
+    except ValueError:
+        pass
+    raise ValueError(f"{told!r} is no day; give one as 2024-07-26")
 
 
 Level = Annotated[StrictInt, Field(ge=1, le=5)]
@@ -192,6 +205,11 @@ class PromptConfig(Section):
     template_kwargs: dict[str, Any] = Field(
         default={},
         description="variables of the tokenizer's chat template, e.g. {enable_thinking: false}",
+    )
+    date: Annotated[str, BeforeValidator(_day)] = Field(
+        default="2024-07-26",
+        description="the day that a chat template is told where it asks for today's, so that the "
+        "prompts are the same tomorrow (the default is what Llama 3's writes without a clock)",
     )
     stop: list[Annotated[str, Field(min_length=1)]] = Field(
         default=[],

@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
+from queue import SimpleQueue
 from threading import Thread
 
 import torch
@@ -151,9 +152,12 @@ class Child:
         )
         theirs.close()  # so that its end is the end of the pipe
         self._owed: deque[Future[Answer]] = deque()
-        arguments = self._connection, self._owed, self._process
-        # It takes answers in, so that the process never waits for whoever wants them.
-        Thread(target=_listen, args=arguments, name="sampler", daemon=True).start()
+        self._messages: SimpleQueue[bytes | None] = SimpleQueue()
+        # Neither side waits for the other: while the process samples, a megabyte of weights takes
+        # some 20 ms to be taken in.
+        listening = self._connection, self._owed, self._process
+        for work, given in ((_listen, listening), (_speak, (self._connection, self._messages))):
+            Thread(target=work, args=given, name="sampler", daemon=True).start()
 
     @property
     def number(self) -> int:
@@ -161,9 +165,8 @@ class Child:
         return self._process.pid
 
     def tell(self, message: Start | Weights | Request) -> None:
-        """A process that is gone is told of by what waits for its answers."""
-        with suppress(BrokenPipeError, ConnectionResetError):
-            self._connection.send_bytes(pickle.dumps(message))
+        """In order, as it is now. That the process is gone, what waits for its answers tells."""
+        self._messages.put(pickle.dumps(message))
 
     def ask(self, message: Start | Request) -> Future[Answer]:
         answer: Future[Answer] = Future()
@@ -175,8 +178,15 @@ class Child:
 
     def end(self) -> None:
         """At once: it holds nothing that is needed."""
+        self._messages.put(None)
         self._process.kill()
         self._process.wait()
+
+
+def _speak(connection: Connection, messages: SimpleQueue[bytes | None]) -> None:
+    with suppress(OSError):  # the process is gone
+        while message := messages.get():
+            connection.send_bytes(message)
 
 
 def _listen(connection: Connection, owed: deque[Future[Answer]], process: subprocess.Popen) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, cast
 
 from capo_ds.decoding import texts_of
@@ -108,11 +109,11 @@ def _as_chats(
     gone on with, any other is answered, as TRL does."""
     from capo_ds.config import ConfigError
 
-    rendered = []
+    rendered, clock = [], _clock(config, tokenizer)
     for number, (messages, problem) in enumerate(zip(chats, problems, strict=True)):
         goes_on = messages[-1]["role"] == "assistant"
         own = {"continue_final_message": goes_on, "add_generation_prompt": not goes_on}
-        own |= config.template_kwargs
+        own |= config.template_kwargs | clock
         try:
             text = tokenizer.apply_chat_template(messages, tokenize=False, **own)
             ids = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, **own)
@@ -132,6 +133,19 @@ def _as_chats(
         kept = None if problem.messages is None else messages
         rendered.append(replace(problem, prompt=text, messages=kept, tokens=tuple(ids)))
     return rendered
+
+
+def _clock(config: PromptConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """What tells the chat template the day, if it asks; in the place of the machine's clock."""
+    if not asks_the_day(config, tokenizer):
+        return {}
+    return {"strftime_now": datetime.fromisoformat(config.date).strftime}
+
+
+def asks_the_day(config: PromptConfig, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether prompts hold a date that the chat template asks for."""
+    source = config.template_kwargs.get("chat_template", tokenizer.chat_template)
+    return config.template == "chat" and "strftime_now" in str(source)
 
 
 def _check_read(text: str, other: str) -> None:

@@ -299,6 +299,15 @@ def pointer(file):
     file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
 
 
+def no_header(file):
+    file.write_bytes((8).to_bytes(8, "little") + b"no JSON!")
+
+
+def link_to_nothing(file):
+    file.unlink()
+    file.symlink_to(file.with_name("gone"))
+
+
 def shards_missing(file):
     file.with_name("model.safetensors.index.json").write_text(
         json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors"}})
@@ -311,6 +320,11 @@ def shards_missing(file):
         (cut, r"model\.safetensors has"),
         (cut_header, r"model\.safetensors is cut off"),
         (pointer, r"model\.safetensors is a Git LFS pointer.*git lfs pull"),
+        (lambda file: file.write_bytes(b"{}"), r"model\.safetensors is cut off"),
+        (no_header, r"model\.safetensors is cut off"),
+        (link_to_nothing, r"model\.safetensors is a link to nothing"),
+        (lambda file: file.with_name("config.json").write_text(""), r"config\.json is empty"),
+        (lambda file: file.with_name("config.json").write_text("{"), r"config\.json is no JSON"),
         (shards_missing, "index.json names 1 files, of which 1 are not there"),
     ],
 )

@@ -49,6 +49,23 @@ RECIPES = sorted((REPOSITORY / "launchers" / "recipes").glob("*.yaml"))
         ({"evaluation": {"benchmarks": [{"name": "math"}] * 2}}, ["benchmarks", "math", "relabel"]),
         ({"evaluation": {"samples": 4}}, ["evaluation.samples", "4", "evaluation.temperature"]),
         ({"aggregator": "config"}, ["aggregator", "'config'", "it is called conflict_free now"]),
+        (
+            {"capo": {"radius": "auto", "region": "norm"}},
+            ["capo.radius", "auto", "capo.region: norm", "set a number"],
+        ),
+        (
+            {"program": {"blocks": "layer"}, "gradients": {"sketch": "rademacher"}},
+            ["program.blocks", "layer", "set gradients.sketch"],
+        ),
+        (
+            {"aggregator": "mean", "measure_conflict": False, "program": {"norms": "unit"}},
+            ["measure_conflict", "false", "set it to true"],
+        ),
+        (
+            {"aggregator": "mean", "program": {"norms": "unit", "norms_in": "program"}},
+            ["program.norms_in", "program", "set it to all"],
+        ),
+        ({5: {"steps": 3}}, ["5", "a key must be text", "YAML"]),
         ({"zzz": 1}, ["zzz", "unknown key", "rollout"]),
     ],
 )
@@ -86,13 +103,18 @@ def test_bad_overrides(tmp_path, override):
         load_config(path, [override])
 
 
-@pytest.mark.parametrize("text", ["- a\n- b\n", "a: [1", None])
+@pytest.mark.parametrize("text", ["- a\n- b\n", "a: [1", "a: 2026-13-01", None])
 def test_unreadable_files(tmp_path, text):
     path = tmp_path / "config.yaml"
     if text is not None:
         path.write_text(text)
     with pytest.raises(ConfigError, match=r"config\.yaml"):
         load_config(path)
+
+
+def test_recipes_that_do_not_ship_are_told_with_those_that_do():
+    with pytest.raises(ConfigError, match=r"builtin:quickstrat.*quickstart"):
+        load_config("builtin:quickstrat")
 
 
 def test_there_are_recipes():

@@ -7,7 +7,7 @@ import pytest
 from gradient_families import gradients, problem_of
 
 from capo_ds.aggregation import GramProblem, aggregate
-from capo_ds.aggregation.diagnostics import Applied
+from capo_ds.aggregation.diagnostics import Applied, between
 from capo_ds.aggregation.diagnostics import diagnose as diagnose_applied
 
 
@@ -79,3 +79,28 @@ def test_zero_gradients_give_finite_measures():
     measures = diagnose(problem, np.zeros(4), np.zeros(4))
     assert all(np.isfinite(value) for value in measures.values())
     assert measures["conflict/all_after"] == 0.0 and "conflict/effective_samples" not in measures
+
+
+def test_how_data_sets_pull_on_each_other():
+    rows = gradients("conflict", 12, 3)
+    problem = problem_of(rows, positives=5, negatives=5)  # the last two have no advantage
+    sources = np.array(
+        ["hub/a", "b", "hub/a", "b", "c", "hub/a", "b", "c", "c", "b", "b", "silent"]
+    )
+    names = sorted(set(sources))
+    means = {name: rows[sources == name].sum(axis=0) for name in names}
+    cosine = lambda a, b: a @ b / np.linalg.norm(a) / np.linalg.norm(b)  # noqa: E731
+    expected = {}
+    for first in names:
+        mine = [row for row, name in zip(rows[:10], sources[:10], strict=True) if name == first]
+        for second in names:
+            pair = f"{first}/{second}".replace("hub/a", "hub-a")
+            if first < second:
+                expected[f"conflict/between/{pair}"] = cosine(means[first], means[second])
+            if mine:
+                against = [cosine(row, means[second]) < -1e-6 for row in mine]
+                expected[f"conflict/against/{pair}"] = np.mean(against)
+    found = between(problem, sources)
+    assert found.keys() == expected.keys()
+    assert all(found[name] == pytest.approx(value, abs=1e-9) for name, value in expected.items())
+    assert 0 < found["conflict/against/b/hub-a"] < 1  # the family has both

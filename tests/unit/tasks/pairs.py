@@ -267,6 +267,24 @@ RIGHT = {
         x \in \{1,2\} ~ \{1,2\}
         i, -i ~ \pm i
     """,
+    "sets given by a condition": r"""
+        \{x \mid x > 2\} ~ (2,\infty)
+        \{x : x > 2\} ~ x > 2
+        \left\{x \,\middle|\, x \ge 2\right\} ~ [2,\infty)
+        \{x \in \mathbb{R} \mid x > 2\} ~ (2,\infty)
+        \{x | -2 \le x \le 7\} ~ [-2,7]
+        \{k : k = 3\} ~ \{3\}
+        \{2|x|, 3\} ~ \{3, 2|x|\}
+        \{a|b|, 2\} ~ \{2, a|b|\}
+        \{x|x|, 3\} ~ \{3, x|x|\}
+        \{|a||b|, 1\} ~ \{1, |a||b|\}
+        \mathbb{R} ~ (-\infty,\infty)
+    """,
+    "names of lines and angles": r"""
+        \overline{AB} ~ \overline{AB}
+        \vec{v} ~ \vec{v}
+        \angle ABC ~ \angle ABC
+    """,
     "matrices": r"""
         \begin{bmatrix} 1 & 2 \\ 3 & 4 \end{bmatrix} ~ \begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}
         \begin{pmatrix}1&2\\3&4\end{pmatrix} ~ \begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}
@@ -634,6 +652,27 @@ WRONG = {
         \emptyset ~ 0
         0 ~ \emptyset
         \{0\} ~ \emptyset
+    """,
+    "sets given by a condition": r"""
+        \{x \mid x \ge 2\} ~ (2,\infty)
+        \{x \mid y > 2\} ~ (2,\infty)
+        \{x \in \mathbb{Z} \mid x > 2\} ~ (2,\infty)
+        \{2k : k > 0\} ~ k > 0
+        \{k : k = 3\} ~ 3
+        \mathbb{Z} ~ (-\infty,\infty)
+    """,
+    "names of lines and angles": r"""
+        \overline{AC} ~ \overline{AB}
+        AB ~ \overline{AB}
+        \overline{1} ~ 1
+        \vec{w} ~ \vec{v}
+        \angle ABC ~ \triangle ABC
+    """,
+    "brackets": r"""
+        (3] ~ 3
+        [2,3,4] ~ (2,3,4)
+        \begin{pmatrix} 1 & 2 \\ 3 \end{pmatrix} ~ \begin{pmatrix} 1 & 2 \\ 3 & 0 \end{pmatrix}
+        \begin{pmatrix} 1 & 2 ~ \begin{pmatrix} 1 & 2 \end{pmatrix}
     """,
     "bases": r"""
         52_9 ~ 52_8

@@ -1,8 +1,10 @@
+from datetime import date
+
 import pytest
 from tokenizers import Tokenizer, models, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from capo_ds.config import BUILTIN_MODELS, ConfigError, PromptConfig
+from capo_ds.config import BUILTIN_MODELS, ConfigError, PromptConfig, parse_config
 from capo_ds.tasks import Problem
 from capo_ds.tasks.prompts import cut, encode, fitting, render
 
@@ -36,6 +38,41 @@ def test_templates(tokenizer):
     assert rendered(tokenizer, template="base", instruction="Box it.") == (
         f"Question: {text}\nBox it.\nAnswer:\n"
     )
+
+
+LLAMA_DATE = (
+    "{% if not date_string is defined %}{% if strftime_now is defined %}"
+    '{% set date_string = strftime_now("%d %b %Y") %}{% else %}'
+    '{% set date_string = "26 Jul 2024" %}{% endif %}{% endif %}{{ "Today Date: " + date_string }}'
+)
+DATES = [  # as Llama 3, SmolLM3 and gpt-oss ask for the day
+    (LLAMA_DATE, {}, "Today Date: 26 Jul 2024"),
+    (LLAMA_DATE, {"date": "2025-01-02"}, "Today Date: 02 Jan 2025"),
+    (LLAMA_DATE, {"template_kwargs": {"date_string": "1 May 2020"}}, "Today Date: 1 May 2020"),
+    ('{%- set today = strftime_now("%d %B %Y") -%}{{ today }}', {}, "26 July 2024"),
+    ('{{ "Current date: " + strftime_now("%Y-%m-%d") }}', {}, "Current date: 2024-07-26"),
+]
+
+
+@pytest.mark.parametrize(("template", "settings", "told"), DATES)
+def test_a_template_is_told_the_day_of_the_settings(tokenizer, template, settings, told):
+    tokenizer.chat_template = template + CHAT
+    tokenizer.bos_token = "<|pad|>"
+    (problem,) = render([PROBLEM], PromptConfig(template="chat", **settings), tokenizer)
+    assert problem.prompt.startswith(f"{told}<|pad|><user>")
+    assert tokenizer.decode(problem.tokens) == problem.prompt
+    given = {"chat_template": template + CHAT}
+    tokenizer.chat_template = CHAT
+    own = settings | {"template_kwargs": given | settings.get("template_kwargs", {})}
+    if "date_string" not in own["template_kwargs"]:
+        assert rendered(tokenizer, template="chat", **own).startswith(told)
+
+
+@pytest.mark.parametrize("day", ["2024-7-26", "yesterday", "2024-02-30", 20240726, "20240726"])
+def test_a_day_that_is_none(day):
+    with pytest.raises(ConfigError, match=r"prompt\.date: .* is no day; give one as 2024-07-26"):
+        parse_config({"prompt": {"date": day}})
+    assert parse_config({"prompt": {"date": date(2025, 1, 2)}}).prompt.date == "2025-01-02"
 
 
 def test_a_chat_prompt_is_begun_once(tokenizer):
