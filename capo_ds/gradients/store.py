@@ -232,6 +232,8 @@ def _outer_sums(output_gradients: Tensor, inputs: Tensor, out: Tensor) -> None:
     dtype = torch.promote_types(output_gradients.dtype, inputs.dtype)
     dtype = torch.promote_types(dtype, out.dtype)
     left, right = output_gradients.transpose(1, 2).to(dtype), inputs.to(dtype)
+    if len(out) != len(left):  # `bmm` would put its result elsewhere
+        raise ValueError(f"gradients of {len(left)} samples, room for {len(out)}")
     if out.dtype == dtype:
         torch.bmm(left, right, out=out)
     else:

@@ -78,3 +78,4 @@ def hub(folder: Path) -> Iterator[Hub]:
         yield hub
     finally:
         server.shutdown()
+        server.server_close()

@@ -73,6 +73,7 @@ def test_the_launcher_adds_nothing(undisturbed, tmp_path):
             assert one[name] == other[name], name
 
 
+@pytest.mark.slow
 def test_resumed_equals_undisturbed(undisturbed, tmp_path):
     """The fresh engine has the base model's weights until it gets those of the checkpoint."""
     folder = tmp_path / "run"
