@@ -13,6 +13,13 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+
+def keep(found: dict[str, Any], file: Path) -> None:
+    """Write JSON results, in the place of those of the same names, beside the others."""
+    known = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps(known | found, indent=2) + "\n")
 
 
 class Meter:

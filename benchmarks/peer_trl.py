@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from meter import Meter, Turns
+from meter import Meter, Turns, keep
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -224,7 +224,7 @@ def main() -> None:
             found[lengths] = measure(lengths, args, Path(folder))
         print(table(lengths, found[lengths]), flush=True)
     options = {"prompts": args.prompts, "rank": args.rank, "trl_rows": args.trl_rows}
-    RESULTS.write_text(json.dumps(options | found, indent=2) + "\n")
+    keep({lengths: options | one for lengths, one in found.items()}, RESULTS)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from meter import keep
 from step_backward import backward_passes
 from step_shapes import SIZES, Size, in_turns, make_model, random_responses, settings
 
@@ -213,7 +214,7 @@ def main() -> None:
                 "phases": phases,
                 "peak_bytes": peaks,
             }
-    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+    keep(results, RESULTS)
     comm.finish()
 
 

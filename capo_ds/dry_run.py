@@ -44,6 +44,8 @@ def dry_run(
     """
     with comm.together("reading the cluster's rates"):
         known = _known(nodes, cluster, response)
+        if known and nodes:
+            known.check(nodes)
     ready = prepare(config, dry=True)
     policy = ready.policy
     check_resume(config)
@@ -53,28 +55,35 @@ def dry_run(
         check_sampler(sampling)
     rehearse(config, policy, encode(ready.tokenizer, ready.train_problems[:2]))
     plan = plan_on_all_ranks(config, policy)
-    store = plan.choose(config.gradients.store)
+    if nodes is None:  # else these ranks need not fit what other machines do
+        plan.choose(config.gradients.store)
     ranks = comm.gather(_this_rank(config))
     foretold = foretell(sampling, nodes, known, response) if nodes else []
     if not comm.is_main():
         return
-    sent = bytes_per_step(config, _trainable(policy), comm.world_size())
     rows = [yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)]
     rows += [f"problems: {len(ready.train_problems)} for training, {ready.left_out} too long"]
     rows += ["ranks", *(f"  {number}: {rank}" for number, rank in enumerate(ranks))]
-    rows += _memory(plan, store)
-    rows += [f"sent by a rank per step, at most: {readable(sum(sent.values()))}"]
-    rows += [f"  {readable(count):>10}  {name}" for name, count in sent.items()]
+    rows += _memory(plan, config.gradients.store)
+    if not nodes:  # the forecast counts them for its ranks
+        sent = bytes_per_step(config, _trainable(policy), comm.world_size())
+        rows += [f"sent by a rank per step, at most: {readable(sum(sent.values()))}"]
+        rows += [f"  {readable(count):>10}  {name}" for name, count in sent.items()]
     print("\n".join([*rows, *foretold]), flush=True)
 
 
-def _memory(plan: MemoryPlan, store: str) -> list[str]:
+def _memory(plan: MemoryPlan, wanted: str) -> list[str]:
+    """wanted: gradients.store."""
     rows = [
         f"memory per rank, estimated: {readable(plan.needed)} of {readable(plan.capacity.device)}"
     ]
     rows += [f"  {readable(count):>10}  {name}" for name, count in plan.needs.items()]
     if plan.stores:
-        rows += [f"  gradients: {plan.describe_stores()}; chosen: {store}"]
+        try:
+            chosen = f"chosen: {plan.choose(wanted)}"
+        except ConfigError:  # which a run raises, and says what helps
+            chosen = "none fits"
+        rows += [f"  gradients: {plan.describe_stores()}; {chosen}"]
     return rows
 
 
@@ -102,9 +111,9 @@ def foretell(
     capacity = Capacity(int(cluster.memory), int(cluster.host_memory), on_cpu)
     plan = plan_memory(config, policy, ranks, capacity)
     step = Step(config, Shape.of(policy, config.model.dtype), ranks, tokens)
-    title = f"{nodes} machines of {cluster.ranks} ranks, N = {step.samples} samples an update"
+    title = f"machines: {nodes} of {cluster.ranks} ranks, N = {step.samples} samples an update"
     rows = [f"{title}, {tokens} tokens a response", *table(forecast(step, cluster)).splitlines()]
-    rows += _memory(plan, plan.choose(config.gradients.store))
+    rows += _memory(plan, config.gradients.store)
     if known is None:
         rows += ["rates, as measured here (a file for --cluster):", cluster.text().rstrip()]
     return rows

@@ -13,7 +13,9 @@ from capo_ds.architecture import text_config
 from capo_ds.config import Config, ConfigError
 from capo_ds.distributed import comm, launch
 from capo_ds.distributed.zero import parameter_count
+from capo_ds.gradients.store import held_samples
 from capo_ds.log_probs import LOGIT_CHUNK_TOKENS, WHOLE_LOGITS
+from capo_ds.parts import built_in, names
 from capo_ds.rollout.base import SamplingShapes
 from capo_ds.rollout.choose import sampler_bytes
 
@@ -153,8 +155,15 @@ def plan_memory(config: Config, policy: PeftModel, ranks: int, capacity: Capacit
         stores["device"] = Capacity(gradients + sketches, 0)
         stores["host"] = Capacity(sketches, gradients if capacity.shared else pinned(gradients))
         if sketched:
-            stores["recompute"] = Capacity(sketches + 4 * trainable, 0)
+            waiting = held_samples(per_update, trainable) if _waits(config) else 0
+            stores["recompute"] = Capacity(sketches + 4 * trainable * (1 + waiting), 0)
     return MemoryPlan(needs, stores, capacity)
+
+
+def _waits(config: Config) -> bool:
+    """Whether gradients may wait to be sketched together; of a user's sketch it is not known."""
+    name = config.gradients.sketch
+    return name not in names("sketch") or built_in("sketch", name).for_many
 
 
 def pinned(count: int) -> int:

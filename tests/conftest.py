@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import socket
 import subprocess
 import sys
@@ -28,8 +29,8 @@ os.environ.pop("COLUMNS", None)  # xdist tells its workers, and tables would be 
 
 def pytest_configure(config: pytest.Config) -> None:
     """The tests are made for the CPU, also where there are GPUs, which no process of theirs then
-    sees; those that are marked `gpu` run by themselves (-m gpu)."""
-    if config.option.markexpr != "gpu":
+    sees; those that are marked `gpu` run by themselves (-m gpu, -m "gpu and not slow")."""
+    if not re.search(r"\bgpu\b", config.option.markexpr.replace("not gpu", "")):
         os.environ |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 
 

@@ -35,6 +35,7 @@ from torch.utils._pytree import tree_leaves
 from capo_ds.config import Config
 from capo_ds.distributed import comm
 from capo_ds.distributed.engine import CapoEngine
+from capo_ds.gradients import sketch
 
 GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
 EITHER = None  # made inside an operation, by autograd: it would be made where it is needed
@@ -94,6 +95,7 @@ class PretendedGPU:
         self._patches = [
             patch.object(torch.autograd, "_engine_run_backward", with_functions),
             patch.object(comm, "device", lambda: GPU),
+            patch.object(sketch, "_fused", lambda _: None),  # kernels want a real one
             *(patch.object(torch.cuda, name, MagicMock()) for name in UNNEEDED),
             *(patch.object(torch.cuda, name, lambda *_: MEMORY) for name in COUNTS),
             patch.object(torch.cuda, "mem_get_info", lambda *_: (MEMORY, MEMORY)),

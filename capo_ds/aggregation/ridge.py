@@ -49,12 +49,14 @@ def follow(program: ConeProgram, sides: Sides) -> tuple[Sides | None, int]:
             return None, spent
     path = _Path(moved_to, ridge, LEAST, settled.face)
     while path.going:
-        path.advance(lambda *given: faces(program, *given), _look_ahead(program, path))
+        foreseen = _look_ahead(program, path) if path.hard else None
+        path.advance(lambda *given: faces(program, *given), foreseen)
     return (path.sides if path.ridge <= LEAST else None), spent + path.spent
 
 
 def _look_ahead(program: ConeProgram, path: _Path) -> tuple[Sides, float] | None:
     """Sides at the next ridge, or as far as it goes, if only samples in doubt move."""
+    assert path.face  # a path of all samples starts from one
     samples = in_doubt(program, path.sides, path.face, path.ridge)
     if samples is None:
         return None
@@ -62,9 +64,10 @@ def _look_ahead(program: ConeProgram, path: _Path) -> tuple[Sides, float] | None
         undecided = Undecided(program, path.sides, samples, path.next)
     except np.linalg.LinAlgError:
         return None
-    few = _Path(undecided.sides(path.sides), path.ridge, path.next, path.face, path.step)
+    few = _Path(undecided.sides(path.sides), path.ridge, path.next, step=path.step)
     while few.going:
         few.advance(undecided.faces)
+    path.hard = few.spent > EASY
     if few.ridge == path.ridge:
         return None
     foreseen = path.sides.copy()
@@ -99,14 +102,22 @@ def _settle(rounds: Iterator[tuple[Face, int]], few: float, warm: bool) -> _Sett
 
 @dataclass
 class _Path:
-    """Sides known at a ridge, on the way to the ridge `end`."""
+    """Sides known at a ridge, on the way to the ridge `end`.
+
+    Attributes:
+        face: the last one solved at `ridge`; None at a start that needs none.
+        step: the next one, of log10 of the ridge.
+        spent: rounds so far.
+        hard: the last step took many rounds.
+    """
 
     sides: Sides
     ridge: float
     end: float
-    face: Face
+    face: Face | None = None
     step: float = FIRST_STEP
     spent: int = 0
+    hard: bool = False
 
     @property
     def next(self) -> float:
@@ -126,6 +137,7 @@ class _Path:
         few = 0.0 if ridge <= LEAST else SETTLED
         settled = _settle(faces(moved_to, ridge), few, warm=foreseen is None)
         self.spent += settled.rounds
+        self.hard = settled.face is None or settled.rounds > HARD or (self.hard and bool(foreseen))
         if settled.face is None:
             self.step /= 3.0
             return

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,6 +15,7 @@ from capo_ds.config.section import Number, Section
 from capo_ds.config.text import decode, parse_yaml
 
 Positive = Annotated[Number, Field(gt=0)]
+BEYOND = 2.4  # the power of N that a solve's time grows by at most (docs/scaling.md)
 Count = Annotated[int, Field(ge=1, strict=True)]
 
 
@@ -32,47 +35,62 @@ class Rates(Section):
 
     passes: floating-point operations a second of the model's passes in training. products: of the
     Gram matrix, in the stored gradients' precision. memory: bytes a second of weighted sums over
-    stored gradients. sampling: bytes a second of weights (and half of the keys and values) read
-    while responses are sampled. optimizer: seconds a step that do not depend on the ranks.
-    solve: seconds of rank 0 by number of samples.
+    stored gradients. sketch: of the gradients that are sketched (None: as many). sampling: bytes a
+    second of weights (and half of the keys and values) read while responses are sampled.
+    optimizer: seconds a step for each LoRA factor, which do not depend on the ranks. solve: seconds
+    of rank 0 by number of samples.
     """
 
     passes: Positive
     products: Positive
     memory: Positive
+    sketch: Positive | None = None
     sampling: Positive
     optimizer: Annotated[Number, Field(ge=0)]
     solve: dict[Count, Positive] = Field(min_length=1)
 
     def solve_seconds(self, samples: int) -> float:
-        """At N samples: a N^2 + b N^3 through the smallest and the largest N that are known."""
-        first, last = min(self.solve), max(self.solve)
-        cubic = 0.0
-        if last > first:
-            cubic = self.solve[last] / last**2 - self.solve[first] / first**2
-            cubic = max(0.0, cubic / (last - first))
-        square = max(0.0, self.solve[first] / first**2 - cubic * first)
-        return square * samples**2 + cubic * samples**3
+        """At N samples: a power law from each known N to the next, `BEYOND` after the last."""
+        known = sorted(self.solve)
+        if samples <= known[0]:
+            return self.solve[known[0]] * samples / known[0]
+        for first, last in pairwise(known):
+            if samples <= last:
+                power = math.log(self.solve[last] / self.solve[first]) / math.log(last / first)
+                return self.solve[first] * (samples / first) ** power
+        return self.solve[known[-1]] * (samples / known[-1]) ** BEYOND
 
 
 class Cluster(Section):
     """Machines that are alike.
 
     backend: whose algorithms the collectives follow. ranks: of a machine. within, between: the
-    links of a machine's ranks, and of machines. memory, host_memory: bytes of a rank.
+    links of a machine's ranks, and of machines (None: not known). memory, host_memory: bytes of a
+    rank.
     """
 
     backend: Literal["nccl", "gloo"]
     ranks: Count
-    within: Link
-    between: Link
+    within: Link | None = None
+    between: Link | None = None
     rates: Rates
     memory: Positive
     host_memory: Positive
 
+    def check(self, machines: int) -> None:
+        """Whether the links of so many are known. Raises `ConfigError`."""
+        missing = ["within"] * (self.ranks > 1 and self.within is None)
+        missing += ["between"] * (machines > 1 and self.between is None)
+        if missing:
+            raise ConfigError(
+                f"--nodes {machines}: the cluster's rates hold no link {' and '.join(missing)} "
+                f"(ranks: {self.ranks}); add it, as in launchers/cluster/a800.yaml, or measure on "
+                "two machines"
+            )
+
     def text(self) -> str:
         """As YAML."""
-        found = self.model_dump()
+        found = self.model_dump(exclude_none=True)
         return yaml.safe_dump(_short(found), sort_keys=False)
 
 

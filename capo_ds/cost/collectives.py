@@ -11,9 +11,13 @@ scale your deep learning training with NCCL 2.4", 2019).
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 
 from capo_ds.cost.cluster import Cluster, Link
+
+# Of a machine with one rank, or of one machine: nothing goes over it (`Cluster.check`).
+UNUSED = Link(seconds=0.0, bytes_per_second=sys.float_info.max)
 
 
 @dataclass(frozen=True)
@@ -61,10 +65,18 @@ class Collectives:
 
     def _all_to_all(self, count: int) -> float:
         """All at once; a machine's adapters carry what all its ranks send to other machines."""
-        here, ranks, cluster = self.cluster.ranks, self.ranks, self.cluster
-        inside = count * (here - 1) / ranks / cluster.within.bytes_per_second
-        outside = here * count * (ranks - here) / ranks / cluster.between.bytes_per_second
+        here, ranks = self.cluster.ranks, self.ranks
+        inside = count * (here - 1) / ranks / self._within.bytes_per_second
+        outside = here * count * (ranks - here) / ranks / self._between.bytes_per_second
         return self._slowest.seconds + max(inside, outside)
+
+    @property
+    def _within(self) -> Link:
+        return self.cluster.within if self.cluster.within and self.cluster.ranks > 1 else UNUSED
+
+    @property
+    def _between(self) -> Link:
+        return self.cluster.between if self.cluster.between and self.machines > 1 else UNUSED
 
     @property
     def _is_nccl(self) -> bool:
@@ -76,24 +88,22 @@ class Collectives:
 
     @property
     def _slowest(self) -> Link:
-        return self.cluster.between if self.machines > 1 else self.cluster.within
+        return self._between if self.machines > 1 else self._within
 
     @property
     def _rate(self) -> float:
         """Of a ring: its slowest link's."""
-        used = [self.cluster.within] * (self.cluster.ranks > 1)
-        used += [self.cluster.between] * (self.machines > 1)
-        return min(link.bytes_per_second for link in used)
+        return min(self._within.bytes_per_second, self._between.bytes_per_second)
 
     @property
     def _ring_latency(self) -> float:
         """Of W - 1 hops, of which K go between machines (K - 1 where each has one rank)."""
         hops = self.ranks - 1
         slow = min(hops, self.machines) if self.machines > 1 else 0
-        return slow * self.cluster.between.seconds + (hops - slow) * self.cluster.within.seconds
+        return slow * self._between.seconds + (hops - slow) * self._within.seconds
 
     @property
     def _tree_latency(self) -> float:
         """Down a tree over the machines, then within each."""
-        between = math.ceil(math.log2(self.machines)) * self.cluster.between.seconds
-        return between + math.ceil(math.log2(self.cluster.ranks)) * self.cluster.within.seconds
+        between = math.ceil(math.log2(self.machines)) * self._between.seconds
+        return between + math.ceil(math.log2(self.cluster.ranks)) * self._within.seconds

@@ -24,14 +24,12 @@ class Forecast(NamedTuple):
 
 
 def forecast(step: Step, cluster: Cluster) -> dict[str, Forecast]:
-    """Of every phase.
+    """Of every phase. Raises `ConfigError` where a link that is needed is not known.
 
-    Raises:
-        ValueError: if the ranks do not fill machines.
+    step: on a whole number of the cluster's machines.
     """
-    machines, left = divmod(step.ranks, cluster.ranks)
-    if left:
-        raise ValueError(f"{step.ranks} ranks on machines of {cluster.ranks}")
+    machines = step.ranks // cluster.ranks
+    cluster.check(machines)
     collectives = Collectives(cluster, machines)
     return {name: _of(phase, step.samples, collectives) for name, phase in step.phases().items()}
 
@@ -49,7 +47,7 @@ def _work(name: str, amount: float, samples: int, rates: Rates) -> float:
         return amount * rates.solve_seconds(samples)
     if name == "optimizer":
         return amount * rates.optimizer
-    return amount / getattr(rates, name)
+    return amount / (getattr(rates, name) or rates.memory)
 
 
 def sent(one: Exchange, collectives: Collectives) -> float:

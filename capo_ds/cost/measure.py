@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from statistics import median
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from peft import PeftModel
 
 from capo_ds.aggregation.update import Samples
 from capo_ds.config import Config, ConfigError
-from capo_ds.configured import make_solver
+from capo_ds.configured import make_solver, sketches
 from capo_ds.cost.cluster import Cluster, Link, Rates
 from capo_ds.cost.step import Shape, Step
 from capo_ds.distributed import comm
@@ -28,7 +29,9 @@ from capo_ds.seeding import Stream, generator
 LONG_ENOUGH = 0.2  # seconds of what is timed
 ROWS, DECODED, COLUMNS = 64, 8, 1 << 14
 SOLVED = (256, 2048)
-TIMES, ECHOES = 3, 20
+TIMES, ECHOES = 5, 9
+EXCHANGE = 0.02  # seconds of one that tells a link's rate, of a megabyte at least
+PASS = 2.0  # seconds, beyond which no larger micro-batch is tried
 
 
 def check_measurable(hosts: list[str], machines: int) -> None:
@@ -60,13 +63,12 @@ def measure_cluster(run: SamplerRun, hosts: list[str]) -> Cluster:
     if len(names) > 1:
         second = [rank for rank, host in enumerate(hosts) if host == names[1]]
         between = link(list(zip(first, second, strict=True)), together=True)
-    some = within or between or Link(seconds=0.0, bytes_per_second=1.0)  # one rank: never used
     memory = measure_capacity(comm.device(), here)
     return Cluster(
         backend="nccl" if comm.device().type == "cuda" else "gloo",
         ranks=here,
-        within=within or some,
-        between=between or some,
+        within=within,
+        between=between,
         rates=measure_rates(run),
         memory=min(comm.gather(memory.device)),
         host_memory=min(comm.gather(memory.host)),
@@ -81,25 +83,24 @@ def link(pairs: list[tuple[int, int]], together: bool = False) -> Link | None:
     if not pairs:
         return None
     mine = next((pair for pair in pairs if comm.rank() in pair), None)
-    latency, seconds, size = 0.0, 0.0, 1 << 16
-    if mine:
-        other = mine[1] if comm.rank() == mine[0] else mine[0]
-        _exchange(other, 8)  # opens the connection
-        latency = float(np.median([_echo(mine, other) for _ in range(ECHOES)]))
+    other = sum(mine) - comm.rank() if mine else None
+    _exchange(other, 8)  # opens the connection
+    latency = max(comm.gather(median(_echo(mine) for _ in range(ECHOES))))
+    size = 1 << 20
     while True:  # the same sizes on all ranks
-        if mine:
-            seconds = min(_exchange(mine[0] + mine[1] - comm.rank(), size) for _ in range(TIMES))
-        slowest = max(comm.gather(seconds))
-        if slowest > LONG_ENOUGH or size >= 1 << 28:
+        slowest = max(comm.gather(median(_exchange(other, size) for _ in range(TIMES))))
+        if slowest > EXCHANGE or size >= 1 << 28:
             break
         size *= 4
-    latency = max(comm.gather(latency))
     rate = size / max(slowest - latency, 1e-9)
     return Link(seconds=latency, bytes_per_second=rate * (len(pairs) if together else 1))
 
 
-def _exchange(other: int, size: int) -> float:
-    """Seconds until as much has come as was sent."""
+def _exchange(other: int | None, size: int) -> float:
+    """Seconds until as much has come from the other rank as was sent; 0 without one."""
+    comm.max_over_ranks(0)
+    if other is None:
+        return 0.0
     sent = torch.ones(size, dtype=torch.uint8, device=comm.device())
     received = torch.empty_like(sent)
     _settle()
@@ -111,9 +112,13 @@ def _exchange(other: int, size: int) -> float:
     return time.perf_counter() - start
 
 
-def _echo(pair: tuple[int, int], other: int) -> float:
-    """Seconds of a message one way: half of there and back."""
-    message = torch.ones(1, device=comm.device())
+def _echo(pair: tuple[int, int] | None) -> float:
+    """Seconds of a message one way, half of there and back, as collectives send theirs: to a rank
+    that has only begun to wait for it (gloo then asks first)."""
+    comm.max_over_ranks(0)
+    if pair is None:
+        return 0.0
+    message, other = torch.ones(1, device=comm.device()), sum(pair) - comm.rank()
     start = time.perf_counter()
     for sends in (comm.rank() == pair[0], comm.rank() == pair[1]):
         dist.send(message, other) if sends else dist.recv(message, other)
@@ -130,40 +135,45 @@ def measure_rates(run: SamplerRun) -> Rates:
         comm.world_size(),
         config.rollout.max_new_tokens,
     )
-    passes, memory = _passes(config, policy, step)
+    passes, memory, sketch = _passes(config, policy, step)
     sizes = sorted({min(step.samples, size) for size in SOLVED})
     return Rates(
         passes=passes,
         products=_products(config, step.samples),
         memory=memory,
+        sketch=sketch,
         sampling=_sampling(run, step),
         optimizer=_optimizer(step.shape),
         solve={size: _solve(config, size) for size in sizes},
     )
 
 
-def _passes(config: Config, policy: PeftModel, step: Step) -> tuple[float, float]:
+def _passes(config: Config, policy: PeftModel, step: Step) -> tuple[float, float, float | None]:
     """Operations a second of per-sample gradients, as many rows as a micro-batch has or are long
-    enough; and bytes a second of a weighted sum over them."""
+    enough; bytes a second of a weighted sum over them, and of their sketches if there are any."""
     prompt, response = config.rollout.max_prompt_tokens, step.response
     per_sample = PerSampleGradients(policy)
+    make_sketch = sketches(config.gradients, per_sample.shapes)
     rows, most = 1, max(1, config.train.micro_batch_size)
     if config.train.micro_batch_tokens is not None:
         most = max(1, config.train.micro_batch_tokens // (prompt + response))
     try:
         while True:
-            store = GradientStore(step.shape.factors, rows, comm.device())
+            sketch = make_sketch(0) if make_sketch else None
+            store = GradientStore(step.shape.factors, rows, comm.device(), sketch=sketch)
             seconds = timed(lambda: _gradients(per_sample, policy, store, rows, prompt, response))  # noqa: B023
-            if rows >= most or seconds > LONG_ENOUGH:
+            if rows >= most or seconds > PASS:
                 break
             rows = min(most, rows * 4)
         weights = torch.ones(rows, device=comm.device())
         combined = timed(lambda: store.combine(weights.expand(len(step.shape.factors), rows)))
+        sketched = make_sketch and timed(lambda: list(store.matrices()))
     finally:
         per_sample.remove()
     twice = config.model.gradient_checkpointing
     flops = step.shape.backward(rows, prompt, response, twice)
-    return flops / seconds, 4 * rows * step.shape.trained / combined
+    count = 4 * rows * step.shape.trained
+    return flops / seconds, count / combined, count / sketched if sketched else None
 
 
 def _gradients(
@@ -208,7 +218,8 @@ def _sampling(run: SamplerRun, step: Step) -> float:
 
 
 def _optimizer(shape: Shape) -> float:
-    """As the engine does it: the gradient enters by a surrogate, then its norm, and AdamW."""
+    """Seconds a factor, as the engine does it: the gradient enters by a surrogate, then its norm,
+    and AdamW."""
     factors = [torch.nn.Parameter(torch.zeros(f, device=comm.device())) for f in shape.factors]
     gradient = [torch.ones_like(factor) for factor in factors]
     adam = torch.optim.AdamW(factors)
@@ -221,7 +232,7 @@ def _optimizer(shape: Shape) -> float:
         torch.nn.utils.clip_grad_norm_(factors, 1.0)
         adam.step()
 
-    return timed(step)
+    return timed(step) / len(factors)
 
 
 def _solve(config: Config, samples: int) -> float:
@@ -230,21 +241,27 @@ def _solve(config: Config, samples: int) -> float:
     rows = random.standard_normal((samples, 2 * samples)) + 0.1
     signs, groups = random.choice([-1.0, 1.0], samples), np.arange(samples) // 8
     given = Samples((rows @ rows.T)[None], signs, groups, samples)
-    return timed(lambda: make_solver(config).solve(given, random), once=True)
+    seconds = 0.0
+    if comm.is_main():  # as in a step, alone; what the first call loads is not in it
+        make_solver(config).solve(given, random)
+        start = time.perf_counter()
+        make_solver(config).solve(given, random)
+        seconds = time.perf_counter() - start
+    return comm.broadcast(seconds)
 
 
-def timed(call: Callable[[], object], once: bool = False) -> float:
-    """Seconds of one call, the slowest rank's, after one that is not counted (all ranks)."""
-    if not once:
-        call()
+def timed(call: Callable[[], object]) -> float:
+    """Median seconds of a call, the slowest rank's, after one that is not counted (all ranks)."""
+    call()
     comm.max_over_ranks(0)
     _settle()
-    start, times = time.perf_counter(), 0
-    while not times or (time.perf_counter() - start < LONG_ENOUGH and not once):
+    began, spent = time.perf_counter(), []
+    while time.perf_counter() - began < LONG_ENOUGH or len(spent) < 3:
+        start = time.perf_counter()
         call()
         _settle()
-        times += 1
-    return max(comm.gather((time.perf_counter() - start) / times))
+        spent.append(time.perf_counter() - start)
+    return max(comm.gather(median(spent)))
 
 
 def _settle() -> None:

@@ -1,4 +1,5 @@
-"""The work of a step and what its ranks exchange, counted phase by phase (the metrics `time/*`).
+"""The work of a step and what its ranks exchange, counted phase by phase: those of the metrics
+`time/*`, and `log` for what is in none of them.
 
 Of the busiest rank; every sample has a gradient, and all responses have the length that is asked
 for. tests/distributed/test_cost.py counts the same exchanges in a step of two ranks and of four.
@@ -21,8 +22,8 @@ from capo_ds.distributed.zero import EXCHANGED, parameter_count
 from capo_ds.memory import cache_heads
 
 # A note is an object that every rank gathers: a collective for its size, another for its bytes.
-NOTES = {"rollout": 2, "sync": 2, "score": 3, "log_probs": 1, "optimizer": 2}  # of a step
-NOTES_OF_UPDATE = {"backward": 2, "solve": 1, "reconstruct": 1, "optimizer": 1}
+NOTES = {"rollout": 2, "sync": 2, "score": 2, "log_probs": 1, "log": 1}  # of a step
+NOTES_OF_UPDATE = {"backward": 1, "solve": 1, "reconstruct": 1, "optimizer": 1}
 JUDGED, TAKEN, SOLVED = 330, 14, 75  # bytes a sample in: verdicts, the roster, the answer
 MEASURES = 9000  # bytes of a rank's metrics of a step
 
@@ -149,7 +150,7 @@ class Step:
         if self.config.uses_per_sample_gradients:
             found |= {"gram": self._gram(), "solve": self._solve()}
             found["reconstruct"] = self._reconstruct()
-        found["optimizer"] = self._optimizer()
+        found |= {"optimizer": self._optimizer(), "log": self._log()}
         for name, times in NOTES.items():
             found[name].note(self.ranks, times=times)
         for name, times in NOTES_OF_UPDATE.items():
@@ -182,20 +183,13 @@ class Step:
         size = self.config.rollout.max_prompt_tokens, self.response
         flops = self.shape.backward(1, *size, self.config.model.gradient_checkpointing) * self.mine
         gathers = self._gathered(2 * self._micro_batches(self.mine) * self.updates)
-        phase = Phase({"passes": flops * self.updates} | self._sketching(), gathers)
+        phase = Phase({"passes": flops * self.updates}, gathers)
         phase.exchanges.append(Exchange("all_reduce", 16, self.updates))
         if self.config.uses_per_sample_gradients:
             phase.note(self.ranks, TAKEN * self.samples, self.updates)
+            if self.config.gradients.store == "recompute":
+                phase.work |= self._sketching()
         return phase
-
-    def _sketching(self) -> dict[str, float]:
-        """A dense projection is a product; the others read each gradient once."""
-        settings, numbers = self.config.gradients, self.mine * self.updates * self.shape.trained
-        if not self.config.uses_per_sample_gradients or settings.sketch == "none":
-            return {}
-        if settings.sketch == "rademacher":
-            return {"products": 2 * settings.sketch_dim * numbers}
-        return {"memory": 4 * numbers}
 
     def _gram(self) -> Phase:
         """Columns by all-to-all, products of a rank's share of them, partial sums to rank 0."""
@@ -212,8 +206,17 @@ class Step:
             entries = rows * (self.samples - first) - rows * (rows - 1) // 2
             blocks = 1 if settings.sketch != "none" else self._blocks
             exchanges.append(Exchange("reduce", 8 * entries, self.updates * blocks))
-        flops = 2 * self.samples**2 * sum(columns) / self.ranks * self.updates
-        return Phase({"products": flops}, exchanges)
+        phase = Phase({}, exchanges)
+        phase.work["products"] = 2 * self.samples**2 * sum(columns) / self.ranks * self.updates
+        if settings.store != "recompute":
+            phase.work |= self._sketching()
+        return phase
+
+    def _sketching(self) -> dict[str, float]:
+        """Bytes of gradients that are sketched: with `recompute` as they come, else when asked."""
+        if self.config.gradients.sketch == "none":
+            return {}
+        return {"sketch": 4 * self.mine * self.updates * self.shape.trained}
 
     @property
     def _blocks(self) -> int:
@@ -247,8 +250,12 @@ class Step:
         trained = 4 * self.shape.trained
         kinds = EXCHANGED[zero_stage(read_deepspeed_json(self.config.deepspeed))]
         exchanges = [Exchange(kind, trained, self.updates) for kind in kinds]
-        exchanges.append(Exchange("all_reduce", 8, self.updates + 2))  # norms; of a step, two more
-        phase = Phase({"optimizer": self.updates}, exchanges)
+        exchanges.append(Exchange("all_reduce", 8, self.updates))  # the gradient's norm
+        return Phase({"optimizer": self.updates * len(self.shape.factors)}, exchanges)
+
+    def _log(self) -> Phase:
+        """The ranks' metrics, their memory, and whether one was interrupted; not timed by any."""
+        phase = Phase(exchanges=[Exchange("all_reduce", 8, 2)])
         phase.note(self.ranks, MEASURES * self.ranks)
         return phase
 

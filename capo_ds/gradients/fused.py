@@ -47,7 +47,7 @@ def add_dense_signs(rows: Tensor, sketch: Tensor, key: int) -> None:
 def add_count_sketch(rows: Tensor, sketch: Tensor, keys: Sequence[int]) -> None:
     """Bands of the sketch += count sketches of the rows, of a key each, at most four.
 
-    rows: (N, n), whose entries are side by side; sketch: (N, k), float32, cut by `tensor_split`.
+    rows: (N, n); sketch: (N, k), float32, cut by `tensor_split`; entries of both side by side.
     """
     samples, length, dim, bands = *rows.shape, sketch.shape[1], len(keys)
     widest = triton.cdiv(dim, bands)

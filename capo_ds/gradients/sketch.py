@@ -44,7 +44,10 @@ class Sketch(ABC):
     """One random linear map for gradients of given shapes.
 
     shapes: (o, i) of each factor. dim: k. seed: any integer.
+    for_many: making the map costs as much as applying it to several samples.
     """
+
+    for_many = False
 
     def __init__(self, shapes: list[tuple[int, int]], dim: int = DEFAULT_DIM, seed: int = 0):
         if dim < 1:
@@ -79,6 +82,8 @@ class RademacherSketch(Sketch):
     64 signs by shifting each bit into the sign of a float 1.0, so a block costs about as much as
     multiplying it with 5 rows (CPU): project many samples at once.
     """
+
+    for_many = True
 
     @torch.no_grad()
     def project(self, index: int, gradients: Tensor) -> Tensor:
@@ -209,8 +214,8 @@ def count_sketch(rows: Tensor, buckets: Tensor, *keys: int) -> Tensor:
     contiguous multiply-add.
     """
     if fused := _fused(rows.device.type):
-        flat = rows.reshape(-1, rows.shape[-1]), buckets.view(-1, buckets.shape[-1])
-        fused.add_count_sketch(*flat, keys)
+        flat = rows.reshape(-1, rows.shape[-1])  # may be a view with other strides
+        fused.add_count_sketch(flat.contiguous(), buckets.view(-1, buckets.shape[-1]), keys)
         return buckets
     add = _add_blocks if rows.device.type == "cpu" else _add_gathered
     length = rows.shape[-1]
@@ -249,8 +254,11 @@ def _add_gathered(rows: Tensor, buckets: Tensor, signs: Tensor, shifts: Tensor) 
 
 @cache
 def _fused(device: str) -> ModuleType | None:
-    """The kernels for such a device, where Triton is: it comes with torch's builds for CUDA."""
+    """The kernels for such a device, where Triton is (it comes with torch's builds for CUDA, and
+    wants a C compiler) and the device multiplies in bfloat16."""
     if device == "cpu" or not torch.version.cuda or not find_spec("triton"):
+        return None
+    if torch.cuda.get_device_capability() < (8, 0):
         return None
     return import_module("capo_ds.gradients.fused")
 

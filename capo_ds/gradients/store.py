@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
@@ -12,6 +13,9 @@ from capo_ds.gradients.sketch import Sketch
 from capo_ds.gradients.space import Space
 
 Shapes = list[tuple[int, int]]  # (o, i) of each factor
+# Of gradients that a sketch store keeps until there are many to be sketched: little beside a model,
+# and of a small one all of an update.
+HELD_BYTES = 1 << 26
 
 
 class Store(Protocol):
@@ -161,6 +165,9 @@ class SketchStore:
 
     weighted_sum: gives other sums, from coefficients (n,), by another backward pass. The ranks make
     it together where their passes are collective.
+
+    Where the sketch is `for_many`, the gradients of one pass wait for those of the next, as many as
+    there is room for, as long as samples come in their order.
     """
 
     def __init__(
@@ -174,14 +181,35 @@ class SketchStore:
         self.sketch, self.weighted_sum = sketch, weighted_sum
         self.sketches = torch.zeros(samples, sketch.dim, device=device)
         self.total = [torch.zeros(shape, device=device) for shape in shapes]
+        each = sum(map(math.prod, shapes))
+        room = held_samples(samples, each) if sketch.for_many else 0
+        self._held = [torch.empty(room, *shape, device=device) for shape in shapes]
+        self._waiting = [range(0)] * len(shapes)  # the samples whose gradients are held
 
     def write(self, index: int, first: int, output_gradients: Tensor, inputs: Tensor) -> None:
-        rows = self.sketches[first : first + len(inputs)]
-        rows += self.sketch.project_outer(index, output_gradients, inputs)
         total = self.total[index]
         total.addmm_(output_gradients.flatten(0, 1).T.to(total), inputs.flatten(0, 1).to(total))
+        held, last = self._held[index], first + len(inputs)
+        waiting = self._waiting[index]
+        if first != waiting.stop or len(waiting) + len(inputs) > len(held):
+            self._sketch_held(index)
+        if len(inputs) > len(held):
+            self.sketches[first:last] += self.sketch.project_outer(index, output_gradients, inputs)
+            return
+        waiting = self._waiting[index] or range(first, first)
+        room = held[len(waiting) : len(waiting) + len(inputs)]
+        _outer_sums(output_gradients, inputs, room)
+        self._waiting[index] = range(waiting.start, last)
+
+    def _sketch_held(self, index: int) -> None:
+        waiting, self._waiting[index] = self._waiting[index], range(0)
+        if waiting:
+            rows = self.sketches[waiting.start : waiting.stop]
+            rows += self.sketch.project(index, self._held[index][: len(waiting)])
 
     def matrices(self) -> Iterator[Tensor]:
+        for index in range(len(self._held)):
+            self._sketch_held(index)
         yield self.sketches
 
     def combine(self, coefficients: Tensor, alike: float | None = None) -> list[Tensor]:
@@ -194,11 +222,18 @@ class SketchStore:
         """Nothing to do: later sums leave out samples of coefficient 0."""
 
 
+def held_samples(samples: int, each: int) -> int:
+    """Of a rank's samples, whose gradients have `each` numbers, those that wait to be sketched."""
+    return min(samples, HELD_BYTES // (4 * each))
+
+
 def _outer_sums(output_gradients: Tensor, inputs: Tensor, out: Tensor) -> None:
     """sum_t dy_t x_t' of each sample, in the widest of the dtypes: a store rounds results only."""
     dtype = torch.promote_types(output_gradients.dtype, inputs.dtype)
     dtype = torch.promote_types(dtype, out.dtype)
     left, right = output_gradients.transpose(1, 2).to(dtype), inputs.to(dtype)
+    if len(out) != len(left):  # `bmm` would put its result elsewhere
+        raise ValueError(f"gradients of {len(left)} samples, room for {len(out)}")
     if out.dtype == dtype:
         torch.bmm(left, right, out=out)
     else:

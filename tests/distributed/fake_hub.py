@@ -6,23 +6,33 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 MODEL, COMMIT = "me/tiny", "c0ffee" + 34 * "0"
 
 
+@dataclass
+class Hub:
+    """asked: how often for what. broken: the file that it has and does not give."""
+
+    address: str = ""
+    asked: Counter[str] = field(default_factory=Counter)
+    broken: str = ""
+
+
 @contextmanager
-def hub(folder: Path, broken: str = "") -> Iterator[tuple[str, Counter[str]]]:
-    """Its address, and how often each was asked for; of the file `broken` it gives half."""
-    asked: Counter[str] = Counter()
+def hub(folder: Path) -> Iterator[Hub]:
+    """A hub whose model is in the folder."""
+    hub = Hub()
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self):
             path = self.path.partition("?")[0]
-            asked[f"{self.command} {path}"] += 1
+            hub.asked[f"{self.command} {path}"] += 1
             name = path.rpartition("/")[2]
             if path.startswith(f"/{MODEL}/resolve/") and (folder / name).is_file():
                 self.file(folder / name)
@@ -42,7 +52,7 @@ def hub(folder: Path, broken: str = "") -> Iterator[tuple[str, Counter[str]]]:
         def file(self, file: Path):
             data = file.read_bytes()
             headers = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Repo-Commit": COMMIT}
-            if file.name == broken and self.command == "GET":
+            if file.name == hub.broken and self.command == "GET":
                 self.answer({"error": "broken"}, 403)
             else:
                 self.reply(200, data, headers)
@@ -64,6 +74,8 @@ def hub(folder: Path, broken: str = "") -> Iterator[tuple[str, Counter[str]]]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}", asked
+        hub.address = f"http://127.0.0.1:{server.server_port}"
+        yield hub
     finally:
         server.shutdown()
+        server.server_close()

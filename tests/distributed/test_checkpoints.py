@@ -32,17 +32,16 @@ def paths(tmp_path_factory: pytest.TempPathFactory, random_model: str) -> dict[s
         for kind, deepspeed in KINDS.items()
     }
     launch(2, SCRIPT, "save", *map(str, paths.values()))
-    for path in paths.values():
-        for copy in ("other", "three"):
-            shutil.copytree(path.parent, path.parent / copy)
-    launch(2, SCRIPT, "restore", *map(str, paths.values()))
     kinds = list(KINDS)
+    others: dict[str, list[Path]] = {"other": [], "three": []}
     for kind, path in paths.items():
         following = kinds[(kinds.index(kind) + 1) % len(kinds)]
-        for copy in ("other", "three"):
-            shutil.copy(paths[following], path.parent / copy / "case.yaml")
-    launch(2, SCRIPT, "restore", *(str(p.parent / "other" / "case.yaml") for p in paths.values()))
-    launch(3, SCRIPT, "restore", *(str(p.parent / "three" / "case.yaml") for p in paths.values()))
+        for copy, configs in others.items():
+            shutil.copytree(path.parent, path.parent / copy)
+            configs.append(path.parent / copy / "case.yaml")
+            shutil.copy(paths[following], configs[-1])
+    launch(2, SCRIPT, "restore", *map(str, [*paths.values(), *others["other"]]))
+    launch(3, SCRIPT, "restore", *map(str, others["three"]))
     return paths
 
 

@@ -29,7 +29,7 @@ def since_failure(printed: str) -> float:
 @pytest.mark.parametrize(
     ("launcher", "ranks"),
     [
-        ("forked", 2),
+        pytest.param("forked", 2, marks=pytest.mark.slow),
         ("forked", 4),
         *(pytest.param(name, 2, marks=pytest.mark.slow) for name in ("deepspeed", "mpirun")),
         pytest.param("torchrun", 4, marks=pytest.mark.slow),

@@ -46,11 +46,10 @@ def test_srun_on_several_machines_needs_an_address():
     assert "MASTER_ADDR" in result.stderr and "slurm.sbatch" in result.stderr
 
 
-@pytest.mark.parametrize("slots", [pytest.param(1, marks=pytest.mark.slow), 2])
-def test_two_nodes_with_a_hostfile(tmp_path, slots):
+def test_two_nodes_with_a_hostfile(tmp_path):
     """The deepspeed launcher started by hand on each "node", both of them this machine."""
     hostfile = tmp_path / "hostfile"
-    hostfile.write_text(f"node-a slots={slots}\nnode-b slots={slots}\n")
+    hostfile.write_text("node-a slots=1\nnode-b slots=2\n")
     launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--no_ssh"]
     address = ["--master_addr", "127.0.0.1", "--master_port", str(free_port())]
     commands = [
@@ -58,7 +57,7 @@ def test_two_nodes_with_a_hostfile(tmp_path, slots):
         for node in range(2)
     ]
     printed = outputs(commands)
-    assert sum(text.count("collectives are sound") for text in printed) == 2 * slots
+    assert sum(text.count("collectives are sound") for text in printed) == 3
 
 
 SRUN = """#!/usr/bin/env bash

@@ -25,7 +25,7 @@ def one_rank(tmp_path_factory):
     return load_file(folder / "model.safetensors")
 
 
-@pytest.mark.parametrize("stage", [0, 2])
+@pytest.mark.parametrize("stage", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_two_ranks_learn_what_one_learns(tmp_path, one_rank, stage):
     result = launch(
         2,

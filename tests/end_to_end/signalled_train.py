@@ -1,6 +1,6 @@
 """launchers/train.py whose ranks get a signal in the midst of an update, from themselves:
-signalled_train.py SIGNAL UPDATE ARGUMENTS, where UPDATE counts from 1 over the whole run. With the
-word SAMPLER for SIGNAL, rank 1 kills the process of its sampler; with a number it kills that
+signalled_train.py SIGNAL UPDATE ARGUMENTS, where UPDATE counts this start's updates from 1. With
+the word SAMPLER for SIGNAL, rank 1 kills the process of its sampler; with a number it kills that
 process, as soon as it has asked a server for responses for the UPDATEth time.
 """
 

@@ -168,35 +168,29 @@ def check_equal(folder: Path, whole: Path) -> None:
         assert torch.equal(value, expected[name]), name
 
 
-def test_killed_and_resumed_equals_undisturbed(undisturbed, tmp_path):
-    """Both ranks, in the last update of the last step."""
+def test_killed_terminated_and_resumed_equals_undisturbed(undisturbed, tmp_path):
+    """Both ranks, killed in the last update of the last step; then terminated, as srun does it, in
+    the first update of a step after which no checkpoint is due."""
     whole, _ = undisturbed
-    folder = tmp_path / "killed"
+    folder = tmp_path / "run"
     launch(2, SIGNALLED, "SIGKILL", "8", *arguments(folder), status=-signal.SIGKILL)
     assert [line["step"] for line in metrics(folder)] == [0, 1, 2, 3]
     assert not (folder / "adapter").exists()
-    launch(2, TRAIN, *arguments(folder))
-    check_equal(folder, whole)
-
-
-def test_terminated_saves_and_resumed_equals_undisturbed(undisturbed, tmp_path):
-    """Both ranks, as srun does it, in the first update of a step after which no checkpoint is
-    due."""
-    whole, _ = undisturbed
-    folder = tmp_path / "terminated"
-    told = launch(2, SIGNALLED, "SIGTERM", "5", *arguments(folder)).stdout
+    told = launch(2, SIGNALLED, "SIGTERM", "1", *arguments(folder)).stdout
     assert "terminated after step 3" in told
+    assert [line["step"] for line in metrics(folder)] == [0, 1, 2, 3]
     assert (folder / "checkpoints" / "step000003").is_dir()
     launch(2, TRAIN, *arguments(folder))
     check_equal(folder, whole)
 
 
-def test_zero_3_learns_what_zero_2_learns_and_resumes(undisturbed, tmp_path):
-    """With every weight partitioned, in two runs of which the second goes on from the first."""
+@pytest.mark.parametrize("ends", [(4,), pytest.param((2, 4), marks=pytest.mark.slow)])
+def test_zero_3_learns_what_zero_2_learns(undisturbed, tmp_path, ends):
+    """With every weight partitioned; the slow run goes on from one that has ended before."""
     whole, _ = undisturbed
     zero3 = {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}
     (tmp_path / "zero3.json").write_text(json.dumps(zero3))
-    for steps in (2, 4):
+    for steps in ends:
         changes = {"deepspeed": tmp_path / "zero3.json", "train.steps": steps}
         launch(2, TRAIN, *arguments(tmp_path / "run", **changes))
     for ours, expected in zip(metrics(tmp_path / "run"), metrics(whole), strict=True):
@@ -278,9 +272,10 @@ def test_a_bad_config_is_told_once_before_anything_starts(tmp_path):
     assert not (tmp_path / "bad").exists()
 
 
-def test_plain_grpo_trains_without_per_sample_gradients(tmp_path):
+@pytest.mark.parametrize("launcher", ["forked", pytest.param("mpirun", marks=pytest.mark.slow)])
+def test_plain_grpo_trains_without_per_sample_gradients(tmp_path, launcher):
     changes = {"aggregator": "mean", "measure_conflict": False, "train.steps": 2}
-    launch(2, TRAIN, *arguments(tmp_path / "run", **changes), launcher="mpirun")
+    launch(2, TRAIN, *arguments(tmp_path / "run", **changes), launcher=launcher)
     lines = metrics(tmp_path / "run")
     assert len(lines) == 3
     assert "conflict/all_before" not in lines[-1]

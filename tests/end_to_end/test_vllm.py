@@ -73,6 +73,7 @@ def test_the_launcher_adds_nothing(undisturbed, tmp_path):
             assert one[name] == other[name], name
 
 
+@pytest.mark.slow
 def test_resumed_equals_undisturbed(undisturbed, tmp_path):
     """The fresh engine has the base model's weights until it gets those of the checkpoint."""
     folder = tmp_path / "run"
@@ -173,6 +174,7 @@ def check_special(found: dict, without: dict) -> None:
     assert sum(found["stop"]["lengths"]) < sum(without["stop"]["lengths"])
 
 
+@pytest.mark.slow  # a server samples by the same engine
 def test_truncated_sampling_and_special_stops_inside(special, tmp_path):
     whole = sampled(tmp_path / "whole", special)
     check_truncation(whole)

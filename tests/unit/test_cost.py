@@ -82,8 +82,10 @@ def test_the_solve_goes_through_what_was_measured():
     rates = cluster(solve={512: 0.04, 2048: 0.65}).rates
     assert rates.solve_seconds(512) == pytest.approx(0.04)
     assert rates.solve_seconds(2048) == pytest.approx(0.65)
-    assert 4 < rates.solve_seconds(4096) / 0.65 < 8
-    assert cluster().rates.solve_seconds(200) == pytest.approx(4.0)
+    assert rates.solve_seconds(1024) == pytest.approx((0.04 * 0.65) ** 0.5)
+    assert rates.solve_seconds(4096) == pytest.approx(0.65 * 2**2.4)
+    assert rates.solve_seconds(256) == pytest.approx(0.02)
+    assert cluster().rates.solve_seconds(200) == pytest.approx(2**2.4)
 
 
 def test_sharing_out_leaves_the_gram_matrix_to_grow():
@@ -139,3 +141,26 @@ def test_a_file_that_cannot_be_used(text, told, tmp_path):
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(ConfigError, match=r"--cluster .*No such file.*--dry-run --nodes 1"):
         load_cluster(str(tmp_path / "none.yaml"))
+
+
+def test_rates_name_the_link_that_is_missing():
+    known = cluster(ranks=2)
+    forecast(step(2), known.model_copy(update={"between": None}))  # one machine needs none
+    with pytest.raises(ConfigError, match=r"--nodes 2: .*no link between .*a800\.yaml"):
+        forecast(step(4), known.model_copy(update={"between": None}))
+    with pytest.raises(ConfigError, match="no link within"):
+        forecast(step(2), known.model_copy(update={"within": None}))
+    assert "between" not in known.model_copy(update={"between": None}).text()
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_the_solve_of_a_file_goes_through_its_points(file):
+    rates = load_cluster(str(file)).rates
+    for samples, seconds in rates.solve.items():
+        assert rates.solve_seconds(samples) == pytest.approx(seconds)
+
+
+def test_gradients_are_sketched_where_the_store_does_it():
+    for store, phase in (("device", "gram"), ("recompute", "backward")):
+        gradients = {"sketch": "sparse", "store": store}
+        assert "sketch" in step(2, gradients=gradients).phases()[phase].work

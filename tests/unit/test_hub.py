@@ -125,14 +125,18 @@ def test_a_model_is_asked_for_and_fetched_but_not_listed_besides(weights, tmp_pa
     (tmp_path / "there").mkdir()
     for name in ("config.json", weights, "tf_model.h5"):
         (tmp_path / "there" / name).write_text(json.dumps({"name": name}))
-    with fake_hub(tmp_path / "there") as (address, asked):
-        use(address, tmp_path, monkeypatch)
-        template = address + "/{repo_id}/resolve/{revision}/{filename}"
+    with fake_hub(tmp_path / "there") as served:
+        use(served.address, tmp_path, monkeypatch)
+        template = served.address + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         settings = config(MODEL)
         hub.check_hub(settings)
         hub._fetch(settings, "model.path", MODEL, "model", None)
-        assert asked[f"GET /api/models/{MODEL}/auth-check"] == 1
-        assert asked[f"GET /api/models/{MODEL}/tree/main"] == 0  # as list_repo_files would ask
-        fetched = {path.rpartition("/")[2] for path in asked if f"GET /{MODEL}/resolve" in path}
+        assert served.asked[f"GET /api/models/{MODEL}/auth-check"] == 1
+        assert (
+            served.asked[f"GET /api/models/{MODEL}/tree/main"] == 0
+        )  # as list_repo_files would ask
+        fetched = {
+            path.rpartition("/")[2] for path in served.asked if f"GET /{MODEL}/resolve" in path
+        }
     assert fetched == {"config.json", weights}

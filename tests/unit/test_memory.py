@@ -72,6 +72,9 @@ def test_the_plan_counts_the_shapes_of_the_run(random_model):
     assert samples * 2 * parameters == 6144  # pinned, as a power of two
     assert stores["host"] == Capacity(samples * 4 * 100, 8192)
     assert stores["recompute"] == Capacity(samples * 4 * 100 + 4 * parameters, 0)
+    settings["gradients"]["sketch"] = "rademacher"  # all gradients wait: they fit
+    stores = plan_memory(parse_config(settings), policy, 2, Capacity(GIB, GIB)).stores
+    assert stores["recompute"] == Capacity(samples * 4 * 100 + 4 * parameters * (1 + samples), 0)
     exact = config.model_copy(update={"gradients": type(config.gradients)()})
     assert "recompute" not in plan_memory(exact, policy, 2, Capacity(GIB, GIB)).stores
 

@@ -238,6 +238,11 @@ for samples, length, dim in ((3, 100, 64), (5, 1000, 41), (20, 700, 130), (3, 50
         found, expected = torch.zeros(2, samples, dim)
         fused.add_count_sketch(rows, found, keys)
         assert torch.equal(found, sketch.count_sketch(rows, expected, *keys))
+sketch._fused = lambda device: fused
+across = torch.randn(1, 70, 9).transpose(1, 2)  # one sample, whose reshaped rows are no rows
+found = sketch.count_sketch(across, torch.zeros(1, 9, 16), 5)
+sketch._fused = lambda device: None
+assert torch.equal(found, sketch.count_sketch(across, torch.zeros(1, 9, 16), 5))
 """
     environment = clean_environment() | {"TRITON_INTERPRET": "1"}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)

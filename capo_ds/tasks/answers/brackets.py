@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from capo_ds.tasks.answers.nodes import INFINITY, Node, symbol
@@ -89,30 +90,37 @@ def _unwrapped(value: Node | Value) -> Node | Value:
 def _braced(parser: Parser) -> Value:
     if parser.accept("}"):
         return Collection((), braced=True)
-    start = parser.position
+    start = parser.position, parser.bars, parser.in_function
     if (value := _given_by_condition(parser)) is not None:
         return value
-    parser.position = start
+    parser.position, parser.bars, parser.in_function = start
     found, _ = items(parser, "}")
     return Collection(tuple(map(as_value, found)), braced=True)
 
 
 def _given_by_condition(parser: Parser) -> Value | None:
-    r"""The values of {x | x > 2} or {x \in \mathbb{R} | x > 2}; None where no letter stands before
-    the bar."""
-    from capo_ds.tasks.answers.statements import statement
-
+    r"""The values of {x | x > 2} or {x \in \mathbb{R} | x > 2}; None of what is read otherwise,
+    such as {x|y|, 3}."""
     parser.bars += 1  # or the bar would begin an absolute value
     first = parser.sum()
     is_letter = isinstance(first, Node) and first.head == "sym"
     if is_letter and parser.accept("in") and parser.sum() != REALS:
-        raise Unreadable("a set of numbers by its letter")
-    parser.bars -= 1
-    if not (parser.accept(":") or (is_letter and parser.accept("|"))):
         return None
+    parser.bars -= 1
+    if parser.accept(":"):
+        return _condition(parser, first)
+    if is_letter and parser.accept("|"):
+        with suppress(Unreadable):
+            return _condition(parser, first)
+    return None
+
+
+def _condition(parser: Parser, label: Node | Value) -> Value:
+    from capo_ds.tasks.answers.statements import statement
+
     condition = statement(parser)
     parser.expect("}")
-    if not isinstance(condition, Labelled) or condition.label != first:
+    if not isinstance(condition, Labelled) or condition.label != label:
         raise Unreadable("a set given by a condition")
     value = condition.value
     return Collection((value,), braced=True) if isinstance(value, Expression) else value

@@ -275,6 +275,9 @@ RIGHT = {
         \{x | -2 \le x \le 7\} ~ [-2,7]
         \{k : k = 3\} ~ \{3\}
         \{2|x|, 3\} ~ \{3, 2|x|\}
+        \{a|b|, 2\} ~ \{2, a|b|\}
+        \{x|x|, 3\} ~ \{3, x|x|\}
+        \{|a||b|, 1\} ~ \{1, |a||b|\}
         \mathbb{R} ~ (-\infty,\infty)
     """,
     "names of lines and angles": r"""
