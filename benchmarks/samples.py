@@ -2,12 +2,13 @@
 
     OMP_NUM_THREADS=1 python benchmarks/samples.py --samples 64 256 512 [--repeats 3]
     OMP_NUM_THREADS=1 deepspeed --num_accelerators 2 benchmarks/samples.py
+    OMP_NUM_THREADS=1 python benchmarks/samples.py --samples 64 --compile
 
 Random responses of uneven lengths, 8 to a prompt. First the updates (forward and backward passes,
 Gram matrix, program, reconstruction, optimizer step), against `mean` without per-sample gradients;
 then what is computed before them, the reference's log-probabilities, with each prompt read once for
 its responses, against a pass over whole rows; then `mean` by ways to share rows out to passes.
-Medians; the variants take turns.
+With --compile instead: `mean`, as it is and with its decoder compiled. Medians, in turns.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -110,6 +112,16 @@ def padding(update: Update) -> float:
     return Measures.merge([measures.take()])["loss/padding"]
 
 
+def compiled(samples: int, repeats: int, folder: Path) -> list[tuple[str, float, float, str]]:
+    """Rows of the table: `mean`, and with its decoder compiled, which happens in the first turn."""
+    learners = {name: learner(samples, MEAN, folder) for name in ("`mean`", "decoder compiled")}
+    decoder: Any = learners["decoder compiled"].engine.module.get_base_model().model
+    decoder.forward = torch.compile(decoder.forward, dynamic=True)
+    batch = learners["`mean`"].prepare(*responses(samples))
+    runs = {name: _update(one, batch) for name, one in learners.items()}
+    return _rows(in_turns(runs, repeats), {})
+
+
 def measure(samples: int, repeats: int, folder: Path) -> list[tuple[str, float, float, str]]:
     """Rows of the table: what, CPU seconds, ratio to the first of its kind, padding."""
     rollout, advantages, numbers = responses(samples)
@@ -154,12 +166,14 @@ def main() -> None:
     )
     parser.add_argument("--samples", nargs="+", type=int, default=[64, 256, 512])
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--compile", action="store_true", help="what torch.compile gains")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     comm.init()
     for samples in args.samples:
         with tempfile.TemporaryDirectory() as folder:
-            rows = measure(samples, args.repeats, Path(folder))
+            table = compiled if args.compile else measure
+            rows = table(samples, args.repeats, Path(folder))
         if comm.is_main():
             print(f"| N = {samples}, {comm.world_size()} ranks | CPU s | ratio | padding |")
             print("|---|---|---|---|")

@@ -34,7 +34,9 @@ SOLVED = 1e-10  # relative gap at which to stop
 MAX_ROUNDS = 40
 PATIENCE = 3  # rounds without fewer exchanges
 PACE = 0.7  # of the exchanges of four rounds before, the larger of two, that may be left
-BACK = 0.85  # of the first exchanges: with that many again nothing is gained
+# Of the first exchanges, from the third round on: then nothing is gained. Of eight families of
+# 2048 samples those that came to an end stayed below 0.82; most of the others passed 0.85.
+BACK = 0.85
 FEW = 50  # exchanges that may take their time
 LEAST_RIDGE = 1e-13  # makes Q_FF definite if gradients are duplicated
 SLACK = 1e-12  # of a sample's own terms: what counts as a gradient of zero

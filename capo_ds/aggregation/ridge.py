@@ -56,6 +56,7 @@ def follow(program: ConeProgram, sides: Sides) -> tuple[Sides | None, int]:
 
 def _look_ahead(program: ConeProgram, path: _Path) -> tuple[Sides, float] | None:
     """Sides at the next ridge, or as far as it goes, if only samples in doubt move."""
+    assert path.face  # a path of all samples starts from one
     samples = in_doubt(program, path.sides, path.face, path.ridge)
     if samples is None:
         return None
@@ -63,7 +64,7 @@ def _look_ahead(program: ConeProgram, path: _Path) -> tuple[Sides, float] | None
         undecided = Undecided(program, path.sides, samples, path.next)
     except np.linalg.LinAlgError:
         return None
-    few = _Path(undecided.sides(path.sides), path.ridge, path.next, path.face, path.step)
+    few = _Path(undecided.sides(path.sides), path.ridge, path.next, step=path.step)
     while few.going:
         few.advance(undecided.faces)
     path.hard = few.spent > EASY
@@ -101,12 +102,19 @@ def _settle(rounds: Iterator[tuple[Face, int]], few: float, warm: bool) -> _Sett
 
 @dataclass
 class _Path:
-    """Sides known at a ridge, on the way to the ridge `end`; `hard` if that took many rounds."""
+    """Sides known at a ridge, on the way to the ridge `end`.
+
+    Attributes:
+        face: the last one solved at `ridge`; None at a start that needs none.
+        step: the next one, of log10 of the ridge.
+        spent: rounds so far.
+        hard: the last step took many rounds.
+    """
 
     sides: Sides
     ridge: float
     end: float
-    face: Face
+    face: Face | None = None
     step: float = FIRST_STEP
     spent: int = 0
     hard: bool = False

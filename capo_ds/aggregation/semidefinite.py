@@ -8,6 +8,7 @@ one positive semidefinite matrix: the given one where it is sound in float64, el
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -39,6 +40,8 @@ def semidefinite(problem: GramProblem) -> tuple[GramProblem, float]:
     used = np.flatnonzero(norms > 0.0)
     if len(used) < 2:
         return problem, 0.0
+    if len(used) > CHOLESKY and _sound(problem.gram, norms):
+        return problem, 0.0
     units = norms[used]
     cosines = problem.gram[np.ix_(used, used)]
     cosines /= units
@@ -49,6 +52,14 @@ def semidefinite(problem: GramProblem) -> tuple[GramProblem, float]:
     gram = np.zeros_like(problem.gram)
     gram[np.ix_(used, used)] = clean * units * units[:, None]
     return replace(problem, gram=gram), float(np.abs(clean - cosines).max())
+
+
+def _sound(gram: np.ndarray, norms: np.ndarray) -> bool:
+    """Whether the cosines, which are not formed, have no eigenvalue that is negative in float64."""
+    inverse = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0.0)
+    start = np.random.default_rng(SEED).normal(size=len(norms)) * (norms > 0.0)
+    values = _ritz_values(lambda x: inverse * (gram @ (inverse * x)), start, LANCZOS_STEPS)
+    return bool(values[0] >= -SOUND * len(norms) * values[-1])
 
 
 def _without_noise(matrix: np.ndarray) -> np.ndarray | None:
@@ -88,16 +99,21 @@ def _positive(matrix: np.ndarray, shift: float) -> bool:
 def _extremes(matrix: np.ndarray) -> tuple[float, float]:
     """Estimates of the least and the largest eigenvalue, by a few Lanczos steps."""
     start = np.random.default_rng(SEED).normal(size=len(matrix))
-    values = _ritz_values(matrix, start, LANCZOS_STEPS)
+    values = _ritz_values(lambda x: matrix @ x, start, LANCZOS_STEPS)
     return float(values[0]), float(values[-1])
 
 
-def _ritz_values(matrix: np.ndarray, start: np.ndarray, steps: int) -> np.ndarray:
-    """Ritz values after some steps, fully reorthogonalised; each lies within the spectrum."""
+def _ritz_values(
+    times: Callable[[np.ndarray], np.ndarray], start: np.ndarray, steps: int
+) -> np.ndarray:
+    """Ritz values after some steps, fully reorthogonalised; each lies within the spectrum.
+
+    times: the product of the symmetric matrix with a vector.
+    """
     basis = [start / np.linalg.norm(start)]
     products = []
     for _ in range(steps):
-        products.append(matrix @ basis[-1])
+        products.append(times(basis[-1]))
         rest = products[-1].copy()
         for _ in range(2):
             rows = np.array(basis)

@@ -1,15 +1,25 @@
 """Faces of the samples whose side is in doubt, the others eliminated.
 
 As the ridge shrinks (`capo_ds.aggregation.ridge`), it is samples with the least weights, or the
-least gradients, that change sides: with N Gaussian gradients in N/2 dimensions the lower third of
-either from a ridge of 1e-3 on, a tenth from 1e-4, a twentieth from 1e-5. Let U be those in doubt, B
-the other free ones; the rest stays at 0. Every face has B free, so with K = Q + ridge and its
-Cholesky factor L_BB the columns Y = L_BB^-1 (K_BU, 1_P, q) leave for U
+least gradients, that change sides. Of 1024 Gaussian gradients in 512 dimensions, of equal and of
+heavy-tailed lengths (two seeds, C = 1 and the norm ball), 97 of 100 that still changed sides were
+by these margins among the least 11 to 57 of 100 of their kind at a ridge of 1e-3, the least 1 to 25
+at 1e-4, the least 5 at 1e-5. Let U be those in doubt, B the other free ones; the rest stays
+at 0. Every face has B free, so with K = Q + ridge and its Cholesky factor L_BB the columns
+Y = L_BB^-1 (K_BU, 1_P, q) leave for U
 
     S = K_UU - Y_U' Y_U,   e = 1_P - Y_U' Y_1,   q_U - Y_U' Y_q,
 
 and the equations of `exchange.Face` hold with these and the constants Y_1' Y_1, Y_1' Y_q, Y_q' Y_q.
 A face then costs what its few samples cost.
+
+B is factored once, at the least ridge r_0 of a step. At a larger ridge r all of these follow to
+first order: with D = diag(Q)_BB (`free_system.diagonal`) and Z = L_BB^-T Y,
+
+    Y' Y  ->  Y' Y - (r - r_0) Z' D Z,
+
+an error of order ((r - r_0) / lambda)^2, lambda the least eigenvalue of K_BB relative to D. Where
+it leads is only foreseen: all samples are exchanged at the ridge that it ends at.
 """
 
 from __future__ import annotations
@@ -26,6 +36,9 @@ from capo_ds.aggregation.exchange import SLACK, Face, Sides, exchanging
 from capo_ds.aggregation.free_system import Factored, diagonal
 from capo_ds.aggregation.program import ConeProgram
 
+# By experiment, with 2048 samples: 0.4 and 0.5 for DOUBT took 12.9 and 13.2 CPU seconds for twelve
+# programs of rank 0.4 N and N/2, alike but for noise; 0.5 and 0.7 took 12.7 and 13.9 for eight (all
+# with POWER 1/6). WORTH and FEWEST are reckoned, not tuned.
 DOUBT = 0.4  # share of the free samples, and of the others, in doubt at a ridge of `AT`
 AT = 1e-2
 POWER = 1 / 6  # the share falls with this power of the ridge
@@ -64,7 +77,7 @@ class Undecided:
         Args:
             sides: of all samples.
             samples: (U,) sorted indices; they hold all of `sides.upper`.
-            ridge: of the samples B.
+            ridge: r_0, of the samples B.
         """
         self.program, self.samples = program, samples
         self.price, self.radius = program.price, program.radius
