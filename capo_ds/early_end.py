@@ -26,12 +26,14 @@ def told_exits(tell: Callable[[str], None]) -> Iterator[None]:
         if caller and os.getpid() == own:
             module, code = str(caller.f_globals.get("__name__")), caller.f_code
             if module.partition(".")[0] != ours:
-                tell(
-                    f"os._exit({status}) was called in {code.co_filename}, line {caller.f_lineno}, "
-                    f"in {code.co_name}: it ends the process in the midst of the run; raise an "
-                    "error instead"
-                )
-                end(status or FAILED)
+                try:
+                    tell(
+                        f"os._exit({status}) was called in {code.co_filename}, line "
+                        f"{caller.f_lineno}, in {code.co_name}: it ends the process in the midst "
+                        "of the run; raise an error instead"
+                    )
+                finally:  # nobody may be there to read it
+                    end(status & 0xFF or FAILED)  # the system keeps eight bits of it
         end(status)
 
     os._exit = told

@@ -63,7 +63,7 @@ def prepare(config: Config, dry: bool = False) -> Prepared:
         if evaluator:
             evaluator.check_lengths(context)
     if comm.is_main() and asks_the_day(config.prompt, tokenizer):
-        told = f"the chat template writes a date: prompt.date = {config.prompt.date}, every day"
+        told = f"where the chat template asks for the day, it is prompt.date = {config.prompt.date}"
         print(told, file=sys.stderr, flush=True)
     left_out = len(problems) - len(kept)
     return Prepared(lock, tokenizer, scorer, kept, left_out, order, evaluator, policy)

@@ -33,8 +33,8 @@ class Handler(BaseHTTPRequestHandler):
         self._answer({"data": [base, *adapters]})
 
     def do_PUT(self):
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        name, digest = self.path.rpartition("/")[2], hashlib.sha256(body).hexdigest()
+        self.body = self.rfile.read(int(self.headers["Content-Length"]))
+        name, digest = self.path.rpartition("/")[2], hashlib.sha256(self.body).hexdigest()
         self._answer({"path": f"{name}:{digest}", "digest": digest})
 
     def do_DELETE(self):

@@ -71,7 +71,7 @@ class ColocatedSampler:
     """A `Sampler` on a vLLM engine of this rank. The base model is read once, from `model.path`.
 
     ends: the tokens that end a response. context: the longest prompt and response together.
-    run: a name that no other run has used.
+    run: a name that no other run has used, for ranks that share an engine.
     Raises:
         ConfigError: if vLLM is not installed, or the ranks do not fall into groups of
             `rollout.tensor_parallel`.

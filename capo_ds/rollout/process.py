@@ -184,7 +184,7 @@ class Child:
 
 
 def _speak(connection: Connection, messages: SimpleQueue[bytes | None]) -> None:
-    with suppress(OSError):  # the process is gone
+    with suppress(BrokenPipeError, ConnectionResetError):  # the process is gone
         while message := messages.get():
             connection.send_bytes(message)
 

@@ -51,8 +51,8 @@ class ServerSampler(EarlySampler):
     adapter for all, which the other ranks must wait for.
     Raises:
         ConfigError: if a server does not answer, or does not fit.
-        TimeoutError, RuntimeError, OSError: from every method, once no server is left (after
-            `rollout.timeout`, for instance), and on a server's refusal, with its text.
+        RuntimeError: from every method, once no server is left (after `rollout.timeout`, for
+            instance), and on a server's refusal, with its text.
     """
 
     collective = False

@@ -10,7 +10,7 @@ from functools import partial
 from threading import Lock
 from typing import Any, TypeVar
 
-from capo_ds.rollout.server_client import LOST, Server
+from capo_ds.rollout.server_client import LOST, Server, ServerFailed
 from capo_ds.rollout.waiting import in_background
 
 CONNECTIONS = 64  # to a server at a time, of one rank
@@ -22,12 +22,13 @@ class Servers:
     """every: all that the settings name; `living`: those that are asked. Its methods may be called
     from several threads.
 
-    Every method raises the error of the last one that is lost.
+    Every method raises `ServerFailed` where the last one is lost, with its address and error.
     """
 
     def __init__(self, every: list[Server]):
         self.every = every
         self.living = list(every)
+        self._gone = ""  # how the last one was lost
         self._lock = Lock()
 
     def take_back(self) -> None:
@@ -42,6 +43,8 @@ class Servers:
                 found[server.url] = function(server)
             except LOST as error:
                 self._leave_out(server, what, error)
+        if not found:  # in another thread, perhaps, which has not been waited for
+            raise ServerFailed(self._gone)
         return found
 
     def answers(
@@ -70,7 +73,7 @@ class Servers:
                 except LOST as error:
                     self._leave_out(server, "sampling", error)
                     if not any(each in self.living for each in among):
-                        raise
+                        raise _lost(server, "sampling", error) from error
                     waiting.appendleft(number)
         return answers
 
@@ -87,9 +90,21 @@ class Servers:
                 return
             self.living.remove(server)
             if not self.living:
-                raise error
+                failed = _lost(server, what, error)
+                self._gone = str(failed)
+                raise failed from error
         warnings.warn(
             f"rollout.server_url: {server.url} is lost in {what} and left out until it answers "
-            f"again, {len(self.living)} left: {error or type(error).__name__}",
+            f"again, {len(self.living)} left: {_told(error)}",
             stacklevel=2,
         )
+
+
+def _lost(server: Server, what: str, error: Exception) -> ServerFailed:
+    return ServerFailed(
+        f"rollout.server_url: {server.url} is lost in {what}, and no other is left: {_told(error)}"
+    )
+
+
+def _told(error: Exception) -> str:
+    return str(error) or type(error).__name__

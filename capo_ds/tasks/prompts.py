@@ -143,9 +143,10 @@ def _clock(config: PromptConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str
 
 
 def asks_the_day(config: PromptConfig, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether prompts hold a date that the chat template asks for."""
-    source = config.template_kwargs.get("chat_template", tokenizer.chat_template)
-    return config.template == "chat" and "strftime_now" in str(source)
+    """Whether the chat template may ask for the day (or another of the tokenizer's, where it has
+    several by name)."""
+    sources = config.template_kwargs.get("chat_template"), tokenizer.chat_template
+    return config.template == "chat" and any("strftime_now" in str(one) for one in sources)
 
 
 def _check_read(text: str, other: str) -> None:

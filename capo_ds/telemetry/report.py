@@ -153,8 +153,8 @@ def responses(samples: list[dict[str, Any]]) -> str:
     heard = [sample for sample in samples if sample.get("weight") is not None]
     if not heard:
         return unheard(samples)
-    held = [s for s in heard if s["advantage"] < 0]
-    raised = [s for s in heard if s["advantage"] > 0]
+    held = [s for s in heard if (s["advantage"] or 0) < 0]
+    raised = [s for s in heard if (s["advantage"] or 0) > 0]
     angled = [s for s in heard if s["cosine_after"] is not None and s["advantage"]]
     steps = sorted({sample["step"] for sample in samples})
 

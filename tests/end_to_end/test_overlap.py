@@ -2,15 +2,23 @@
 
 import re
 import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from tests.conftest import launch
+from tests.conftest import REPOSITORY, TIMEOUT, clean_environment, free_port, launch
 from tests.end_to_end.test_train import (
     SIGNALLED,
     TRAIN,
+    adapter,
     arguments,
     check_equal,
     metrics,
@@ -68,6 +76,65 @@ def test_a_sampler_that_dies_in_mid_flight_is_told_by_all(tmp_path):
     result = launch(2, SIGNALLED, "SAMPLER", "2", *arguments(tmp_path, **AHEAD), status=1)
     told = result.stdout + result.stderr
     assert re.search(r"error: .* failed on rank 1: .* was ended by SIGKILL", told), told
+
+
+@pytest.fixture
+def servers() -> Iterator[Callable[[], dict[str, subprocess.Popen]]]:
+    """Two servers, by their addresses; their answers take a second."""
+    processes: list[subprocess.Popen] = []
+
+    def start() -> dict[str, subprocess.Popen]:
+        found = {}
+        for port in (free_port(), free_port()):
+            words = [sys.executable, "-m", "tests.model_server", str(port), "1"]
+            process = subprocess.Popen(words, cwd=REPOSITORY, env=clean_environment())
+            found[f"http://127.0.0.1:{port}"] = process
+            processes.append(process)
+        deadline = time.monotonic() + TIMEOUT
+        for url in found:
+            while not _answers(url):
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+        return found
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def _answers(url: str) -> bool:
+    with suppress(OSError):
+        urllib.request.urlopen(f"{url}/v1/models", timeout=5).close()
+        return True
+    return False
+
+
+@pytest.mark.slow
+def test_a_server_that_dies_in_mid_flight(servers, tmp_path):
+    """Of two, the first when the third step's responses have been asked for, before the second's
+    update: the run goes on, and what it learns is the same. Then the other, and the run ends."""
+    running = servers()
+    changes = AHEAD | {"rollout.sampler": "server", "rollout.server_url": f"[{', '.join(running)}]"}
+    changes |= {"train.eval_every": 0, "train.steps": 3}
+    launch(2, TRAIN, *arguments(tmp_path / "whole", **changes))
+    (lost, first), (last, second) = running.items()
+    own = arguments(tmp_path / "run", **changes)
+    result = launch(2, SIGNALLED, str(first.pid), "3", *own)
+    told = " ".join(result.stderr.split())
+    assert f"{lost} is lost in sampling and left out until it answers again, 1 left" in told, told
+    for ours, expected in zip(metrics(tmp_path / "run"), metrics(tmp_path / "whole"), strict=True):
+        for name in ("reward/mean", "rollout/length", "rollout/staleness", "loss/grad_norm"):
+            assert ours.get(name) == expected.get(name), name
+    expected = adapter(tmp_path / "whole")
+    for name, value in adapter(tmp_path / "run").items():
+        assert torch.equal(value, expected[name]), name
+    changes |= {"rollout.server_url": last}
+    own = arguments(tmp_path / "ended", **changes)
+    result = launch(2, SIGNALLED, str(second.pid), "3", *own, status=1)
+    told = " ".join(result.stderr.split())
+    assert told.count("error: ") == 1, result.stderr
+    assert f"{last} is lost in " in told.partition("error: ")[2], told
 
 
 @pytest.mark.slow

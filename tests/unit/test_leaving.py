@@ -70,7 +70,7 @@ def test_with_gloo_it_leaves_as_ever(monkeypatch, left):
     assert ended.value.code == comm.FAILED and left == []
 
 
-@pytest.mark.parametrize(("asked", "given"), [(0, comm.FAILED), (7, 7)])
+@pytest.mark.parametrize(("asked", "given"), [(0, comm.FAILED), (256, comm.FAILED), (7, 7)])
 def test_an_exit_in_the_midst_is_told_and_no_success(monkeypatch, left, capfd, asked, given):
     """As by a reward function; those of the children of a fork are their own."""
 

@@ -14,6 +14,7 @@ from capo_ds.config import ConfigError, parse_config
 from capo_ds.models import load_policy
 from capo_ds.rollout.engine import engine_settings
 from capo_ds.rollout.server import ServerSampler
+from capo_ds.rollout.server_client import ServerFailed
 from tests.conftest import greedy
 
 MODELS = {"data": [{"id": "base", "parent": None, "max_model_len": 100}]}
@@ -101,7 +102,9 @@ def test_the_servers_own_words(random_model, tmp_path, url):
 def test_a_slow_server(random_model, tmp_path, url):
     slow = sampler(random_model, tmp_path, url)
     slow.servers.every[0].timeout = 0.2
-    with pytest.raises(TimeoutError, match=r"not answered within rollout\.timeout = 0\.2 s"):
+    with pytest.raises(
+        ServerFailed, match=r"no other is left: .*not answered within rollout\.timeout = 0\.2 s"
+    ):
         greedy(slow, [[5, 6]])
 
 

@@ -159,8 +159,16 @@ def test_the_last_one_lost_ends_the_run_with_its_error(start, sampler):
     both.sync()
     first.kill(), second.kill()
     first.wait(), second.wait()
-    with pytest.warns(UserWarning, match="is lost"), pytest.raises(OSError):
+    last = (
+        rf"server_url: ({one}|{other}) is lost in the weight sync, and no other is left: .*refused"
+    )
+    with (
+        pytest.warns(UserWarning, match="is lost in the weight sync and left out .* 1 left"),
+        pytest.raises(ServerFailed, match=last),
+    ):
         sample(both)
+    with pytest.raises(ServerFailed, match=last):  # and so does whatever comes before the answer
+        both.sample_each(PROMPTS[:2], [Draw(0, 0, 0), Draw(0, 0, 1)], 0.0, 4)
 
 
 def test_a_server_that_was_started_anew_lacks_the_adapter(start, sampler, expected):
