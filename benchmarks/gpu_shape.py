@@ -276,7 +276,7 @@ class Bench:
 
         config = configured(self.size, self.folder, VARIANTS["GRPO, mean"], self.checkpointing)
         context = max(self.size.prompt + self.size.response, 192)
-        sampler = ColocatedSampler(self.engine.module, (1,), PAD, context, config)
+        sampler = ColocatedSampler(self.engine.module, (1,), PAD, context, config, "gpu")
         with sampler.awake():
             sampler.sync()
             return self.sample(sampler)

@@ -26,7 +26,7 @@ def run(folder: Path, steps: int, seed: int, ahead: int, own: list[str]) -> tupl
     settings = {
         "train.steps": steps, "train.seed": seed, "train.eval_every": steps, "train.save_every": 10,
         "train.log_samples_every": 0, "train.output_dir": folder, "train.resume": "auto",
-        "rollout.ahead": ahead, "rollout.sampler": "process" if ahead else "hf",
+        "rollout.ahead": ahead, "rollout.sampler": "process",
     }  # fmt: skip
     words = [f"{key}={value}" for key, value in settings.items()] + own
     config = load_config("builtin:quickstart", words)

@@ -133,7 +133,7 @@ def measure(model: str, repeats: int) -> dict[str, dict[str, float]]:
             parameter.data += noise.to(parameter.device)
     ends, pad = end_tokens(policy, tokenizer), pad_token(tokenizer)
     context = config.rollout.max_prompt_tokens + NEW_TOKENS
-    vllm = ColocatedSampler(policy, ends, pad, context, config)
+    vllm = ColocatedSampler(policy, ends, pad, context, config, "rollout")
     ours = HuggingFaceSampler(policy, ends, pad, NEW_TOKENS, config.rollout.batch_size)
     results = {}
     for case, examples in CASES.items():

@@ -87,7 +87,7 @@ class ColocatedSampler:
         pad: int,
         context: int,
         config: Config,
-        run: str = "alone",
+        run: str,
     ):
         self.policy, self.ends, self.pad, self.context = policy, list(ends), pad, context
         self.max_new_tokens, self.stop = config.rollout.max_new_tokens, config.prompt.stop

@@ -156,7 +156,8 @@ class Child:
         # Neither side waits for the other: while the process samples, a megabyte of weights takes
         # some 20 ms to be taken in.
         listening = self._connection, self._owed, self._process
-        for work, given in ((_listen, listening), (_speak, (self._connection, self._messages))):
+        speaking = self._connection, self._messages, self._owed
+        for work, given in ((_listen, listening), (_speak, speaking)):
             Thread(target=work, args=given, name="sampler", daemon=True).start()
 
     @property
@@ -183,10 +184,16 @@ class Child:
         self._process.wait()
 
 
-def _speak(connection: Connection, messages: SimpleQueue[bytes | None]) -> None:
-    with suppress(BrokenPipeError, ConnectionResetError):  # the process is gone
+def _speak(
+    connection: Connection, messages: SimpleQueue[bytes | None], owed: deque[Future[Answer]]
+) -> None:
+    try:
         while message := messages.get():
             connection.send_bytes(message)
+    except (BrokenPipeError, ConnectionResetError):
+        return  # the process is gone, as `_listen` tells
+    except OSError as error:
+        _give_up(owed, error)
 
 
 def _listen(connection: Connection, owed: deque[Future[Answer]], process: subprocess.Popen) -> None:
@@ -204,7 +211,12 @@ def _fail(owed: deque[Future[Answer]], process: subprocess.Popen) -> None:
     status = process.returncode
     how = f"with status {status}" if status >= 0 else f"by {signal.Signals(-status).name}"
     hint = "; the memory may not have sufficed" if status == -signal.SIGKILL else ""
-    error = RuntimeError(f"the sampler's process (number {process.pid}) was ended {how}{hint}")
+    _give_up(
+        owed, RuntimeError(f"the sampler's process (number {process.pid}) was ended {how}{hint}")
+    )
+
+
+def _give_up(owed: deque[Future[Answer]], error: Exception) -> None:
     with suppress(IndexError):
         while True:
             owed.popleft().set_exception(error)

@@ -240,6 +240,8 @@ def _in_json(value: Any) -> Any:
     """JSON has no word for a number beyond all bounds, nor for none: null."""
     if isinstance(value, dict):
         return {name: _in_json(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_in_json(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -85,7 +85,7 @@ def policy(trained):
 
 @pytest.fixture(scope="module")
 def engine(trained, config) -> ColocatedSampler:
-    return ColocatedSampler(trained[0], ENDS, PAD, CONTEXT, config)
+    return ColocatedSampler(trained[0], ENDS, PAD, CONTEXT, config, "test")
 
 
 @pytest.fixture(scope="module")
@@ -417,7 +417,7 @@ def test_ranks_that_vllm_prepares_for():
 def test_without_vllm_one_line_says_what_to_install(policy, config, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(ConfigError, match=r"pip install -e '\.\[vllm\]'"):
-        ColocatedSampler(policy, ENDS, PAD, CONTEXT, config)
+        ColocatedSampler(policy, ENDS, PAD, CONTEXT, config, "test")
 
 
 @pytest.mark.vllm
@@ -426,7 +426,7 @@ def test_ranks_that_do_not_fall_into_groups(policy, config):
         update={"rollout": config.rollout.model_copy(update={"tensor_parallel": 2})}
     )
     with pytest.raises(ConfigError, match=r"rollout\.tensor_parallel: 2 does not divide 1 ranks"):
-        ColocatedSampler(policy, ENDS, PAD, CONTEXT, shared)
+        ColocatedSampler(policy, ENDS, PAD, CONTEXT, shared, "test")
 
 
 def test_seeds_of_requests_differ_by_draw():
