@@ -42,7 +42,7 @@ def policy(name: str) -> PeftModel:
     )
     targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
     with torch.device("meta"):
-        base = Qwen2ForCausalLM(shape).to(torch.bfloat16)
+        base = Qwen2ForCausalLM(shape).bfloat16()
         made = get_peft_model(base, LoraConfig(r=64, lora_alpha=128, target_modules=targets))
         for parameter in made.parameters():
             if parameter.requires_grad:

@@ -128,7 +128,8 @@ def foretold(config: Config, run: SamplerRun) -> dict[str, Any]:
     found = forecast(step, cluster)
     row: dict[str, Any] = {name: found[name].seconds for name in PHASES}
     row |= {"whole": sum(row.values()), "exchange": sum(found[name].exchange for name in PHASES)}
-    return row | {"link": cluster.between.model_dump()}
+    link = cluster.between
+    return row | {"link": link and link.model_dump()}
 
 
 def rank(updates: int, folder: str) -> None:
@@ -175,9 +176,10 @@ def started(names: list[str], updates: int, folder: str) -> list[subprocess.Pope
             "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")]),
         }
         words = [sys.executable, str(HERE), "--rank", folder, "--updates", str(updates)]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE} if number == 0 else {}
+        pipe = subprocess.PIPE if number == 0 else None
+        command = [*place(name), *words]
         found.append(
-            subprocess.Popen([*place(name), *words], env=os.environ | own, text=True, **pipes)
+            subprocess.Popen(command, env=os.environ | own, text=True, stdin=pipe, stdout=pipe)
         )
     return found
 

@@ -28,6 +28,7 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from meter import Meter, Turns, keep
@@ -124,8 +125,13 @@ def our_gradient(folder: Path) -> None:
     advantages = torch.randn(len(rollout), generator=torch.Generator().manual_seed(2))
     batch = trainer.learner.prepare(rollout, advantages, trainer.deal.responses())
     applied: list[Tensor] = []
-    trainer.engine.apply = lambda gradient: applied.extend(gradient) or 0.0
-    trainer.learner.update(batch, number=0)
+
+    def kept(gradient: list[Tensor]) -> float:
+        applied.extend(gradient)
+        return 0.0
+
+    with patch.object(trainer.engine, "apply", kept):
+        trainer.learner.update(batch, number=0)
     fields = {name: value for name, value in vars(rollout).items()} | {"advantages": advantages}
     torch.save(fields, folder / "responses.pt")
     torch.save(dict(zip(trainer.engine.names, applied, strict=True)), folder / "our_gradient.pt")

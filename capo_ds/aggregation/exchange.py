@@ -46,8 +46,11 @@ ROUNDING = 4 * np.finfo(float).eps  # of Q dg, in units of its terms
 class Bounded(Protocol):
     """Samples with bounds, positives first; the negatives' upper one is the price."""
 
-    positives: int
-    price: float
+    @property
+    def positives(self) -> int: ...
+
+    @property
+    def price(self) -> float: ...
 
 
 @dataclass

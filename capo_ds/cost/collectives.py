@@ -31,7 +31,7 @@ class Collectives:
     def ranks(self) -> int:
         return self.machines * self.cluster.ranks
 
-    def seconds(self, kind: str, count: int) -> float:
+    def seconds(self, kind: str, count: float) -> float:
         """Of one collective.
 
         kind: all_gather and reduce_scatter (`count` bytes of all ranks together), all_reduce,
@@ -41,29 +41,29 @@ class Collectives:
             return 0.0
         return getattr(self, f"_{kind}")(count)
 
-    def _all_gather(self, count: int) -> float:
+    def _all_gather(self, count: float) -> float:
         return self._ring_latency + self._share * count / self._rate
 
     _reduce_scatter = _all_gather
 
-    def _all_reduce(self, count: int) -> float:
+    def _all_reduce(self, count: float) -> float:
         latency = 2 * self._ring_latency
         if self._is_nccl:
             latency = min(latency, 2 * self._tree_latency)
         return latency + 2 * self._share * count / self._rate
 
-    def _reduce(self, count: int) -> float:
+    def _reduce(self, count: float) -> float:
         if self._is_nccl:
             return self._tree_latency + count / self._rate
         gathered = self._slowest.seconds + self._share * count / self._rate
         return self._all_gather(count) + gathered
 
-    def _broadcast(self, count: int) -> float:
+    def _broadcast(self, count: float) -> float:
         if self._is_nccl:
             return self._tree_latency + count / self._rate
         return self._tree_latency + math.ceil(math.log2(self.ranks)) * count / self._rate
 
-    def _all_to_all(self, count: int) -> float:
+    def _all_to_all(self, count: float) -> float:
         """All at once; a machine's adapters carry what all its ranks send to other machines."""
         here, ranks = self.cluster.ranks, self.ranks
         inside = count * (here - 1) / ranks / self._within.bytes_per_second
