@@ -44,11 +44,17 @@ def dry_run(
     """
     with comm.together("reading the cluster's rates"):
         known = _known(nodes, cluster, response)
+        if response and response > config.rollout.max_new_tokens:
+            raise ConfigError(
+                f"--response-tokens {response}: more than rollout.max_new_tokens "
+                f"({config.rollout.max_new_tokens}); raise that, or take fewer"
+            )
         if known and nodes:
-            known.check(nodes)
+            known.check(nodes, config.gradients.sketch)
     ready = prepare(config, dry=True)
     policy = ready.policy
-    check_resume(config)
+    if nodes is None:  # a forecast goes on with nothing
+        check_resume(config)
     read_deepspeed_json(config.deepspeed)
     sampling = SamplerRun(config, policy, ready.tokenizer, "dry", loads=False, dry=True)
     with comm.together("looking for the sampler"):
@@ -115,7 +121,9 @@ def foretell(
     rows = [f"{title}, {tokens} tokens a response", *table(forecast(step, cluster)).splitlines()]
     rows += _memory(plan, config.gradients.store)
     if known is None:
-        rows += ["rates, as measured here (a file for --cluster):", cluster.text().rstrip()]
+        lacks = "" if cluster.between else ", which lacks `between`"
+        rows += [f"rates, as measured here (a file for --cluster{lacks}):"]
+        rows += [cluster.text().rstrip()]
     return rows
 
 

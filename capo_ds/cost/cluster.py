@@ -35,8 +35,8 @@ class Rates(Section):
 
     passes: floating-point operations a second of the model's passes in training. products: of the
     Gram matrix, in the stored gradients' precision. memory: bytes a second of weighted sums over
-    stored gradients. sketch: of the gradients that are sketched (None: as many). sampling: bytes a
-    second of weights (and half of the keys and values) read while responses are sampled.
+    stored gradients. sketch: by name, of gradients that are sketched. sampling: bytes a second of
+    weights (and half of the keys and values) read while responses are sampled.
     optimizer: seconds a step for each LoRA factor, which do not depend on the ranks. solve: seconds
     of rank 0 by number of samples.
     """
@@ -44,7 +44,7 @@ class Rates(Section):
     passes: Positive
     products: Positive
     memory: Positive
-    sketch: Positive | None = None
+    sketch: dict[str, Positive] = Field(default_factory=dict)
     sampling: Positive
     optimizer: Annotated[Number, Field(ge=0)]
     solve: dict[Count, Positive] = Field(min_length=1)
@@ -77,8 +77,8 @@ class Cluster(Section):
     memory: Positive
     host_memory: Positive
 
-    def check(self, machines: int) -> None:
-        """Whether the links of so many are known. Raises `ConfigError`."""
+    def check(self, machines: int, sketch: str) -> None:
+        """Whether the links of so many and the sketch are known. Raises `ConfigError`."""
         missing = ["within"] * (self.ranks > 1 and self.within is None)
         missing += ["between"] * (machines > 1 and self.between is None)
         if missing:
@@ -86,6 +86,11 @@ class Cluster(Section):
                 f"--nodes {machines}: the cluster's rates hold no link {' and '.join(missing)} "
                 f"(ranks: {self.ranks}); add it, as in launchers/cluster/a800.yaml, or measure on "
                 "two machines"
+            )
+        if sketch not in {"none", *self.rates.sketch}:
+            raise ConfigError(
+                f"gradients.sketch: the cluster's rates.sketch holds no {sketch!r}; add it, bytes "
+                "of gradients a second, as `--dry-run --nodes 1` with these settings measures it"
             )
 
     def text(self) -> str:

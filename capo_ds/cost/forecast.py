@@ -29,25 +29,28 @@ def forecast(step: Step, cluster: Cluster) -> dict[str, Forecast]:
     step: on a whole number of the cluster's machines.
     """
     machines = step.ranks // cluster.ranks
-    cluster.check(machines)
+    sketch = step.config.gradients.sketch
+    cluster.check(machines, sketch)
     collectives = Collectives(cluster, machines)
-    return {name: _of(phase, step.samples, collectives) for name, phase in step.phases().items()}
+    return {name: _of(phase, step, collectives) for name, phase in step.phases().items()}
 
 
-def _of(phase: Phase, samples: int, collectives: Collectives) -> Forecast:
+def _of(phase: Phase, step: Step, collectives: Collectives) -> Forecast:
     rates = collectives.cluster.rates
-    spent = sum(_work(name, amount, samples, rates) for name, amount in phase.work.items())
+    spent = sum(_work(name, amount, step, rates) for name, amount in phase.work.items())
     exchanged = sum(one.times * collectives.seconds(one.kind, one.count) for one in phase.exchanges)
     return Forecast(spent, exchanged, sum(sent(one, collectives) for one in phase.exchanges))
 
 
-def _work(name: str, amount: float, samples: int, rates: Rates) -> float:
+def _work(name: str, amount: float, step: Step, rates: Rates) -> float:
     """Seconds; of `solve` and `optimizer` the amount is how often."""
     if name == "solve":
-        return amount * rates.solve_seconds(samples)
+        return amount * rates.solve_seconds(step.samples)
     if name == "optimizer":
         return amount * rates.optimizer
-    return amount / (getattr(rates, name) or rates.memory)
+    if name == "sketch":
+        return amount / rates.sketch[step.config.gradients.sketch]
+    return amount / getattr(rates, name)
 
 
 def sent(one: Exchange, collectives: Collectives) -> float:

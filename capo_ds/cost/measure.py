@@ -141,7 +141,7 @@ def measure_rates(run: SamplerRun) -> Rates:
         passes=passes,
         products=_products(config, step.samples),
         memory=memory,
-        sketch=sketch,
+        sketch={config.gradients.sketch: sketch} if sketch else {},
         sampling=_sampling(run, step),
         optimizer=_optimizer(step.shape),
         solve={size: _solve(config, size) for size in sizes},

@@ -164,3 +164,17 @@ def test_gradients_are_sketched_where_the_store_does_it():
     for store, phase in (("device", "gram"), ("recompute", "backward")):
         gradients = {"sketch": "sparse", "store": store}
         assert "sketch" in step(2, gradients=gradients).phases()[phase].work
+
+
+def test_each_sketch_goes_by_its_own_rate():
+    rates = {"sketch": {"sparse": 1e6, "rademacher": 1e5}}
+
+    def seconds(sketch: str) -> float:
+        made = step(2, gradients={"sketch": sketch, "sketch_dim": 64})
+        return forecast(made, cluster(**rates))["gram"].work
+
+    sketched = 4 * 32 * SHAPE.trained  # bytes of a rank's gradients
+    difference = seconds("rademacher") - seconds("sparse")
+    assert difference == pytest.approx(sketched * (1e-5 - 1e-6))
+    with pytest.raises(ConfigError, match=r"gradients.sketch: .* holds no 'outer'"):
+        seconds("outer")
