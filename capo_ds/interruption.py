@@ -16,7 +16,7 @@ from types import TracebackType
 from capo_ds.distributed.launch import tell
 
 INTERRUPTED = 130  # exit status, as of shells
-SAME_KEY = 0.5  # seconds within which a second SIGINT is the launcher's echo of the first
+SAME_KEY = 1.0  # seconds within which a second SIGINT is the launcher's echo of the first
 STOP = 0  # byte that ends the thread; no signal has this number
 _listened_to: set[int] = set()  # signals of this process
 
