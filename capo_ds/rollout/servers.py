@@ -106,5 +106,7 @@ def _lost(server: Server, what: str, error: Exception) -> ServerFailed:
     )
 
 
-def _told(error: Exception) -> str:
+def _told(error: BaseException) -> str:
+    if isinstance(error, ServerFailed) and error.__cause__:  # of one server, in the words above
+        return _told(error.__cause__)
     return str(error) or type(error).__name__

@@ -122,7 +122,9 @@ def test_a_server_that_dies_in_mid_flight(servers, tmp_path):
     own = arguments(tmp_path / "run", **changes)
     result = launch(2, SIGNALLED, str(first.pid), "3", *own)
     told = " ".join(result.stderr.split())
-    assert f"{lost} is lost in sampling and left out until it answers again, 1 left" in told, told
+    # Whichever of the two answers under way breaks first: the step's responses or the probe's.
+    left_out = f"{re.escape(lost)} is lost in (sampling|the probe) and left out .* 1 left"
+    assert re.search(left_out, told), told
     for ours, expected in zip(metrics(tmp_path / "run"), metrics(tmp_path / "whole"), strict=True):
         for name in ("reward/mean", "rollout/length", "rollout/staleness", "loss/grad_norm"):
             assert ours.get(name) == expected.get(name), name
