@@ -118,6 +118,11 @@ def load_base_model(config: ModelConfig) -> PreTrainedModel:
     return model.eval()
 
 
+def read_architecture(config: ModelConfig) -> PretrainedConfig:
+    """config.json, whether weights are beside it or not. Raises `ConfigError`."""
+    return _read_config(config, find_location(config.path))
+
+
 def find_location(path: str) -> Path | str:
     """Where to load from. Raises `ConfigError` for what looks like a folder and is none."""
     location = BUILTIN_MODELS.get(path, path)
