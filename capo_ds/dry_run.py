@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from pathlib import Path
 
 import torch
 import yaml
@@ -16,10 +17,11 @@ from capo_ds.cost.measure import check_measurable, measure_cluster
 from capo_ds.cost.step import Shape, Step
 from capo_ds.distributed import comm
 from capo_ds.distributed.deepspeed_json import read_deepspeed_json, zero_stage
+from capo_ds.distributed.engine import CapoEngine
 from capo_ds.distributed.zero import parameter_count, rounds
 from capo_ds.memory import Capacity, MemoryPlan, plan_memory, plan_on_all_ranks, readable
 from capo_ds.preparation import prepare
-from capo_ds.rehearsal import rehearse
+from capo_ds.rehearsal import Passes, rehearse
 from capo_ds.rollout.base import SamplerRun
 from capo_ds.rollout.choose import check_sampler
 from capo_ds.run_folder import check_resume
@@ -59,7 +61,8 @@ def dry_run(
     sampling = SamplerRun(config, policy, ready.tokenizer, "dry", loads=False, dry=True)
     with comm.together("looking for the sampler"):
         check_sampler(sampling)
-    rehearse(config, policy, encode(ready.tokenizer, ready.train_problems[:2]))
+    prompts = encode(ready.tokenizer, ready.train_problems[:2])
+    rehearse(config, policy, prompts, _passes(config, policy))
     plan = plan_on_all_ranks(config, policy)
     if nodes is None:  # else these ranks need not fit what other machines do
         plan.choose(config.gradients.store)
@@ -76,6 +79,15 @@ def dry_run(
         rows += [f"sent by a rank per step, at most: {readable(sum(sent.values()))}"]
         rows += [f"  {readable(count):>10}  {name}" for name, count in sent.items()]
     print("\n".join([*rows, *foretold]), flush=True)
+
+
+def _passes(config: Config, policy: PeftModel) -> Passes | None:
+    """At ZeRO 3 an engine gathers the weights of each pass; it writes nothing."""
+    if zero_stage(read_deepspeed_json(config.deepspeed)) < 3:
+        return None
+    silent = config.model_copy(update={"train": config.train.model_copy(update={"report_to": []})})
+    engine = CapoEngine(policy, silent, 1, Path(config.train.output_dir))
+    return Passes(engine.whole, engine.end_of_pass, engine.lockstep)
 
 
 def _memory(plan: MemoryPlan, wanted: str) -> list[str]:
