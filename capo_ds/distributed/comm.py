@@ -107,10 +107,14 @@ def _launcher_watched() -> Iterator[None]:
         thread.join()
 
 
-def _end_with_peer(error: str) -> None:
-    """End this process, which waits in a collective for a rank that has failed or is gone."""
+def _end_with_peer(error: str, leave: Callable[[], None] = lambda: None) -> None:
+    """End this process, which waits in a collective for a rank that has failed or is gone.
+
+    leave: called when that is told.
+    """
     try:
         tell(f"\nerror: {error}")  # below a bar
+        leave()
     finally:  # the reader of stderr may be gone too
         os._exit(FAILED)
 
