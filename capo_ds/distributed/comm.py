@@ -39,6 +39,7 @@ GLOO_SETTLES = 0.2  # seconds
 FAILED = 1  # exit status
 
 _watchdog: Watchdog | None = None
+_ending = threading.Lock()
 _doing = "start-up"  # the last phase that this rank has entered
 _sent: Counter[str] = Counter()
 
@@ -112,11 +113,12 @@ def _end_with_peer(error: str, leave: Callable[[], None] = lambda: None) -> None
 
     leave: called when that is told.
     """
-    try:
-        tell(f"\nerror: {error}")  # below a bar
-        leave()
-    finally:  # the reader of stderr may be gone too
-        os._exit(FAILED)
+    with _ending:  # one thread tells; a collective of another's may break meanwhile
+        try:
+            tell(f"\nerror: {error}")  # below a bar
+            leave()
+        finally:  # the reader of stderr may be gone too
+            os._exit(FAILED)
 
 
 def finish() -> None:

@@ -107,9 +107,10 @@ class Watchdog:
             if first != error:
                 self._on_failure(first, self._leave)
             self._wait_for_others()
-        except dist.DistError:
-            pass  # rank 0 is gone, and no store is left to tell: this rank's own error stands
-        self._stopping.set()
+            self._stopping.set()
+            self._leave()  # here: the process may end at once
+        except dist.DistError:  # rank 0 is gone, and no store is left to tell
+            self._stopping.set()  # this rank's own error stands
 
     def stop(self) -> None:
         """This rank has come to its end: nobody need wait for a sign of it."""
