@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 import socket
+from pathlib import Path
 
 import torch
 import yaml
+from peft import PeftModel
 
 from capo_ds.config import Config
 from capo_ds.cost.shape import Shape
 from capo_ds.cost.step import Step, step_of
 from capo_ds.distributed import comm
-from capo_ds.distributed.deepspeed_json import read_deepspeed_json
+from capo_ds.distributed.deepspeed_json import read_deepspeed_json, zero_stage
+from capo_ds.distributed.engine import CapoEngine
 from capo_ds.memory import plan_on_all_ranks, readable
 from capo_ds.preparation import prepare
-from capo_ds.rehearsal import rehearse
+from capo_ds.rehearsal import Passes, rehearse
 from capo_ds.rollout.base import SamplerRun
 from capo_ds.rollout.choose import check_sampler
 from capo_ds.run_folder import check_resume
@@ -35,7 +38,8 @@ def dry_run(config: Config) -> None:
     sampling = SamplerRun(config, policy, ready.tokenizer, "dry", loads=False, dry=True)
     with comm.together("looking for the sampler"):
         check_sampler(sampling)
-    rehearse(config, policy, encode(ready.tokenizer, ready.train_problems[:2]))
+    prompts = encode(ready.tokenizer, ready.train_problems[:2])
+    rehearse(config, policy, prompts, _passes(config, policy))
     plan = plan_on_all_ranks(config, policy)
     store = plan.choose(config.gradients.store)
     ranks = comm.gather(_this_rank(config))
@@ -54,6 +58,15 @@ def _sent(step: Step) -> list[str]:
     sent = {name: round(phase.sent(step.ranks)) for name, phase in step.phases().items()}
     whole = f"sent by a rank in a step, at most: {readable(sum(sent.values()))}"
     return [whole, *(f"  {readable(count):>10}  {name}" for name, count in sent.items() if count)]
+
+
+def _passes(config: Config, policy: PeftModel) -> Passes | None:
+    """At ZeRO 3 an engine gathers the weights of each pass; it writes nothing."""
+    if zero_stage(read_deepspeed_json(config.deepspeed)) < 3:
+        return None
+    silent = config.model_copy(update={"train": config.train.model_copy(update={"report_to": []})})
+    engine = CapoEngine(policy, silent, 1, Path(config.train.output_dir))
+    return Passes(engine.whole, engine.end_of_pass, engine.lockstep)
 
 
 def _this_rank(config: Config) -> str:

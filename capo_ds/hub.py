@@ -3,6 +3,7 @@ one rank of each machine for all."""
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import sys
@@ -18,6 +19,7 @@ from capo_ds.parts import built_in, ships
 WEIGHTS = ("model*.safetensors", "adapter_model*.safetensors")
 OLDER_WEIGHTS = ("pytorch_model*.bin", "adapter_model*.bin")
 SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.tiktoken")
+TOKENIZERS = ("tokenizer*", "*.model", "vocab*", "*.tiktoken")
 OFFLINE = "HF_HUB_OFFLINE"  # of the Hugging Face libraries: use the cache alone
 
 
@@ -71,6 +73,30 @@ def _fetch(
         raise ConfigError(
             f"{key}: {name!r} cannot be fetched from the hub: {type(error).__name__}: {error}"
         ) from error
+
+
+def whole_snapshot(name: str, revision: str | None) -> Path | None:
+    """The folder of a hub's model in the cache, with all that the loaders need; None if there is
+    none, or a part lacks. Of a branch, as it was when it was last fetched.
+
+    From a folder the loaders read files; of a name they ask the hub for each, on every rank.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
+    except (HFValidationError, LocalEntryNotFoundError):
+        return None
+    named = {
+        shard
+        for index in folder.glob("*.index.json")
+        for shard in json.loads(index.read_text())["weight_map"].values()
+    }
+    weights = [file for pattern in (*WEIGHTS, *OLDER_WEIGHTS) for file in folder.glob(pattern)]
+    tokenizer = [file for pattern in TOKENIZERS for file in folder.glob(pattern)]
+    whole = weights and tokenizer and (folder / "config.json").exists()
+    return folder if whole and all((folder / shard).exists() for shard in named) else None
 
 
 def check_hub(config: Config, shapes_only: bool = False) -> None:
