@@ -144,7 +144,7 @@ def test_a_dry_run_foretells_the_communication_and_writes_nothing(undisturbed, t
         # nothing to be reduced.
         columns = 2 * line["comm/all_to_all_bytes"]
         reduced = 2 * 2 * line["comm/reduce_bytes"]
-        assert columns * 2 / 1.5 < told["gram"] - reduced < columns * 3 / 1.5
+        assert 0.99 * columns * 2 / 1.5 < told["gram"] - reduced < columns * 3 / 1.5
 
 
 def sent_by_phase(told: str) -> dict[str, float]:
