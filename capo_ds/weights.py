@@ -68,8 +68,11 @@ def load_tokenizer(model: ModelConfig | str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_base_model(config: ModelConfig) -> PreTrainedModel:
+def load_base_model(config: ModelConfig, empty: bool = False) -> PreTrainedModel:
     """The causal LM without adapter, in evaluation mode: ratios need a deterministic policy.
+
+    empty: on torch's meta device, for a rank that another will send the weights; they are looked at
+    all the same, and read where they come quantised, or are to be.
 
     Raises:
         ConfigError: naming the file or the settings, if it cannot be loaded whole.
@@ -85,6 +88,8 @@ def load_base_model(config: ModelConfig) -> PreTrainedModel:
         architecture = _read_config(config, location)
         _without_dropout(architecture)
         stored = prepare_quantised(architecture, config)
+        if empty and not (stored or config.load_in_4bit):
+            arguments["device_map"] = "meta"
         with _without_adapter(location) as place:
             # A pair, with output_loading_info.
             model, loaded = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
@@ -118,6 +123,11 @@ def load_base_model(config: ModelConfig) -> PreTrainedModel:
     keep_one_arithmetic(model, config)
     setattr(model, STORED_AS, stored)
     return model.eval()
+
+
+def read_architecture(config: ModelConfig) -> PretrainedConfig:
+    """config.json, whether weights are beside it or not. Raises `ConfigError`."""
+    return _read_config(config, find_location(config))
 
 
 def find_location(config: ModelConfig) -> Path | str:
