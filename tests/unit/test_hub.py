@@ -13,7 +13,7 @@ from capo_ds.config import BUILTIN_MODELS, ConfigError, parse_config
 from capo_ds.evaluation_run import load_model
 from capo_ds.weights import load_base_model, load_tokenizer
 from tests.conftest import free_port
-from tests.distributed.fake_hub import MODEL
+from tests.distributed.fake_hub import MODEL, places
 from tests.distributed.fake_hub import hub as fake_hub
 
 
@@ -47,17 +47,9 @@ def endpoint(tmp_path, monkeypatch) -> Iterator[str]:
 
 
 def use(address: str, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "ENDPOINT", address)
     monkeypatch.setenv(hub.OFFLINE, "0")
-    import datasets
-
-    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
-        monkeypatch.setattr(datasets.config, name, False)
-    monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", address)
-    template = address + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    for module, name, value in places(address, str(tmp_path / "cache")):
+        monkeypatch.setattr(module, name, value)
 
 
 def config(model: str, **keys):
