@@ -264,7 +264,7 @@ def keep(rows: list[dict[str, Any]]) -> None:
 
     known = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
     found = {key(row): row for row in (*known, *rows)}
-    RESULTS.write_text(json.dumps(list(found.values()), indent=1) + "\n")
+    RESULTS.write_text(json.dumps([found[one] for one in sorted(found)], indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ RESULTS = Path(__file__).resolve().parent / "results" / "parts.json"
 PARTS = (1, 2, 4, 8, 16)
 DRAWINGS, RADIUS = 5, 0.5
 TOLD = ("heldout_all_after", "heldout_alignment", "heldout_cosine")
+BEFORE = ("heldout_all_before", "heldout_alignment_before", "heldout_cosine_before")
 
 
 def seen(prompts: int, steps: int, folder: str) -> list[Samples]:
@@ -91,7 +92,9 @@ def measured(samples: Samples, parts: int, alone: bool) -> dict[str, float]:
     for drawing in range(DRAWINGS):
         first = halves(samples.groups, np.random.default_rng(drawing))
         rows.append(heldout(blocks, samples.groups, first, Parts(parts, alone, drawing)))
-    return {name: float(np.mean([row[f"conflict/{name}"] for row in rows])) for name in TOLD}
+    return {
+        name: float(np.mean([row[f"conflict/{name}"] for row in rows])) for name in TOLD + BEFORE
+    }
 
 
 def main() -> None:
@@ -110,10 +113,11 @@ def main() -> None:
         cells = []
         for alone in (False, True):
             rows = [measured(samples, parts, alone) for samples in steps]
-            mean = {name: float(np.mean([row[name] for row in rows])) for name in TOLD}
+            mean = {name: float(np.mean([row[name] for row in rows])) for name in TOLD + BEFORE}
             found[f"{parts}, {'alone' if alone else 'joined'}"] = mean
             cells.append(", ".join(f"{mean[name]:.4f}" for name in TOLD))
         print(f"| {parts} | {' | '.join(cells)} |", flush=True)
+    print("| plain mean | " + ", ".join(f"{mean[name]:.4f}" for name in BEFORE) + " | |")
     RESULTS.write_text(json.dumps(found, indent=1) + "\n")
     comm.finish()
 

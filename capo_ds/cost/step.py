@@ -242,6 +242,7 @@ class Step:
         return Phase({"solve": self.updates}, [sizes, answer])
 
     def _reconstruct(self) -> Phase:
+        """A pass that is made again leaves out samples of weight 0; it is counted with all."""
         settings, trained = self.config.gradients, self.shape.trained
         number = getattr(torch, settings.dtype).itemsize
         sums = 1 if settings.sketch == "none" else 2  # sketched, of g_0 and of dg
