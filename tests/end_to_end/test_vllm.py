@@ -9,6 +9,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ import pytest
 from capo_ds.config import BUILTIN_MODELS
 from capo_ds.rollout.server_key import VARIABLE
 from tests.conftest import REPOSITORY, TIMEOUT, free_port, launch
-from tests.end_to_end.test_train import TRAIN, arguments, metrics
+from tests.end_to_end.test_train import SIGNALLED, TRAIN, arguments, metrics
 from tests.ranks import preloaded
 
 pytestmark = pytest.mark.vllm
@@ -181,26 +182,31 @@ def test_truncated_sampling_and_special_stops_inside(special, tmp_path):
     check_special(sampled(tmp_path / "stop", special, **{"prompt.stop": '["="]'}), whole)
 
 
+@contextmanager
+def server_process(folder: Path, model: Path) -> Iterator[tuple[str, subprocess.Popen]]:
+    """A server's address, once it answers, and its process."""
+    url, log = f"http://127.0.0.1:{free_port()}", folder / "log"
+    own = {"rollout.server_url": url, "model.path": model}
+    own |= {"rollout.sampler": "server", "rollout.ahead": 1, "rollout.dynamic_sampling": 0}
+    words = [REPOSITORY / "launchers" / "vllm_server.py", *arguments(Path("unused"), **VLLM | own)]
+    with open(log, "w") as file:
+        process = subprocess.Popen(
+            [sys.executable, *words], cwd=REPOSITORY, stdout=file, stderr=file
+        )
+    try:
+        wait_for_server(process, url, log)
+        yield url, process
+    finally:
+        process.terminate()
+        process.wait(timeout=TIMEOUT)
+
+
 @pytest.fixture(scope="module")
 def server_url(tmp_path_factory, special) -> Iterator[str]:
-    url = f"http://127.0.0.1:{free_port()}"
-    log = tmp_path_factory.mktemp("server") / "log"
-    script = REPOSITORY / "launchers" / "vllm_server.py"
-    own = {"rollout.server_url": url, "model.path": special}
-    own |= {"rollout.sampler": "server", "rollout.ahead": 1, "rollout.dynamic_sampling": 0}
-    settings = arguments(Path("unused"), **VLLM | own)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(VARIABLE, "of these tests")  # and no file in the home of who runs them
-        with open(log, "w") as file:
-            process = subprocess.Popen(
-                [sys.executable, script, *settings], cwd=REPOSITORY, stdout=file, stderr=file
-            )
-        try:
-            wait_for_server(process, url, log)
+        with server_process(tmp_path_factory.mktemp("server"), special) as (url, _):
             yield url
-        finally:
-            process.terminate()
-            process.wait(timeout=TIMEOUT)
 
 
 def wait_for_server(process: subprocess.Popen, url: str, log: Path) -> None:
@@ -250,6 +256,22 @@ def test_a_server_samples_the_same(undisturbed, server_url, tmp_path):
         served = json.loads(answer.read())["data"]
     runs = [model["id"].rpartition("-")[0] for model in served if model["parent"]]
     assert runs and len(set(runs)) == len(runs)  # a run's older ones are gone
+
+
+@pytest.mark.slow
+def test_two_servers_of_which_one_dies(undisturbed, special, server_url, tmp_path):
+    """They share the prompts; the one that is left samples all of them, and as the other would."""
+    with server_process(tmp_path, special) as (second, process):
+        servers = {"rollout.sampler": "server", "rollout.server_url": f"[{server_url}, {second}]"}
+        own = arguments(tmp_path / "run", **VLLM | servers)
+        result = launch(2, SIGNALLED, str(process.pid), "2", *own)
+        requests = (tmp_path / "log").read_text().count("/v1/completions")
+    assert f"{second} is lost in" in " ".join(result.stderr.split())
+    assert requests
+    for line, other in zip(metrics(tmp_path / "run")[1:], metrics(undisturbed)[1:], strict=True):
+        assert line["rollout/probe_difference_max"] < 1e-4
+        for name in ("reward/mean", "rollout/length", "rollout/entropy", "loss/grad_norm"):
+            assert line[name] == pytest.approx(other[name], rel=1e-3), name
 
 
 def test_a_server_ahead_of_learning(server_url, tmp_path):
