@@ -12,7 +12,10 @@ mean length in tokens.
 
 Two lengths: `natural`, where the model ends its responses, and `equal`, where its row of the output
 layer for the end of text is 0, so that nearly all reach the limit. Before that, on responses that
-capo_ds has sampled, the gradient that it hands to its engine and that of TRL's loss.
+capo_ds has sampled, the gradient that it hands to its engine and that of TRL's loss: as TRL makes
+it; with `position_ids` that begin at each row's first token, as capo_ds has them, where TRL's
+padded rows begin later, which rounds their rotary angles otherwise; and in float64, from which both
+are measured. Alone with --gradients.
 Writes benchmarks/results/peer_trl.json.
 """
 
@@ -47,6 +50,9 @@ HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 MEAN = {"aggregator": "mean", "measure_conflict": False}
 OURS = {"`mean`": MEAN, "CAPO, exact": {"aggregator": "capo"}}
 TRL = "TRL"
+# Of our gradient from TRL's; from TRL's where its padding counts no positions; of either from
+# TRL's in float64, rotary angles and norms included.
+DIFFERENCES = (("ours", "TRL"), ("ours", "positions"), ("ours", "float64"), ("TRL", "float64"))
 MOVED = 0.005  # noise on the adapter's B, which starts at 0: the KL term has a gradient then
 
 
@@ -137,14 +143,17 @@ def our_gradient(folder: Path) -> None:
     torch.save(dict(zip(trainer.engine.names, applied, strict=True)), folder / "our_gradient.pt")
 
 
-def difference(folder: Path) -> float:
-    """Relative, of the two gradients; TRL's is of what it minimises."""
+def differences(folder: Path) -> dict[str, float]:
+    """Relative ones between the gradients, see `DIFFERENCES`; TRL's are of what it minimises."""
     ours = torch.load(folder / "our_gradient.pt")
-    theirs = torch.load(folder / "trl_gradient.pt")
-    assert ours.keys() == theirs.keys()
-    one = torch.cat([ours[name].flatten() for name in ours]).double()
-    other = -torch.cat([theirs[name].flatten() for name in ours]).double()
-    return float((one - other).norm() / other.norm())
+    found = {"ours": torch.cat([ours[name].flatten() for name in ours]).double()}
+    for kind, theirs in torch.load(folder / "trl_gradients.pt").items():
+        assert ours.keys() == theirs.keys()
+        found[kind] = -torch.cat([theirs[name].flatten() for name in ours]).double()
+    return {
+        f"{one}, {other}": float((found[one] - found[other]).norm() / found[other].norm())
+        for one, other in DIFFERENCES
+    }
 
 
 def measure(lengths: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -169,7 +178,9 @@ def measure(lengths: str, args: argparse.Namespace, folder: Path) -> dict[str, A
             done = subprocess.run(command, env=environment, stdout=log, stderr=log)
         if done.returncode:
             raise RuntimeError((folder / "gradient.log").read_text()[-3000:])
-    error = difference(folder)
+    errors = differences(folder)
+    if args.gradients:
+        return {"errors": errors}
     commands = {TRL: [*there, "steps"]} | {name: [*here, name] for name in OURS}
     trainers = [
         Turns.start(name, command, folder / f"steps{number}.log", environment)
@@ -185,13 +196,18 @@ def measure(lengths: str, args: argparse.Namespace, folder: Path) -> dict[str, A
         name: {key: statistics.median(step[key] for step in steps[1:]) for key in steps[0]}
         for name, steps in told.items()
     }
-    return {"error": error, "rows": rows}
+    return {"errors": errors, "rows": rows}
 
 
 def table(lengths: str, found: dict[str, Any]) -> str:
-    rows, base = found["rows"], found["rows"][TRL]["seconds"]
     lines = [
-        f"Gradients differ by {found['error']:.1e}.",
+        f"gradients, {lengths} lengths, differ: {pair} by {error:.1e}"
+        for pair, error in found["errors"].items()
+    ]
+    if "rows" not in found:
+        return "\n".join(lines)
+    rows, base = found["rows"], found["rows"][TRL]["seconds"]
+    lines += [
         f"| a step, {lengths} lengths | CPU s | over TRL | tokens a response |",
         "|---|---|---|---|",
     ]
@@ -211,6 +227,7 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=32, help="of the LoRA factors")
     parser.add_argument("--trl-rows", type=int, default=32, help="TRL's rows a pass")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--gradients", action="store_true", help="compare the gradients alone")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -229,6 +246,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             found[lengths] = measure(lengths, args, Path(folder))
         print(table(lengths, found[lengths]), flush=True)
+    if args.gradients:
+        return
     options = {"prompts": args.prompts, "rank": args.rank, "trl_rows": args.trl_rows}
     keep({lengths: options | one for lengths, one in found.items()}, RESULTS)
 

@@ -3,7 +3,7 @@
     python benchmarks/peer_trl_steps.py FOLDER gradient|steps
 
 FOLDER holds `settings.json`, `problems.jsonl`, the base model, `adapter/` and `responses.pt`.
-`gradient` writes `trl_gradient.pt`: that of GRPOTrainer's own loss on the responses. `steps`
+`gradient` writes `trl_gradients.pt`: those of GRPOTrainer's own loss on the responses. `steps`
 trains, and after each step says on stdout what `meter.Meter` says.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from datasets import Dataset
 from meter import Meter
 from peft import LoraConfig, set_peft_model_state_dict
 from peft.utils.save_and_load import load_peft_weights
+from torch import Tensor, nn
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
@@ -87,18 +89,58 @@ def trainer(folder: Path, meter: Meter | None = None) -> GRPOTrainer:
     return made
 
 
-def gradient(folder: Path) -> None:
-    made = trainer(folder)
-    given = torch.load(folder / "responses.pt")
+def from_first_token(mask: Tensor) -> Callable[..., tuple[Any, dict[str, Any]]]:
+    """A hook that gives a model the positions of the tokens in their rows, padding uncounted."""
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    return lambda _, args, kwargs: (args, kwargs | {"position_ids": positions})
+
+
+class ExactAngles(nn.Module):
+    """Rotary embeddings in the dtype of the model; transformers' own are float32's in any."""
+
+    def __init__(self, frequencies: Tensor):
+        super().__init__()
+        self.frequencies = frequencies
+
+    def forward(self, hidden: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        angles = (position_ids[..., None] * self.frequencies.to(hidden.dtype)).repeat(1, 1, 2)
+        return angles.cos(), angles.sin()
+
+
+class ExactNorm(nn.Module):
+    """RMSNorm in the dtype of the model, for the same reason."""
+
+    def __init__(self, norm: Any):
+        super().__init__()
+        self.weight, self.epsilon = norm.weight, norm.variance_epsilon
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.weight * hidden * (hidden.square().mean(-1, True) + self.epsilon).rsqrt()
+
+
+def make_exact(model: nn.Module) -> None:
+    """Float64 throughout."""
+    model.double()
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child).__name__.endswith("RMSNorm"):
+                setattr(module, name, ExactNorm(child))
+            elif type(child).__name__.endswith("RotaryEmbedding"):
+                setattr(module, name, ExactAngles(child.inv_freq))
+
+
+def gradient_of(made: GRPOTrainer, given: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Of TRL's own loss; `given` as `responses.pt` has it."""
+    model = made.model.train()
+    dtype = next(model.parameters()).dtype
     inputs = {
         "prompt_ids": given["prompt_ids"],
         "prompt_mask": given["prompt_mask"].long(),
         "completion_ids": given["completion_ids"],
         "completion_mask": given["completion_mask"].long(),
-        "advantages": given["advantages"],
+        "advantages": given["advantages"].to(dtype),
         "num_items_in_batch": given["completion_mask"].sum(),
     }
-    model = made.model.train()
     ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
     mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
     with torch.no_grad(), model.disable_adapter():
@@ -106,13 +148,27 @@ def gradient(folder: Path) -> None:
         known = made._get_per_token_logps_and_entropies(model, ids, mask, width)
     inputs["ref_per_token_logps"] = known[0]
     made.current_gradient_accumulation_steps = 1
+    model.zero_grad()
     made.compute_loss(model, inputs).backward()
-    trained = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
-    torch.save(trained, folder / "trl_gradient.pt")
+    return {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+
+
+def gradients(folder: Path) -> None:
+    """As TRL makes it; with positions counted as capo_ds counts them; and in float64."""
+    made = trainer(folder)
+    given = torch.load(folder / "responses.pt")
+    mask = torch.cat([given["prompt_mask"], given["completion_mask"]], 1).long()
+    found = {"TRL": gradient_of(made, given)}
+    hook = made.model.register_forward_pre_hook(from_first_token(mask), with_kwargs=True)
+    found["positions"] = gradient_of(made, given)
+    hook.remove()
+    make_exact(made.model)
+    found["float64"] = gradient_of(made, given)
+    torch.save(found, folder / "trl_gradients.pt")
 
 
 if __name__ == "__main__":
     if sys.argv[2] == "gradient":
-        gradient(Path(sys.argv[1]))
+        gradients(Path(sys.argv[1]))
     else:
         trainer(Path(sys.argv[1]), Meter()).train()

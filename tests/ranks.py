@@ -27,7 +27,7 @@ PRELOADED = (
     "capo_ds.trainer",
     "capo_ds.warmup",
     "capo_ds.dry_run",
-    "capo_ds.commands.doctor",
+    "capo_ds.doctor",
     # With torch's compiler: DeepSpeed comes to it when it first partitions an optimizer.
     "deepspeed.runtime.zero.muon.original_muon",
 )

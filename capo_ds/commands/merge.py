@@ -6,19 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-import torch
-from peft import PeftConfig, PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from capo_ds.adapters import continued_adapter, read_adapter
-from capo_ds.config import BUILTIN_MODELS, ConfigError, ModelConfig
-from capo_ds.quantization import dequantised, is_four_bit
-from capo_ds.rollout.base import Draw, end_tokens, pad_token
-from capo_ds.rollout.hf import HuggingFaceSampler
-from capo_ds.weights import load_base_model, load_tokenizer
-
-PROMPTS = ("The sum of 12 and 30 is", "Question: what is 7 times 8?\nAnswer:")
-CHECKED_TOKENS = 24
+from capo_ds.config import ConfigError, ModelConfig
 
 
 def main() -> None:
@@ -35,74 +23,21 @@ def main() -> None:
         "read into --dtype again",
     )
     args = parser.parse_args()
+
+    from capo_ds import merging  # heavy imports only once the arguments are known to be good
+
     try:
-        base = args.model or _base_of(args.adapter)
+        base = args.model or merging.base_of(args.adapter)
         config = ModelConfig(
             path=base,
             dtype=args.dtype,
             trust_remote_code=args.trust_remote_code,
             load_in_4bit=args.load_in_4bit,
         )
-        merge(config, args.adapter, Path(args.output).expanduser())
+        merging.merge(config, args.adapter, Path(args.output).expanduser())
     except ConfigError as error:
         sys.exit(f"error: {error}")
     print(f"{args.adapter} merged into {base}: {args.output}; same greedy text as with the adapter")
-
-
-def merge(config: ModelConfig, adapter: str, output: Path) -> None:
-    """Save the merged model and its tokenizer, and read it again.
-
-    Raises:
-        ConfigError: if something cannot be read, the folder is not empty, or the merged model's
-            greedy text is not that of the adapter on its base.
-    """
-    if output.exists() and any(output.iterdir()):
-        raise ConfigError(f"--output: {output} is not empty; choose another folder")
-    tokenizer = load_tokenizer(config)
-    policy = continued_adapter(load_base_model(config), adapter).eval()
-    expected = _greedy(policy, tokenizer)
-    if is_four_bit(policy):  # PEFT would merge into 4 bits, and so round the factors away
-        base = dequantised(load_base_model(config), config)
-        policy = continued_adapter(base, adapter).eval()
-    merged = policy.merge_and_unload()
-    merged.save_pretrained(output)
-    tokenizer.save_pretrained(output)
-    changed = {"path": str(output.resolve()), "load_in_4bit": False}
-    again = load_base_model(config.model_copy(update=changed))
-    texts = _greedy(again, tokenizer)
-    if not _same(expected, texts, config.dtype):
-        raise ConfigError(
-            f"--output: the merged model at {output} does not continue as the adapter on its base: "
-            f"{texts} in place of {expected}; merge with --dtype float32"
-        )
-
-
-def _base_of(adapter: str) -> str:
-    read_adapter(adapter, "--adapter")
-    base = PeftConfig.from_pretrained(str(Path(adapter).expanduser())).base_model_name_or_path
-    if not base:
-        raise ConfigError(f"--adapter: {adapter!r} does not name its base model; give --model")
-    own = {str(folder): name for name, folder in BUILTIN_MODELS.items()}
-    return own.get(base, base)
-
-
-def _greedy(
-    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase
-) -> list[list[int]]:
-    ends = end_tokens(model, tokenizer)
-    sampler = HuggingFaceSampler(model, ends, pad_token(tokenizer), CHECKED_TOKENS, len(PROMPTS))
-    prompts = [tokenizer(text)["input_ids"] for text in PROMPTS]
-    draws = [Draw(0, 0, number) for number in range(len(prompts))]
-    rollout = sampler.sample(prompts, draws, 1, temperature=0.0)
-    rows = zip(rollout.completion_ids, rollout.completion_mask, strict=True)
-    return [ids[mask].tolist() for ids, mask in rows]
-
-
-def _same(expected: list[list[int]], texts: list[list[int]], dtype: str) -> bool:
-    """In bfloat16 merged weights are rounded once more: the first token must agree."""
-    if getattr(torch, dtype) is torch.float32:
-        return expected == texts
-    return [row[:1] for row in expected] == [row[:1] for row in texts]
 
 
 if __name__ == "__main__":

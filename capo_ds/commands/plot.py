@@ -12,8 +12,17 @@ from pathlib import Path
 from typing import NoReturn
 
 from capo_ds.config import expand
-from capo_ds.telemetry.plots import FIGURES, NothingToDrawError, draw
-from capo_ds.telemetry.runs import NoRunError, group_runs, read_run
+
+# Told here, for --help need not wait for what draws them (`telemetry.plots`).
+FIGURES = {
+    "conflict": "Figure 1: shares of samples whose gradient conflicts with g_0, and with what is "
+    "applied.",
+    "evaluation": "Figure 3: greedy accuracy on the test problems over steps, a panel per "
+    "benchmark.",
+    "reward": "Figure 4: mean training reward over steps, for the values of what differs.",
+    "phases": "Seconds per step by phase, over the whole run (evaluations and checkpoints "
+    "included).",
+}
 
 
 def folder(text: str) -> Path:
@@ -24,7 +33,7 @@ def folder(text: str) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog="figures:\n" + "\n".join(f"  {n:<11} {f.__doc__}" for n, f in FIGURES.items()),
+        epilog="figures:\n" + "\n".join(f"  {name:<11} {words}" for name, words in FIGURES.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("runs", nargs="+", type=folder, metavar="RUN", help="folder of a run")
@@ -38,6 +47,10 @@ def main() -> None:
         help="folder they go to (%(default)s)",
     )
     args = parser.parse_args()
+
+    from capo_ds.telemetry.plots import NothingToDrawError, draw
+    from capo_ds.telemetry.runs import NoRunError, group_runs, read_run
+
     try:
         groups = group_runs([read_run(folder) for folder in args.runs])
     except NoRunError as error:

@@ -10,9 +10,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from capo_ds.telemetry.report import write_report
-from capo_ds.telemetry.runs import NoRunError
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(
@@ -23,6 +20,10 @@ def main() -> None:
     args = parser.parse_args()
     if args.output and len(args.runs) > 1:
         parser.error("--output takes one RUN")
+
+    from capo_ds.telemetry.report import write_report  # seconds, for which --help need not wait
+    from capo_ds.telemetry.runs import NoRunError
+
     try:
         for run in args.runs:
             print(write_report(run, args.output))

@@ -103,8 +103,6 @@ def table(measured: dict[str, dict[str, dict]]) -> str:
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    import torch
-
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -119,16 +117,21 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add(
         "--smoke", action="store_true", help="few steps and problems; without --recipes: smoke.yaml"
     )
-    add(
-        "--ranks", type=int, default=torch.cuda.device_count() or 2, help="default: GPUs, or else 2"
-    )
+    add("--ranks", type=int, help="default: GPUs, or else 2")
     add("--master_port", type=int, help="default: one that is free")
     add("--output", default="", help="folder (default: runs/reproduce, with --smoke runs/smoke)")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="for every run")
     args = parser.parse_args(arguments)
+    args.ranks = args.ranks or _gpus() or 2
     args.output = args.output or ("runs/smoke" if args.smoke else "runs/reproduce")
     args.recipes = args.recipes or (["smoke"] if args.smoke else list(PAPER))
     return args
+
+
+def _gpus() -> int:
+    import torch  # seconds, for which --help need not wait
+
+    return torch.cuda.device_count()
 
 
 def main() -> None:

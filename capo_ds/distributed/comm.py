@@ -39,6 +39,7 @@ GLOO_SETTLES = 0.2  # seconds
 FAILED = 1  # exit status
 
 _watchdog: Watchdog | None = None
+_ending = threading.Lock()
 _doing = "start-up"  # the last phase that this rank has entered
 _sent: Counter[str] = Counter()
 
@@ -107,12 +108,17 @@ def _launcher_watched() -> Iterator[None]:
         thread.join()
 
 
-def _end_with_peer(error: str) -> None:
-    """End this process, which waits in a collective for a rank that has failed or is gone."""
-    try:
-        tell(f"\nerror: {error}")  # below a bar
-    finally:  # the reader of stderr may be gone too
-        os._exit(FAILED)
+def _end_with_peer(error: str, leave: Callable[[], None] = lambda: None) -> None:
+    """End this process, which waits in a collective for a rank that has failed or is gone.
+
+    leave: called when that is told.
+    """
+    with _ending:  # one thread tells; a collective of another's may break meanwhile
+        try:
+            tell(f"\nerror: {error}")  # below a bar
+            leave()
+        finally:  # the reader of stderr may be gone too
+            os._exit(FAILED)
 
 
 def finish() -> None:

@@ -24,11 +24,12 @@ from capo_ds.distributed.launch import launcher
 
 FAILURE = "failure"
 SIGN = "sign/{}"  # of life, of a rank: its count, machine and phase
-ENDED = "ended"  # the sign of a rank that has come to its end
+ENDED = "ended"  # the sign of a rank that has come to its end, and has no word for the store
 POLL = 0.5  # seconds
 SILENCE = 40.0  # seconds without a sign of life, after which a rank is taken for dead
 LAUNCHER_GONE = "the launcher of this rank is gone"
 LEAVING = 15.0  # seconds that a rank may outlive rank 0, at the end of a run
+PARTING = 5.0  # seconds that a rank waits for the others to end: one of them may be dead
 
 
 @dataclass
@@ -51,11 +52,16 @@ class Silence:
 class Watchdog:
     """Two threads of this rank, from now until `stop`.
 
-    on_failure: called in one of them, with what happened, once there is something.
+    on_failure: called, mostly in one of them, with what happened elsewhere, once there is
+        something; and with what is to be done after it has been told. It ends the process.
     doing: what this rank is at, for the others to tell if it goes silent.
     """
 
-    def __init__(self, on_failure: Callable[[str], None], doing: Callable[[], str]):
+    def __init__(
+        self,
+        on_failure: Callable[[str, Callable[[], None]], None],
+        doing: Callable[[], str],
+    ):
         self._on_failure, self._doing = on_failure, doing
         self._rank, self._ranks = dist.get_rank(), dist.get_world_size()
         self._address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
@@ -78,6 +84,8 @@ class Watchdog:
         self._signs = [""] * self._ranks  # as rank 0 has last read them; elsewhere they stay so
         self._answers = 0  # of the store
         self._lost = False  # the connection, at once: rank 0's process is gone
+        self._telling = False  # the failure in the store may be this rank's own
+        self._parted: float | None = None  # when to wait for the others no longer
         self._stopping = threading.Event()
         self._threads = [
             threading.Thread(target=work, name=work.__name__, daemon=True)
@@ -88,19 +96,42 @@ class Watchdog:
             thread.start()
 
     def tell(self, error: str) -> None:
-        """Make an error of this rank known, unless a peer was first; lasts until all have read."""
+        """Make an error of this rank known; lasts until the others have read it and told it.
+
+        If a peer was first, this rank ends with the peer's error: its own is most likely what
+        follows from that, such as a collective that broke when the peer left it.
+        """
+        self._telling = True
         try:
-            if not self._store.check([FAILURE]):
-                self._store.set(FAILURE, error)
-        except dist.DistError:
-            pass  # rank 0 is gone, and no store is left to tell: this rank's own error stands
-        self._stopping.set()
-        time.sleep(3 * POLL)  # rank 0 must outlive it: the store lives in its process
+            first = self._store.compare_set(FAILURE, "", error).decode()
+            if first != error:
+                self._on_failure(first, self._leave)
+            self._wait_for_others()
+            self._stopping.set()
+            self._leave()  # here: the process may end at once
+        except dist.DistError:  # rank 0 is gone, and no store is left to tell
+            self._stopping.set()  # this rank's own error stands
 
     def stop(self) -> None:
         """This rank has come to its end: nobody need wait for a sign of it."""
         self._stopping.set()
-        self._threads[1].join()
+        for thread in self._threads:  # the first may wait for a store that does not answer
+            thread.join(PARTING + POLL)
+
+    def _leave(self) -> None:
+        """Say so, with the last word to the store; which lives in rank 0's process, so that rank 0
+        leaves last: the others' connections would complain."""
+        self._store.set(SIGN.format(self._rank), ENDED)
+        if self._rank == 0:
+            self._wait_for_others()
+
+    def _wait_for_others(self) -> None:
+        others = [SIGN.format(rank) for rank in range(self._ranks) if rank != self._rank]
+        self._parted = self._parted or time.monotonic() + PARTING
+        while any(sign.decode() != ENDED for sign in self._store.multi_get(others)):
+            if time.monotonic() > self._parted:
+                return
+            time.sleep(POLL / 10)
 
     def _give_sign(self) -> None:
         sign = f"{self._answers} {socket.gethostname()} {self._doing()}"
@@ -115,10 +146,10 @@ class Watchdog:
                     read = self._store.multi_get(list(map(SIGN.format, range(self._ranks))))
                     self._signs = [sign.decode() for sign in read]
                 self._answers += 1
-                if failed:
-                    self._on_failure(self._store.get(FAILURE).decode())
+                if failed and not self._telling:
+                    self._on_failure(self._store.get(FAILURE).decode(), self._leave)
                     return
-            self._store.set(SIGN.format(self._rank), ENDED)
+            self._leave()
         except dist.DistError:
             self._lost = True
 
@@ -147,7 +178,7 @@ class Watchdog:
 
         while not self._stopping.wait(POLL):
             if told := trouble():
-                self._on_failure(told)
+                self._on_failure(told, lambda: None)
                 return
 
 

@@ -139,6 +139,7 @@ def phases(groups: list[Group]) -> Figure:
     return figure
 
 
+# Told to users in commands/plot.py.
 FIGURES: dict[str, Callable[[list[Group]], Figure]] = {
     "conflict": conflict,
     "evaluation": evaluation,

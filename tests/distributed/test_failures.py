@@ -44,6 +44,14 @@ def test_no_rank_waits_for_one_that_has_failed(way, words, launcher, ranks):
     assert told in result.stderr, result.stderr
 
 
+def test_a_collective_that_breaks_is_told_as_the_peers_failure_that_broke_it():
+    arguments = ["--config", str(RECIPE), "--set", "train.output_dir=unheard"]
+    told = launch(2, SCRIPT, *arguments, status=1).stderr
+    words = "error: Gram matrix failed on rank 1: OutOfMemoryError: tried to allocate"
+    assert told.count("error: ") == told.count(words) == 1, told
+    assert told.count("Traceback") == 1 and "TCPStore" not in told  # that of rank 1
+
+
 OWN = """
 import json
 import os

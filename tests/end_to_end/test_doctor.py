@@ -2,7 +2,7 @@
 
 import pytest
 
-from capo_ds.commands import doctor
+from capo_ds import doctor
 from tests.conftest import REPOSITORY, launch
 
 DOCTOR = REPOSITORY / "launchers" / "doctor.py"

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from capo_ds import __main__, __version__
+from capo_ds import __main__, __version__, merging
 from capo_ds.commands import merge, reproduce
 from capo_ds.models import load_policy
 from tests.unit.test_architectures import trained_adapter
@@ -57,6 +57,24 @@ def test_every_command_explains_itself(typed, name):
     assert status == 0 and out.startswith(f"usage: capo {name}")
 
 
+HELP = """
+import sys
+from contextlib import suppress
+from capo_ds import __main__
+for name in __main__.COMMANDS:
+    sys.argv = ["capo", name.replace("_", "-"), "--help"]
+    with suppress(SystemExit):
+        __main__.main()
+print("came:", *{"torch", "transformers", "matplotlib", "scipy", "sympy"} & {*sys.modules})
+"""
+
+
+def test_an_explanation_waits_for_no_large_library():
+    told = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, check=True)
+    assert told.stdout.splitlines()[-1] == "came:"
+    assert told.stdout.count("usage: capo ") == len(__main__.COMMANDS)
+
+
 # ---------------------------------------------------------------- merge
 
 
@@ -96,16 +114,16 @@ def test_an_adapter_that_cannot_be_merged_is_told_in_one_line(typed, tmp_path):
 def test_a_merge_that_speaks_otherwise_is_refused(typed, tmp_path, monkeypatch):
     trained_adapter("builtin:tiny", tmp_path / "adapter")
     said = iter([[[5, 6], [7]], [[5, 6], [8]]])  # with the adapter; merged
-    monkeypatch.setattr(merge, "_greedy", lambda *_: next(said))
+    monkeypatch.setattr(merging, "_greedy", lambda *_: next(said))
     words = ["--adapter", tmp_path / "adapter", "--output", tmp_path / "merged"]
     status, _, _ = typed(merge.main, *words)
     assert "does not continue as the adapter on its base" in str(status)
 
 
 def test_in_bfloat16_the_first_token_must_agree():
-    assert merge._same([[5, 6], [7]], [[5, 9], [7]], "bfloat16")
-    assert not merge._same([[5, 6], [7]], [[5, 9], [7]], "float32")
-    assert not merge._same([[5, 6], [7]], [[4, 6], [7]], "bfloat16")
+    assert merging._same([[5, 6], [7]], [[5, 9], [7]], "bfloat16")
+    assert not merging._same([[5, 6], [7]], [[5, 9], [7]], "float32")
+    assert not merging._same([[5, 6], [7]], [[4, 6], [7]], "bfloat16")
 
 
 # ---------------------------------------------------------------- reproduce

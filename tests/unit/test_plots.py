@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import yaml
 
+from capo_ds.commands import plot
 from capo_ds.config import load_config
 from capo_ds.telemetry import plots
 from capo_ds.telemetry.plots import FIGURES, NothingToDrawError, draw
@@ -78,6 +79,10 @@ def test_running_mean_narrows_at_the_ends():
     )
     np.testing.assert_array_equal(running_mean(np.array([1.0, 2.0]), 1), [1, 2])
     np.testing.assert_array_equal(running_mean(np.array([]), 5), [])
+
+
+def test_the_command_knows_the_figures():
+    assert list(plot.FIGURES) == list(FIGURES)
 
 
 @pytest.mark.parametrize("name", FIGURES)

@@ -68,9 +68,13 @@ def test_a_template_is_told_the_day_of_the_settings(tokenizer, template, setting
         assert rendered(tokenizer, template="chat", **own).startswith(told)
 
 
-@pytest.mark.parametrize("day", ["2024-7-26", "yesterday", "2024-02-30", 20240726, "20240726"])
+@pytest.mark.parametrize(
+    "day", ["2024-7-26", "26 Jul 2024", "2024-02-30", 20240726, "20240726", "2024-07-26 10:00:00"]
+)
 def test_a_day_that_is_none(day):
-    with pytest.raises(ConfigError, match=r"prompt\.date: .* is no day; give one as 2024-07-26"):
+    with pytest.raises(
+        ConfigError, match=rf"prompt\.date: bad value '?{day}'?; a day is written year"
+    ):
         parse_config({"prompt": {"date": day}})
     assert parse_config({"prompt": {"date": date(2025, 1, 2)}}).prompt.date == "2025-01-02"
 
