@@ -18,7 +18,8 @@ import matplotlib.pyplot as plt
 from capo_ds.config import HOME, parse_config
 from capo_ds.cost.cluster import Cluster, load_cluster
 from capo_ds.cost.forecast import Forecast, forecast
-from capo_ds.cost.step import Shape, Step
+from capo_ds.cost.shape import Shape
+from capo_ds.cost.step import Step
 
 FIGURE = Path(__file__).resolve().parents[1] / "docs" / "figures" / "growth.svg"
 GPUS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)

@@ -145,7 +145,10 @@ def _calls(model: PreTrainedModel, modules: Iterable[nn.Module]) -> Counter[nn.M
     try:
         with first_pass(model), torch.no_grad():
             ids = torch.arange(FEW_TOKENS, device=model.device)[None]
-            model(input_ids=ids, **taken(model, use_cache=False))
+            told = {"use_cache": False}
+            if ids.is_meta:  # a mask must then not be told from the numbers
+                told["attention_mask"] = torch.ones_like(ids)
+            model(input_ids=ids, **taken(model, **told))
     finally:
         for hook in hooks:
             hook.remove()
@@ -220,7 +223,7 @@ def checkpoint_layers(model: nn.Module) -> None:
     Raises:
         ConfigError: if the model's layers cannot be told.
     """
-    layers = list(_layers(model))
+    layers = list(decoder_layers(model))
     if not layers:
         raise ConfigError(
             f"model.gradient_checkpointing: not supported for {_type(model)} models; "
@@ -234,7 +237,7 @@ def _type(model: nn.Module) -> str:
     return cast(PretrainedConfig, model.config).model_type
 
 
-def _layers(model: nn.Module) -> Iterator[nn.Module]:
+def decoder_layers(model: nn.Module) -> Iterator[nn.Module]:
     """The outermost layers that are made for it, or else the longest list of modules."""
     inside: tuple[str, ...] = ()
     decoder = model.get_submodule(decoder_name(model))

@@ -88,6 +88,20 @@ class MemoryPlan:
             "objective.minibatches"
         )
 
+    def told(self, store: str) -> str:
+        """The whole with this store, of the capacity, and its parts."""
+        kept = self.stores.get(store, Capacity(0, 0))
+        parts = dict(self.needs)
+        if self.stores:
+            parts[f"gradients (gradients.store: {store}; all: {self.describe_stores()})"] = (
+                kept.device + kept.host * self.capacity.shared
+            )
+        rows = [f"{readable(sum(parts.values()))} of {readable(self.capacity.device)}"]
+        if kept.host and not self.capacity.shared:
+            rows[0] += f", and {readable(kept.host)} of {readable(self.capacity.host)} on the host"
+        rows += [f"  {readable(count):>10}  {name}" for name, count in parts.items()]
+        return "\n".join(rows)
+
     def describe_stores(self) -> str:
         return ", ".join(
             f"{name} {readable(used.device)}"
@@ -155,13 +169,14 @@ def plan_memory(config: Config, policy: PeftModel, ranks: int, capacity: Capacit
         stores["device"] = Capacity(gradients + sketches, 0)
         stores["host"] = Capacity(sketches, gradients if capacity.shared else pinned(gradients))
         if sketched:
-            waiting = held_samples(per_update, trainable) if _waits(config) else 0
+            waiting = held_samples(per_update, trainable) if sketched_together(config) else 0
             stores["recompute"] = Capacity(sketches + 4 * trainable * (1 + waiting), 0)
     return MemoryPlan(needs, stores, capacity)
 
 
-def _waits(config: Config) -> bool:
-    """Whether gradients may wait to be sketched together; of a user's sketch it is not known."""
+def sketched_together(config: Config) -> bool:
+    """Whether gradients may wait to be sketched together, as where the map is dense; of a user's
+    sketch it is not known."""
     name = config.gradients.sketch
     return name not in names("sketch") or built_in("sketch", name).for_many
 
