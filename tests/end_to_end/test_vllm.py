@@ -9,9 +9,10 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from capo_ds.config import BUILTIN_MODELS
@@ -193,12 +194,17 @@ def server_process(folder: Path, model: Path) -> Iterator[tuple[str, subprocess.
         process = subprocess.Popen(
             [sys.executable, *words], cwd=REPOSITORY, stdout=file, stderr=file
         )
+    engines: list[psutil.Process] = []
     try:
         wait_for_server(process, url, log)
+        engines = psutil.Process(process.pid).children(recursive=True)
         yield url, process
     finally:
         process.terminate()
         process.wait(timeout=TIMEOUT)
+        for engine in engines:  # they outlive a server that is killed
+            with suppress(psutil.NoSuchProcess):
+                engine.kill()
 
 
 @pytest.fixture(scope="module")
