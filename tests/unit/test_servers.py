@@ -98,6 +98,17 @@ def asked(url: str) -> int:
         return json.load(answer)["asked"]
 
 
+def kill_once_asked(url: str, process: subprocess.Popen) -> None:
+    """In the background."""
+
+    def wait() -> None:
+        while not asked(url):
+            time.sleep(0.01)
+        process.kill()
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 @pytest.fixture
 def expected(start, sampler) -> Rollout:
     """What one server samples."""
@@ -117,10 +128,10 @@ def test_prompts_go_where_there_is_time(start, sampler, expected, monkeypatch):
 
 
 def test_a_server_that_dies_is_left_out_and_taken_back(start, sampler, expected):
-    (one, _), (other, process) = start(0.05), start(0.3)
+    (one, _), (other, process) = start(0.05), start(10.0)
     both = sampler(one, other)
     both.sync()
-    threading.Timer(0.15, process.kill).start()
+    kill_once_asked(other, process)
     with pytest.warns(UserWarning, match=rf"server_url: {other} is lost in sampling .* 1 left"):
         assert same(sample(both), expected)
     assert asked(one) == len(PROMPTS)
@@ -135,7 +146,7 @@ def test_a_server_that_dies_is_left_out_and_taken_back(start, sampler, expected)
 
 def test_what_is_under_way_keeps_its_adapter(start, sampler, expected):
     """Asked for under the first weights, sampled while the second come, and while a server dies."""
-    (one, _), (other, process) = start(0.05), start(0.3)
+    (one, _), (other, process) = start(0.05), start(10.0)
     both, server = sampler(one, other, ahead=1), Server(one, None, 5.0)
     both.sync()
     under_way = ask(both)
