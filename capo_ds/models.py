@@ -43,16 +43,22 @@ __all__ = [
 CPU = torch.device("cpu")
 
 
-def load_policy(config: ModelConfig, seed: int, device: torch.device = CPU) -> PeftModel:
+def load_policy(
+    config: ModelConfig,
+    seed: int,
+    device: torch.device = CPU,
+    base: PreTrainedModel | None = None,
+) -> PeftModel:
     """The LM with LoRA factors in float32, on the device: fresh ones, or those of `adapter`.
 
     It is in evaluation mode and must stay there: in training mode models draw dropout, noise for
     their routers and more, where ratios and per-sample gradients need the policy itself.
 
+    base: in place of the weights at `path`.
     Raises:
         ConfigError: if the model cannot be loaded, or has no layer named in `lora_targets`.
     """
-    policy = _with_adapter(load_base_model(config), config, seed, device)
+    policy = _with_adapter(base or load_base_model(config), config, seed, device)
     first_passes(policy, device)
     with first_pass(policy):
         find_whether_prompts_are_read_once(policy, device)

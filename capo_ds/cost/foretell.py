@@ -13,7 +13,7 @@ from capo_ds.cost.forecast import forecast, table
 from capo_ds.cost.measure import check_measurable, measure_cluster
 from capo_ds.cost.shape import Shape
 from capo_ds.cost.step import Step, step_of
-from capo_ds.cost.unloaded import unloaded_policy
+from capo_ds.cost.unloaded import random_base, unloaded_policy
 from capo_ds.distributed import comm
 from capo_ds.memory import Capacity, plan_memory
 from capo_ds.models import load_policy
@@ -22,8 +22,8 @@ from capo_ds.models import load_policy
 def foretell(
     config: Config, nodes: int, file: str | None = None, response: int | None = None
 ) -> None:
-    """Print it on rank 0; on all ranks. Reads neither data nor checkpoints, nor, with a file of
-    rates, the model's weights: its config.json alone.
+    """Print it on rank 0; on all ranks. Reads neither data nor checkpoints, and of the model its
+    config.json alone; only to measure with 4-bit weights they are loaded.
 
     nodes: machines. file: of their rates; None: measure these ranks. response: tokens of one; None:
     as many as may be.
@@ -96,7 +96,8 @@ def _measured(config: Config, nodes: int) -> tuple[PeftModel, Cluster]:
     hosts = comm.gather(socket.gethostname())
     with comm.together("looking at the machines"):
         check_measurable(hosts, nodes)
-    with comm.together("loading the model"):
-        policy = load_policy(config.model, config.train.seed, comm.device())
+    with comm.together("making the model"):
+        base = random_base(config.model, comm.device())
+        policy = load_policy(config.model, config.train.seed, comm.device(), base)
     with comm.collective("measuring the cluster"):
         return policy, measure_cluster(config, policy, hosts)

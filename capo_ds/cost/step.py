@@ -134,7 +134,7 @@ class Step:
         batches = -(-self.sampled // batch)
         cache = batch * (rollout.max_prompt_tokens + self.response / 2) * self.shape.cache
         read = self.response * (self.shape.stored + 4 * self.shape.trained + cache) * batches
-        return Phase({"sampling": read}, self._gathered(1))
+        return Phase({"sampling": read}, self._gathered(int(rollout.sampler == "hf")))
 
     def _score(self) -> Phase:
         phase = Phase()
@@ -274,7 +274,7 @@ class Step:
 
     def _gathered(self, times: int) -> list[Exchange]:
         """All weights, gathered tensor by tensor at ZeRO 3."""
-        if zero_stage(read_deepspeed_json(self.config.deepspeed)) < 3:
+        if not times or zero_stage(read_deepspeed_json(self.config.deepspeed)) < 3:
             return []
         tensors = self.shape.tensors
         return [Exchange("all_gather", self.shape.stored / tensors, times * tensors)]

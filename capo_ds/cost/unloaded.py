@@ -1,7 +1,7 @@
-"""A policy whose weights are not there: shapes by its config.json, on torch's meta device.
+"""Models whose weights are not there: by config.json, as shapes alone or with random weights.
 
-Its parameters have the sizes and the bytes of those that a run loads, which is all that a forecast
-counts, memory included; no pass can be made through it.
+On torch's meta device parameters have the sizes and the bytes of those that a run loads, which is
+all that a forecast counts, memory included; with random weights passes take the time of a run's.
 """
 
 from __future__ import annotations
@@ -32,12 +32,11 @@ def unloaded_policy(config: ModelConfig) -> PeftModel:
     Raises:
         ConfigError: the config cannot be read or trained on, or `lora_targets` names no layer.
     """
-    architecture = read_architecture(config)
-    stored = prepare_quantised(architecture, config)
-    quantised = vars(architecture).pop("quantization_config", None)
-    base = _unloaded_model(architecture, config.trust_remote_code)
-    if config.load_in_4bit or stored == FOUR_BITS:
-        _keep_in_four_bits(base, quantised or {})
+    architecture, four_bits = _architecture(config)
+    # Of the attention and the dtype that a pass over shapes (for `all-linear`) works with.
+    base = _made(config, architecture, torch.device("meta"), torch.bfloat16, "eager")
+    if four_bits is not None:
+        _keep_in_four_bits(base, four_bits)
     policy = _continued(base, config) if config.adapter else fresh_adapter(base, config, seed=0)
     for parameter in policy.parameters():
         if parameter.is_floating_point():
@@ -48,15 +47,35 @@ def unloaded_policy(config: ModelConfig) -> PeftModel:
     return policy
 
 
-def _unloaded_model(architecture: PretrainedConfig, trust_remote_code: bool) -> PreTrainedModel:
-    """The causal LM of a config, in what a pass over shapes alone (for `all-linear`) works with."""
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(
-            architecture,
-            dtype=torch.bfloat16,
-            attn_implementation="eager",
-            trust_remote_code=trust_remote_code,
-        )
+def random_base(config: ModelConfig, device: torch.device) -> PreTrainedModel | None:
+    """The causal LM without adapter, its weights drawn at random; None for one in 4 bits, which
+    must be loaded. Raises `ConfigError`."""
+    architecture, four_bits = _architecture(config)
+    if four_bits is not None:
+        return None
+    dtype = getattr(torch, config.dtype)
+    return _made(config, architecture, device, dtype, config.attn_implementation).eval()
+
+
+def _architecture(config: ModelConfig) -> tuple[PretrainedConfig, dict[str, Any] | None]:
+    """As if the weights were not quantised; and how those in 4 bits are."""
+    architecture = read_architecture(config)
+    stored = prepare_quantised(architecture, config)
+    settings = vars(architecture).pop("quantization_config", None)
+    return architecture, (settings or {}) if config.load_in_4bit or stored == FOUR_BITS else None
+
+
+def _made(
+    config: ModelConfig,
+    architecture: PretrainedConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    attention: str | None,
+) -> PreTrainedModel:
+    chosen = {"attn_implementation": attention} if attention else {}
+    code = {"trust_remote_code": config.trust_remote_code}
+    with device:
+        return AutoModelForCausalLM.from_config(architecture, dtype=dtype, **code, **chosen)
 
 
 def _continued(base: PreTrainedModel, config: ModelConfig) -> PeftModel:

@@ -76,10 +76,21 @@ def test_rates_that_were_measured_serve_as_a_file(tmp_path):
 
 def test_a_forecast_needs_neither_weights_nor_data(tmp_path):
     (tmp_path / "config.json").write_text(
-        json.dumps({"model_type": "qwen2", "hidden_size": 64, "num_hidden_layers": 2})
+        json.dumps(
+            {
+                "model_type": "qwen2",
+                "hidden_size": 64,
+                "intermediate_size": 128,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+                "vocab_size": 1000,
+            }
+        )
     )
-    words = ["--nodes", "8", "--cluster", HOME / "launchers" / "cluster" / "a800.yaml"]
-    words += ["--set", f"model.path={tmp_path}", "--set", "task.path=/not/there.jsonl"]
+    words = ["--set", f"model.path={tmp_path}", "--set", "task.path=/not/there.jsonl"]
+    assert "rates, as measured" in dry_run(1, tmp_path, "--nodes", "1", *words).stdout
+    words += ["--nodes", "8", "--cluster", HOME / "launchers" / "cluster" / "a800.yaml"]
     told = dry_run(1, tmp_path, *words).stdout
     assert "60 of the 64 ranks have none (raise rollout.prompts_per_step)" in told
     assert "gradients (gradients.store: device" in told

@@ -69,8 +69,14 @@ def adapter(folder: Path) -> dict[str, torch.Tensor]:
 def undisturbed(tmp_path_factory) -> tuple[Path, str]:
     """A finished run, and what it printed."""
     folder = tmp_path_factory.mktemp("runs") / "undisturbed"
-    result = launch(2, TRAIN, *arguments(folder), launcher="deepspeed")
+    result = launch(2, TRAIN, *arguments(folder))
     return folder, result.stdout + result.stderr
+
+
+@pytest.mark.slow  # test_interrupted.py has a shorter run under it
+def test_the_launcher_adds_nothing(undisturbed, tmp_path):
+    launch(2, TRAIN, *arguments(tmp_path / "run"), launcher="deepspeed")
+    check_equal(tmp_path / "run", undisturbed[0])
 
 
 def test_what_a_run_says_and_leaves_behind(undisturbed):
