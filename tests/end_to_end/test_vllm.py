@@ -87,6 +87,7 @@ def test_resumed_equals_undisturbed(undisturbed, tmp_path):
         assert one[name] == pytest.approx(other[name], rel=1e-3, abs=1e-6), name
 
 
+@pytest.mark.slow  # test_sampler.py has the engine and its probe without a run
 def test_a_sampler_with_old_weights_ends_the_run(tmp_path):
     script = Path(__file__).with_name("stale_train.py")
     result = launch(2, script, *arguments(tmp_path / "run", **VLLM), status=1)
@@ -175,7 +176,6 @@ def check_special(found: dict, without: dict) -> None:
     assert sum(found["stop"]["lengths"]) < sum(without["stop"]["lengths"])
 
 
-@pytest.mark.slow  # a server samples by the same engine
 def test_truncated_sampling_and_special_stops_inside(special, tmp_path):
     whole = sampled(tmp_path / "whole", special)
     check_truncation(whole)
@@ -225,6 +225,7 @@ def wait_for_server(process: subprocess.Popen, url: str, log: Path) -> None:
             time.sleep(0.2)
 
 
+@pytest.mark.slow  # a server samples by the same engine, behind the door of test_server_door.py
 def test_truncated_sampling_and_special_stops_on_a_server(special, server_url, tmp_path):
     server = {"rollout.sampler": "server", "rollout.server_url": server_url}
     whole = sampled(tmp_path / "whole", special, **server)
@@ -233,6 +234,7 @@ def test_truncated_sampling_and_special_stops_on_a_server(special, server_url, t
     check_special(sampled(tmp_path / "stop", special, **server, **stop), whole)
 
 
+@pytest.mark.slow  # test_server_door.py has the door alone
 @pytest.mark.parametrize(
     "path",
     ["v1/models", "v1/load_lora_adapter", "v1/completions", "invocations", "capo/adapters/a"],
@@ -246,7 +248,7 @@ def test_a_server_refuses_whoever_lacks_the_key(server_url, path, headers):
     assert refused.value.code == 401
 
 
-@pytest.mark.slow  # the test before has one rank and weights at their start; the rest: test_servers
+@pytest.mark.slow  # test_servers.py has several ranks and adapters, on made-up servers
 def test_a_server_samples_the_same(undisturbed, server_url, tmp_path):
     changes = {"rollout.sampler": "server", "rollout.server_url": server_url}
     launch(2, TRAIN, *arguments(tmp_path / "run", **VLLM | changes))
@@ -280,6 +282,7 @@ def test_two_servers_of_which_one_dies(undisturbed, special, server_url, tmp_pat
             assert line[name] == pytest.approx(other[name], rel=1e-3), name
 
 
+@pytest.mark.slow  # test_overlap.py is ahead on a process
 def test_a_server_ahead_of_learning(server_url, tmp_path):
     """In two runs, of which the second takes up what was under way at the end of the first."""
     changes = {"rollout.sampler": "server", "rollout.server_url": server_url, "rollout.ahead": 1}
