@@ -3,7 +3,8 @@
     python benchmarks/fits.py
 
 Qwen2.5's shapes on torch's meta device, so that nothing is loaded; the paper's batch (64 prompts x
-8 responses, LoRA rank 64 on the attention), bfloat16, sampler hf, `store: auto`.
+8 responses, LoRA rank 64 on the attention), bfloat16, `store: auto`; sampler hf, and with gradient
+checkpointing also ZeRO 3 and sampler vllm, its engine shared by up to 8 GPUs.
 """
 
 from __future__ import annotations
@@ -27,18 +28,12 @@ MODELS = {
     "72B": (Size(8192, 29568, 80, 64, 8, 152064, *UPDATE), False),
 }
 GPUS = (1, 2, 8, 16)
+CHECKPOINTING, ZERO_3 = ", checkpointing", ", checkpointing, ZeRO 3, vllm"
 
 
-def fits(model: PeftModel, gpus: int, checkpointing: bool, capacity: Capacity) -> str:
+def fits(model: PeftModel, gpus: int, settings: dict, capacity: Capacity) -> str:
     """What a rank needs beside its gradients, and the store; or that it does not fit."""
-    config = parse_config(
-        {
-            "model": {"dtype": "bfloat16", "gradient_checkpointing": checkpointing},
-            "rollout": {"max_prompt_tokens": PROMPT, "max_new_tokens": RESPONSE},
-            "train": {"micro_batch_size": MICRO_BATCH},
-        }
-    )
-    plan = plan_memory(config, model, gpus, capacity)
+    plan = plan_memory(parse_config(settings), model, gpus, capacity)
     try:
         return f"{readable(plan.needed)}, {plan.choose('auto')}"
     except ConfigError:
@@ -53,10 +48,21 @@ def main() -> None:
     for name, (size, tied) in MODELS.items():
         model = unloaded(size, tie_word_embeddings=tied)
         weights = sum(2 * p.numel() for p in model.parameters() if not p.requires_grad)
-        for checkpointing in (False, True):
-            cells = [fits(model, gpus, checkpointing, capacity) for gpus in GPUS]
-            title = f"{name}, checkpointing" if checkpointing else name
-            print(f"| {title} | {readable(weights)} | " + " | ".join(cells) + " |")
+        for title in ("", CHECKPOINTING, ZERO_3):
+            cells = [fits(model, gpus, settings(title, gpus), capacity) for gpus in GPUS]
+            print(f"| {name}{title} | {readable(weights)} | " + " | ".join(cells) + " |")
+
+
+def settings(title: str, gpus: int) -> dict:
+    found: dict = {
+        "model": {"dtype": "bfloat16", "gradient_checkpointing": bool(title)},
+        "rollout": {"max_prompt_tokens": PROMPT, "max_new_tokens": RESPONSE},
+        "train": {"micro_batch_size": MICRO_BATCH},
+    }
+    if title == ZERO_3:  # vLLM's weights are in shares as well
+        found["rollout"] |= {"sampler": "vllm", "tensor_parallel": min(gpus, 8)}
+        found["deepspeed"] = "ds_configs/zero3.json"
+    return found
 
 
 if __name__ == "__main__":
