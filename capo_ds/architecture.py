@@ -220,14 +220,17 @@ def checkpoint_layers(model: nn.Module) -> None:
     Raises:
         ConfigError: if the model's layers cannot be told.
     """
+    for layer in decoder_layers(model, "model.gradient_checkpointing"):
+        layer.forward = _recomputed(layer.forward)
+
+
+def decoder_layers(model: nn.Module, key: str) -> list[nn.Module]:
+    """The layers of the language model. Raises `ConfigError` that names the key, if they cannot be
+    told."""
     layers = list(_layers(model))
     if not layers:
-        raise ConfigError(
-            f"model.gradient_checkpointing: not supported for {_type(model)} models; "
-            "set it to false"
-        )
-    for layer in layers:
-        layer.forward = _recomputed(layer.forward)
+        raise ConfigError(f"{key}: not supported for {_type(model)} models; set it to false")
+    return layers
 
 
 def _type(model: nn.Module) -> str:
