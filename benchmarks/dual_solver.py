@@ -18,17 +18,16 @@ import json
 import os
 import platform
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from dual_cvxpy import cvxpy_runs
+from dual_families import FAMILIES, MORE
 
 from capo_ds.aggregation import Aggregation, GramProblem, aggregate, diagnose
 from capo_ds.aggregation.diagnostics import Applied
-from capo_ds.aggregation.program import ConeProgram
-from capo_ds.aggregation.reference import square_root
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "dual_solver.json"
@@ -38,60 +37,6 @@ BARS = {128: 3.0, 512: 10.0, 1024: 20.0}
 AGREEMENT = 1e-6
 
 
-@dataclass(frozen=True)
-class Family:
-    """Random gradients, noise plus a shared mode; the first `share` of them are positive."""
-
-    share: float = 0.5
-    radius: float = 0.5
-    mode: float = 0.0
-    mode_spread: float = 0.0
-    heavy: float = 0.0
-    rank: float = 2.0  # dimension over N; above 4 the dimension itself
-    scale: float = 1.0
-    copies: int = 1  # of each gradient, but for noise
-    noise: float = 1e-4
-
-    def problem(self, count: int, seed: int) -> GramProblem:
-        rng = np.random.default_rng(seed)
-        d = int(self.rank) if self.rank > 4 else max(2, int(self.rank * count))
-        rows = rng.normal(size=(count, d)) / np.sqrt(d)
-        if self.copies > 1:
-            noise = self.noise * rows
-            rows = rows[rng.integers(0, count // self.copies, size=count)] + noise
-        loads = self.mode + self.mode_spread * rng.normal(size=(count, 1))
-        rows += loads * rng.normal(size=d) / np.sqrt(d)
-        rows *= self.scale * np.exp(self.heavy * rng.normal(size=(count, 1)))
-        positive = np.arange(count) < round(self.share * count)
-        return GramProblem(rows @ rows.T, positive, ~positive)
-
-
-FAMILIES = {
-    "near-orthogonal": Family(),
-    "shared mode": Family(mode=1.0, mode_spread=1.0),
-    "heavy-tailed": Family(heavy=1.5),
-    "rank-deficient": Family(rank=0.4),
-    "infeasible": Family(mode_spread=1.0, radius=0.1),
-    "m << n": Family(mode_spread=0.5, share=0.05),
-    "m >> n": Family(mode_spread=0.5, share=0.95),
-    "scaled 1e-12": Family(mode_spread=0.5, scale=1e-12),
-    "scaled 1e+12": Family(mode_spread=0.5, scale=1e12),
-}
-# Harder ones, for `--large`.
-MORE = {
-    "heavier tail": Family(heavy=3.0),
-    "unlike loads": Family(mode_spread=3.0),
-    "rank 64": Family(rank=64.0),
-    "rank N/4": Family(rank=0.25),
-    "rank N/2": Family(rank=0.5),
-    "rank N/2, heavy": Family(rank=0.5, heavy=1.5),
-    "rank 3N/4": Family(rank=0.75),
-    "near duplicates": Family(copies=4),
-    "within 1e-6": Family(copies=4, noise=1e-6),
-    "exact duplicates": Family(copies=2, noise=0.0),
-    "positives only": Family(share=1.0),
-    "negatives only": Family(share=0.0),
-}
 PLACES = (("difference", 0.1), ("difference", 0.5), ("difference", 1.0), ("difference", 2.0))
 PLACES += (("norm", 0.5),)
 SECONDS = {2048: 0.5, 4096: 3.0, 8192: 20.0}  # what a solve may take
@@ -140,79 +85,6 @@ def measure(name: str, count: int, against_cvxpy: bool) -> Row:
         tried[best][1] if best else None,
         tried,
     )
-
-
-def cvxpy_runs(
-    problem: GramProblem, radius: float, answer: Aggregation
-) -> dict[str, tuple[float, float]]:
-    """(seconds, disagreement of the objective) of each formulation and solver that answers."""
-    program = ConeProgram(
-        problem.gram,
-        problem.q0,
-        radius * problem.vanilla_norm,
-        int(problem.positive.sum()),
-        answer.report["slack_price"],
-    ).normalised()[0]
-    root = square_root(program.gram)
-    assert answer.xi is not None  # CAPO has a direction
-    ours = program.dual_value(answer.xi)
-    runs = {}
-    for by, (formulation, solver, settings) in CONTESTANTS.items():
-        started = time.process_time()
-        value = solve_with_cvxpy(formulation(program, root), solver, settings)
-        seconds = time.process_time() - started
-        if value is not None:
-            runs[by] = (seconds, abs(value - ours) / abs(ours))
-    return runs
-
-
-def dual_in_cvxpy(program: ConeProgram, root: np.ndarray):
-    """min R ||F' xi|| + q' xi."""
-    import cvxpy
-
-    xi = cvxpy.Variable(len(program.linear), nonneg=True)
-    alpha, beta = xi[: program.positives], xi[program.positives :]
-    objective = program.radius * cvxpy.norm(root.T @ xi) + program.linear @ xi
-    whole = cvxpy.Zero(cvxpy.sum(alpha) - 1)
-    return cvxpy.Problem(cvxpy.Minimize(objective), [whole, beta <= program.price])
-
-
-def primal_in_cvxpy(program: ConeProgram, root: np.ndarray):
-    """max t - rho sum s in the coordinates of F, where <g, g_i> = (F v + q)_i."""
-    import cvxpy
-
-    v, t = cvxpy.Variable(root.shape[1]), cvxpy.Variable()
-    s = cvxpy.Variable(program.negatives, nonneg=True)
-    products = root @ v + program.linear
-    constraints = [
-        products[: program.positives] >= t,
-        products[program.positives :] >= -s,
-        cvxpy.norm(v) <= program.radius,
-    ]
-    return cvxpy.Problem(cvxpy.Maximize(t - program.price * cvxpy.sum(s)), constraints)
-
-
-CONTESTANTS: dict[str, tuple[Callable, str, dict[str, float]]] = {
-    "Clarabel, dual": (dual_in_cvxpy, "CLARABEL", {}),
-    "Clarabel, primal": (primal_in_cvxpy, "CLARABEL", {}),
-    "SCS, dual": (
-        dual_in_cvxpy,
-        "SCS",
-        {"eps_abs": 1e-8, "eps_rel": 1e-8, "time_limit_secs": 20.0},
-    ),
-}
-
-
-def solve_with_cvxpy(task, solver: str, settings: dict[str, float]) -> float | None:
-    import cvxpy
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # accuracy is judged by the objective
-        try:
-            task.solve(solver=solver, **settings)
-        except cvxpy.SolverError:
-            return None
-    return task.value
 
 
 def measure_large(count: int, names: list[str]) -> list[dict]:

@@ -26,17 +26,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from peft import PeftModel
 from switch import address, network, place
 
 from capo_ds.config import Config, parse_config
 from capo_ds.cost.forecast import forecast
 from capo_ds.cost.measure import measure_cluster
-from capo_ds.cost.step import Shape, Step
+from capo_ds.cost.shape import Shape
+from capo_ds.cost.step import Step
 from capo_ds.distributed import comm
 from capo_ds.distributed.engine import CapoEngine
 from capo_ds.learner import Learner
-from capo_ds.models import load_policy, load_tokenizer
-from capo_ds.rollout.base import Rollout, SamplerRun
+from capo_ds.models import load_policy
+from capo_ds.rollout.rollout import Rollout
 from capo_ds.telemetry.metrics import PhaseTimer
 
 HERE = Path(__file__).resolve()
@@ -53,7 +55,11 @@ class Network(NamedTuple):
 
 
 NETWORKS = (Network(20, 2), Network(20, 20))
-VARIANTS = {"exact": {}, "sketched": {"sketch": "sparse", "sketch_dim": 8192}}
+VARIANTS = {
+    "exact": {},
+    "sketched": {"sketch": "sparse", "sketch_dim": 8192},
+    "dense, recomputed": {"sketch": "rademacher", "sketch_dim": 1024, "store": "recompute"},
+}
 
 
 # ---------------------------------------------------------------- a rank
@@ -104,7 +110,7 @@ def changed(now: Network) -> None:
 
 
 def measured(learner: Learner, updates: int) -> dict[str, float]:
-    """Median seconds of each phase, and of the whole between two meetings of the ranks."""
+    """Median seconds of each phase, and of the whole."""
     rollout, advantages, numbers = responses()
     rows = []
     for number in range(updates + 1):
@@ -114,28 +120,30 @@ def measured(learner: Learner, updates: int) -> dict[str, float]:
         with learner.timer("log_probs"):
             batch = learner.prepare(rollout, advantages, numbers)
         learner.update(batch, number)
-        comm.max_over_ranks(0)
+        whole = time.perf_counter() - start
         row = {name.removeprefix("time/"): spent for name, spent in learner.timer.take().items()}
-        rows.append(row | {"whole": time.perf_counter() - start})
+        rows.append(row | {"whole": whole})
     return {name: statistics.median(row[name] for row in rows[1:]) for name in rows[0]}
 
 
-def foretold(config: Config, run: SamplerRun) -> dict[str, Any]:
+def foretold(config: Config, policy: PeftModel) -> dict[str, Any]:
     """The forecast of the same phases, with what was measured for it."""
     hosts = comm.gather(os.uname().nodename)
-    cluster = measure_cluster(run, hosts)
-    step = Step(config, Shape.of(run.policy, config.model.dtype), len(hosts), RESPONSE)
+    cluster = measure_cluster(config, policy, hosts)
+    step = Step(config, Shape.of(policy, config.model.dtype), len(hosts), RESPONSE)
     found = forecast(step, cluster)
     row: dict[str, Any] = {name: found[name].seconds for name in PHASES}
-    row |= {"whole": sum(row.values()), "exchange": sum(found[name].exchange for name in PHASES)}
+    parts = [found[name] for name in (*PHASES, "meet")]
+    row["whole"] = sum(part.seconds for part in parts)
+    row["exchange"] = sum(part.exchange for part in parts)
     link = cluster.between
-    return row | {"link": link and link.model_dump()}
+    return row | {"link": link and link.model_dump(), "all_to_all": cluster.all_to_all}
 
 
 def rank(updates: int, folder: str) -> None:
     comm.init()
     config = settings("exact", folder)
-    policy, tokenizer = load_policy(config.model, 0, comm.device()), load_tokenizer(config.model)
+    policy = load_policy(config.model, 0, comm.device())
     for parameter in policy.parameters():
         if parameter.requires_grad:  # B = 0 would leave the gradients of A at 0
             torch.nn.init.normal_(parameter, std=0.02)
@@ -144,9 +152,8 @@ def rank(updates: int, folder: str) -> None:
         changed(now)
         for variant in VARIANTS:
             chosen = settings(variant, folder)
-            run = SamplerRun(chosen, engine.module, tokenizer, "foretold", comm.is_main())
-            before = foretold(chosen, run)
-            learner = Learner(chosen, engine, "device", PhaseTimer())
+            before = foretold(chosen, engine.module)
+            learner = Learner(chosen, engine, chosen.gradients.store, PhaseTimer())
             after = measured(learner, updates)
             if learner.per_sample:
                 learner.per_sample.remove()

@@ -14,9 +14,8 @@ from typing import Any
 
 import torch
 from step import PLAIN, VARIANTS, plain_update
-from step_shapes import SIZES, Size, architecture, clock, settings
+from step_shapes import SIZES, Size, clock, make_model, settings
 from torch import Tensor
-from transformers import Qwen2ForCausalLM
 
 from capo_ds.config import Config
 from capo_ds.distributed import comm
@@ -103,17 +102,7 @@ def ceilings() -> dict[str, float]:
     }
 
 
-# ---------------------------------------------------------------- model and responses
-
-
-def make_model(size: Size, folder: Path) -> Path:
-    """Random weights, made on the device."""
-    torch.manual_seed(0)
-    config = architecture(size, tie_word_embeddings=True)
-    with comm.device():
-        model = Qwen2ForCausalLM(config).to(getattr(torch, size.dtype))
-    model.save_pretrained(folder)
-    return folder
+# ---------------------------------------------------------------- responses and engine
 
 
 def responses(size: Size) -> Rollout:
@@ -187,7 +176,8 @@ class Bench:
 
     def __init__(self, size: Size, folder: Path):
         self.size, self.folder = size, folder
-        self.engine, self.checkpointing = make_engine(size, make_model(size, folder))
+        model = make_model(size, folder, tie_word_embeddings=True)
+        self.engine, self.checkpointing = make_engine(size, model)
         self.rollout = responses(size)
         generator = torch.Generator().manual_seed(2)
         self.advantages = torch.randn(len(self.rollout), generator=generator).to(comm.device())

@@ -14,16 +14,17 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from step_shapes import SIZES, unloaded
 
 from capo_ds.config import HOME, parse_config
 from capo_ds.cost.cluster import Cluster, load_cluster
 from capo_ds.cost.forecast import Forecast, forecast
-from capo_ds.cost.step import Shape, Step
+from capo_ds.cost.shape import Shape
+from capo_ds.cost.step import Step
 
 FIGURE = Path(__file__).resolve().parents[1] / "docs" / "figures" / "growth.svg"
 GPUS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-PROMPTS, GROUP, PROMPT, MOST, MEAN, RANK = 8, 8, 128, 384, 220, 64
-WIDTH, MLP, LAYERS, KEYS, VOCABULARY = 1536, 8960, 28, 256, 151936
+PROMPTS, GROUP, PROMPT, MOST, MEAN = 8, 8, 128, 384, 220
 METHODS = {
     "GRPO": {"aggregator": "mean", "measure_conflict": False},
     "CAPO, exact": {},
@@ -35,17 +36,10 @@ LARGEST = 1024  # samples of a mini-batch, in the last
 
 def qwen() -> Shape:
     """Qwen2.5-1.5B with LoRA factors on the attention's projections."""
-    factors = [
-        shape
-        for out in (WIDTH, KEYS, KEYS, WIDTH)
-        for shape in ((RANK, WIDTH), (out, RANK))
-    ] * LAYERS  # fmt: skip
-    dense = LAYERS * (2 * WIDTH * (WIDTH + KEYS) + 3 * WIDTH * MLP)
-    stored, tensors = 2 * (dense + WIDTH * VOCABULARY), 12 * LAYERS + 2
-    return Shape(factors, dense, stored, tensors, LAYERS, WIDTH, VOCABULARY, 4 * LAYERS * KEYS)
+    return Shape.of(unloaded(SIZES["1.5b"], tie_word_embeddings=True), "bfloat16")
 
 
-def of(method: str, gpus: int, cluster: Cluster) -> dict[str, Forecast]:
+def of(method: str, gpus: int, cluster: Cluster, shape: Shape) -> dict[str, Forecast]:
     """The forecast; of fewer GPUs than a machine has, on a part of one."""
     parts = max(1, PROMPTS * GROUP * gpus // LARGEST) if "mini" in method else 1
     config = parse_config(
@@ -63,7 +57,7 @@ def of(method: str, gpus: int, cluster: Cluster) -> dict[str, Forecast]:
         | METHODS[method]
     )
     part = cluster.model_copy(update={"ranks": min(gpus, cluster.ranks)})
-    return forecast(Step(config, qwen(), gpus, MEAN), part)
+    return forecast(Step(config, shape, gpus, MEAN), part)
 
 
 def update_seconds(found: dict[str, Forecast]) -> float:
@@ -74,7 +68,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--cluster", default=str(HOME / "launchers" / "cluster" / "h100.yaml"))
     cluster = load_cluster(parser.parse_args().cluster)
-    found = {name: [of(name, gpus, cluster) for gpus in GPUS] for name in METHODS}
+    shape = qwen()
+    found = {name: [of(name, gpus, cluster, shape) for gpus in GPUS] for name in METHODS}
     heads = ["GPUs", "N", "GRPO", "exact", "sketched", f"mini-batches of {LARGEST}"]
     heads += ["Gram, exact", "Gram, sketched", "solve", "sent"]
     print("| " + " | ".join(heads) + " |")

@@ -29,14 +29,12 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from peft import LoraConfig, get_peft_model
+from sketch_alternatives import ALTERNATIVES, TensorSketch
+from sketched_gradients import advantages, gradient_families
 from torch import Tensor
-from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from capo_ds.aggregation import GramProblem, aggregate
-from capo_ds.gradients.per_sample import PerSampleGradients
-from capo_ds.gradients.sketch import Sketch, SparseSketch, count_sketch, make_sketch
-from capo_ds.gradients.store import GradientStore
+from capo_ds.gradients.sketch import Sketch, make_sketch
 from capo_ds.parts import built_in, names
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,77 +47,6 @@ SPEED_CASES = {
     "16 x (32 x 512), 64 samples": ([(32, 512)] * 16, 64),
     "16 x (32 x 512), 8 samples": ([(32, 512)] * 16, 8),
     "4 x (64 x 4096), 16 samples": ([(64, 4096)] * 4, 16),
-}
-
-
-# ---------------------------------------------------------------- alternatives
-
-
-class HadamardSketch(Sketch):
-    """Subsampled randomised Hadamard transform sqrt(n/k) R H D of each factor (Tropp 2011)."""
-
-    @torch.no_grad()
-    def project(self, index: int, gradients: Tensor) -> Tensor:
-        rows = gradients.flatten(1)
-        size = 1 << (rows.shape[1] - 1).bit_length()
-        generator = torch.Generator().manual_seed(self.seed * 1000 + index)
-        signs = torch.randint(0, 2, (size,), generator=generator).float() * 2 - 1
-        if size > rows.shape[1]:
-            rows = torch.nn.functional.pad(rows, (0, size - rows.shape[1]))
-        mixed = _hadamard_transform(rows * signs)
-        kept = torch.randperm(size, generator=generator)[: self.dim]
-        places = torch.randperm(self.dim, generator=generator)[: len(kept)]
-        sketch = rows.new_zeros(len(rows), self.dim)
-        sketch[:, places] = mixed.index_select(1, kept)
-        return sketch / math.sqrt(len(kept))
-
-
-class OneNonzeroSketch(SparseSketch):
-    """The count sketch alone: s = 1."""
-
-    NONZEROS = 1
-
-
-class TensorSketch(Sketch):
-    """sum_t CS(dy_t) * CS'(x_t), a convolution done by FFT (Pham & Pagh 2013)."""
-
-    def project(self, index: int, gradients: Tensor) -> Tensor:
-        raise NotImplementedError("it is measured on outer products only")
-
-    @torch.no_grad()
-    def project_outer(self, index: int, output_gradients: Tensor, inputs: Tensor) -> Tensor:
-        spectra = []
-        for side, vectors in enumerate((output_gradients, inputs)):
-            buckets = vectors.new_zeros(*vectors.shape[:2], self.dim)
-            count_sketch(vectors, buckets, 4 * index + side)
-            spectra.append(torch.fft.rfft(buckets))
-        return torch.fft.irfft((spectra[0] * spectra[1]).sum(1), n=self.dim)
-
-
-def _hadamard_transform(rows: Tensor) -> Tensor:
-    """H x of each row (B, 2^m), 16 or 32 points at a time by matrix products."""
-    count, size = rows.shape
-    stride = 1
-    while stride < size:
-        points = min(32 if stride == 1 else 16, size // stride)
-        if stride == 1:
-            rows = rows.view(-1, points) @ _hadamard_matrix(points)
-        else:
-            rows = _hadamard_matrix(points) @ rows.view(-1, points, stride)
-        stride *= points
-    return rows.view(count, size)
-
-
-def _hadamard_matrix(size: int) -> Tensor:
-    matrix = torch.ones(1, 1)
-    while len(matrix) < size:
-        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
-    return matrix
-
-
-ALTERNATIVES = {
-    "subsampled Hadamard": HadamardSketch,
-    "count sketch, s = 1": OneNonzeroSketch,
 }
 
 
@@ -199,80 +126,6 @@ def seconds(run: Callable[[], object], repeats: int = 3) -> float:
 # ---------------------------------------------------------------- error
 
 
-def gradient_families(samples: int) -> dict[str, list[Tensor]]:
-    return {
-        "LoRA of a model": model_gradients(samples),
-        "token sums, 16 factors": token_sums(samples, factors=16, length=256, heavy=False),
-        "heavy channels, 2 factors": token_sums(samples, factors=2, length=512, heavy=True),
-        "2 factors of rank 1": rank_one(samples),
-    }
-
-
-def model_gradients(samples: int) -> list[Tensor]:
-    """Policy gradients of a 4-layer Qwen2 with random weights: 56 factors, r = 16.
-
-    Four responses to a prompt; advantages +-1, so that every prompt has both signs.
-    """
-    torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=300,
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.1,
-    )
-    lora = LoraConfig(r=16, target_modules="all-linear", init_lora_weights=False)
-    policy = get_peft_model(Qwen2ForCausalLM(config), lora)
-    prompts = torch.randint(300, (-(-samples // 4), 24)).repeat_interleave(4, 0)[:samples]
-    tokens = torch.cat([prompts, torch.randint(300, (samples, 40))], dim=1)
-    per_sample = PerSampleGradients(policy)
-    store = GradientStore(per_sample.shapes, samples, torch.device("cpu"))
-
-    def objectives() -> Tensor:
-        log_probs = policy(tokens).logits[:, 23:-1].log_softmax(-1)
-        return log_probs.gather(2, tokens[:, 24:, None]).sum((1, 2)) * _advantages(samples)
-
-    per_sample.backward(objectives, store, 0)
-    return store.rows
-
-
-def token_sums(
-    samples: int, factors: int, length: int, heavy: bool, tokens: int = 32
-) -> list[Tensor]:
-    """Factors (32 x length), sums of random outer products with uneven short-side energies.
-
-    heavy: log-normal channel scales and 4 massive channels in x (as in trained transformers).
-    """
-    generator = torch.Generator().manual_seed(1)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
-
-    gradients = []
-    for _ in range(factors):
-        outputs = normal(samples, tokens, 32) * normal(32).exp() + normal(32).exp() / 2
-        inputs = normal(samples, tokens, length)
-        if heavy:
-            channels = (0.7 * normal(length)).exp()
-            channels[:4] *= 60
-            inputs = (inputs + normal(length).sign()) * channels / 2
-        gradients.append(torch.einsum("nto,nti->noi", outputs, inputs))
-    return gradients
-
-
-def rank_one(samples: int) -> list[Tensor]:
-    """2 factors (32 x 4096) u x', with the same u for all samples: the worst case of `outer`."""
-    generator = torch.Generator().manual_seed(2)
-    short = torch.randn(32, 1, generator=generator)
-    return [short * torch.randn(samples, 1, 4096, generator=generator) for _ in range(2)]
-
-
-def _advantages(samples: int) -> Tensor:
-    return 1 - 2 * (torch.arange(samples) % 2).float()
-
-
 def errors(
     gradients: list[Tensor], kind: Callable[..., Sketch], dim: int, seeds: int
 ) -> dict[str, float]:
@@ -311,7 +164,7 @@ def theory(gradients: list[Tensor], scale: Tensor, dim: int) -> float:
 
 def capo_coefficients(gram: Tensor, exact: Tensor) -> np.ndarray:
     """CAPO's coefficients from a sketched Gram matrix and the true norms, C = 0.5."""
-    positive = _advantages(len(gram)).numpy() > 0
+    positive = advantages(len(gram)).numpy() > 0
     answer = aggregate("capo", GramProblem(gram.numpy(), positive, ~positive), radius=0.5)
     vanilla = np.full(len(gram), 1 / len(gram))
     if not answer.on_boundary or answer.xi is None:

@@ -7,13 +7,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from capo_ds.config import Config, parse_config
+from capo_ds.config import Config, ModelConfig, parse_config
+from capo_ds.cost.unloaded import unloaded_policy
 from capo_ds.distributed import comm
 from capo_ds.rollout.rollout import Rollout
 
@@ -56,11 +59,23 @@ def architecture(size: Size, **more: Any) -> Qwen2Config:
     )
 
 
-def make_model(size: Size, folder: Path) -> Path:
+def make_model(size: Size, folder: Path, **more: Any) -> Path:
+    """Random weights, made on the device. more: of `architecture`."""
     torch.manual_seed(0)
-    model = Qwen2ForCausalLM(architecture(size))
-    model.to(getattr(torch, size.dtype)).save_pretrained(folder)
+    with comm.device():
+        model = Qwen2ForCausalLM(architecture(size, **more)).to(getattr(torch, size.dtype))
+    model.save_pretrained(folder)
     return folder
+
+
+def unloaded(size: Size, **more: Any) -> PeftModel:
+    """The policy of that size on torch's meta device, LoRA factors on the attention.
+
+    more: of `architecture`."""
+    with TemporaryDirectory() as folder:
+        architecture(size, **more).save_pretrained(folder)
+        model = ModelConfig(path=folder, dtype=size.dtype, lora_rank=size.lora_rank)
+        return unloaded_policy(model)
 
 
 def settings(size: Size, model: Path, variant: dict) -> Config:

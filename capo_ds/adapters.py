@@ -13,8 +13,14 @@ from peft.utils.save_and_load import load_peft_weights
 from torch import nn
 from transformers import PreTrainedModel
 
-from capo_ds.architecture import linear_names, outside_the_decoder, plain_linear_layers
+from capo_ds.architecture import (
+    decoder_layers,
+    linear_names,
+    outside_the_decoder,
+    plain_linear_layers,
+)
 from capo_ds.config import ConfigError, ModelConfig
+from capo_ds.distributed.zero import whole_in_passes
 from capo_ds.peft_internals import active_adapter
 from capo_ds.weights import ADAPTER_CONFIG
 
@@ -35,7 +41,8 @@ def fresh_adapter(base: PreTrainedModel, config: ModelConfig, seed: int) -> Peft
     _check_rank(base, config.lora_rank)
     targets = config.lora_targets
     if targets == ALL_LINEAR:
-        targets = plain_linear_layers(base)
+        with whole_in_passes(base, decoder_layers(base)):
+            targets = plain_linear_layers(base)
     lora = LoraConfig(
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,  # pyright: ignore[reportArgumentType] # any number will do

@@ -145,7 +145,10 @@ def _calls(model: PreTrainedModel, modules: Iterable[nn.Module]) -> Counter[nn.M
     try:
         with first_pass(model), torch.no_grad():
             ids = torch.arange(FEW_TOKENS, device=model.device)[None]
-            model(input_ids=ids, **taken(model, use_cache=False))
+            told = {"use_cache": False}
+            if ids.is_meta:  # a mask must then not be told from the numbers
+                told["attention_mask"] = torch.ones_like(ids)
+            model(input_ids=ids, **taken(model, **told))
     finally:
         for hook in hooks:
             hook.remove()
@@ -220,14 +223,14 @@ def checkpoint_layers(model: nn.Module) -> None:
     Raises:
         ConfigError: if the model's layers cannot be told.
     """
-    for layer in decoder_layers(model, "model.gradient_checkpointing"):
+    for layer in layers_for(model, "model.gradient_checkpointing"):
         layer.forward = _recomputed(layer.forward)
 
 
-def decoder_layers(model: nn.Module, key: str) -> list[nn.Module]:
-    """The layers of the language model. Raises `ConfigError` that names the key, if they cannot be
-    told."""
-    layers = list(_layers(model))
+def layers_for(model: nn.Module, key: str) -> list[nn.Module]:
+    """The layers of the language model, for what the key asks. Raises `ConfigError` if they cannot
+    be told."""
+    layers = list(decoder_layers(model))
     if not layers:
         raise ConfigError(f"{key}: not supported for {_type(model)} models; set it to false")
     return layers
@@ -237,7 +240,7 @@ def _type(model: nn.Module) -> str:
     return cast(PretrainedConfig, model.config).model_type
 
 
-def _layers(model: nn.Module) -> Iterator[nn.Module]:
+def decoder_layers(model: nn.Module) -> Iterator[nn.Module]:
     """The outermost layers that are made for it, or else the longest list of modules."""
     inside: tuple[str, ...] = ()
     decoder = model.get_submodule(decoder_name(model))

@@ -47,6 +47,8 @@ def main(
     args = parser.parse_args()
     if dry_run and not args.dry_run and (args.nodes or args.cluster or args.response_tokens):
         parser.error("--nodes, --cluster and --response-tokens are of a forecast; add --dry-run")
+    if dry_run and not args.nodes and (args.cluster or args.response_tokens):
+        parser.error("--cluster and --response-tokens are of a forecast; add --nodes K")
     with Interruption(lambda: "nothing new was saved"), told_exits(_tell_early_end):
         _run(args, run, dry_run)
 
@@ -64,7 +66,8 @@ def _run(
     except ConfigError as error:
         _exit(BAD_CONFIG, f"config error\n{error}")
     try:
-        fetch_once(config)
+        forecast = bool(dry_run and args.nodes)
+        fetch_once(config, shapes_only=forecast)
         if dry_run and args.dry_run:
             dry_run(config, args.nodes, args.cluster, args.response_tokens)
         else:

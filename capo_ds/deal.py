@@ -15,8 +15,8 @@ from torch import Tensor
 from capo_ds.config import Config
 from capo_ds.distributed import comm
 from capo_ds.learning.batch import Batch
+from capo_ds.learning.mini_batches import mini_batches
 from capo_ds.rollout.base import Draw
-from capo_ds.seeding import Stream, generator
 from capo_ds.tasks import Problem
 from capo_ds.tasks.mixture import PromptOrder
 
@@ -63,11 +63,8 @@ class Deal:
 
     def minibatches(self, batch: Batch, step: int) -> Iterator[Batch]:
         """This rank's part of each mini-batch of prompts, epoch by epoch."""
-        objective, group = self.config.objective, self.config.rollout.group_size
-        for epoch in range(objective.epochs):
-            random = generator(self.config.train.seed, Stream.MINIBATCH_ORDER, step, epoch)
-            order = random.permutation(self.config.rollout.prompts_per_step)
-            for numbers in np.array_split(order, objective.minibatches):
-                local = numbers[numbers % comm.world_size() == comm.rank()] // comm.world_size()
-                rows = np.sort(local)[:, None] * group + np.arange(group)
-                yield batch.take(torch.as_tensor(rows.flatten()))
+        group = self.config.rollout.group_size
+        for numbers in mini_batches(self.config, step):
+            local = numbers[numbers % comm.world_size() == comm.rank()] // comm.world_size()
+            rows = np.sort(local)[:, None] * group + np.arange(group)
+            yield batch.take(torch.as_tensor(rows.flatten()))

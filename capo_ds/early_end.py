@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import posix
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
@@ -36,8 +37,8 @@ def told_exits(tell: Callable[[str], None]) -> Iterator[None]:
                     end(status & 0xFF or FAILED)  # the system keeps eight bits of it
         end(status)
 
-    os._exit = told
+    os._exit = posix._exit = told
     try:
         yield
     finally:
-        os._exit = end
+        os._exit = posix._exit = end

@@ -3,6 +3,7 @@ one rank of each machine for all."""
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import sys
@@ -18,13 +19,15 @@ from capo_ds.parts import built_in, ships
 WEIGHTS = ("model*.safetensors", "adapter_model*.safetensors")
 OLDER_WEIGHTS = ("pytorch_model*.bin", "adapter_model*.bin")
 SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.tiktoken")
+TOKENIZERS = ("tokenizer*", "*.model", "vocab*", "*.tiktoken")
 OFFLINE = "HF_HUB_OFFLINE"  # of the Hugging Face libraries: use the cache alone
 
 
-def fetch_once(config: Config) -> None:
+def fetch_once(config: Config, shapes_only: bool = False) -> None:
     """On the first rank of each machine, `check_hub` and download into the machine's cache what is
     not there; the others wait, and read it there. On all ranks, in the process group.
 
+    shapes_only: of models alone, and no weights.
     Raises:
         ConfigError: on all ranks, of the first that fails.
     """
@@ -33,10 +36,10 @@ def fetch_once(config: Config) -> None:
     first = os.environ.get("LOCAL_RANK", "0") == "0"
     with comm.together("fetching from the hub"):
         if first:
-            check_hub(config)
+            check_hub(config, shapes_only)
             if not _is_offline():
-                for name in _hub_names(config):
-                    _fetch(config, *name)
+                for name in _hub_names(config, shapes_only):
+                    _fetch(config, *name, shapes_only)
     offline = {machine for machine, is_offline in comm.gather(_here()) if is_offline}
     if not first and _here()[0] in offline:
         _use_cache_alone()
@@ -46,7 +49,9 @@ def _here() -> tuple[str, bool]:
     return socket.gethostname(), _is_offline()
 
 
-def _fetch(config: Config, key: str, name: str, kind: str, subset: str | None) -> None:
+def _fetch(
+    config: Config, key: str, name: str, kind: str, subset: str | None, shapes_only: bool = False
+) -> None:
     """What the loaders will ask for. Raises `ConfigError`."""
     import datasets
     import huggingface_hub
@@ -57,7 +62,7 @@ def _fetch(config: Config, key: str, name: str, kind: str, subset: str | None) -
             datasets.load_dataset(name, subset)
             return
         revision = config.model.revision if key == "model.path" else None
-        for weights in (WEIGHTS, OLDER_WEIGHTS):
+        for weights in [()] if shapes_only else [WEIGHTS, OLDER_WEIGHTS]:
             patterns = [*SMALL_FILES, *weights]
             folder = huggingface_hub.snapshot_download(
                 name, revision=revision, allow_patterns=patterns
@@ -70,7 +75,31 @@ def _fetch(config: Config, key: str, name: str, kind: str, subset: str | None) -
         ) from error
 
 
-def check_hub(config: Config) -> None:
+def whole_snapshot(name: str, revision: str | None) -> Path | None:
+    """The folder of a hub's model in the cache, with all that the loaders need; None if there is
+    none, or a part lacks. Of a branch, as it was when it was last fetched.
+
+    From a folder the loaders read files; of a name they ask the hub for each, on every rank.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
+    except (HFValidationError, LocalEntryNotFoundError):
+        return None
+    named = {
+        shard
+        for index in folder.glob("*.index.json")
+        for shard in json.loads(index.read_text())["weight_map"].values()
+    }
+    weights = [file for pattern in (*WEIGHTS, *OLDER_WEIGHTS) for file in folder.glob(pattern)]
+    tokenizer = [file for pattern in TOKENIZERS for file in folder.glob(pattern)]
+    whole = weights and tokenizer and (folder / "config.json").exists()
+    return folder if whole and all((folder / shard).exists() for shard in named) else None
+
+
+def check_hub(config: Config, shapes_only: bool = False) -> None:
     """Ask the hub for every model and data set that is neither built in nor local.
 
     One attempt a name and no retries: where the hub cannot be reached, this process is told to
@@ -80,7 +109,7 @@ def check_hub(config: Config) -> None:
         ConfigError: a name that the hub does not know or does not give, no network and nothing in
             the cache, or a cache that cannot be written.
     """
-    for key, name, kind, _ in _hub_names(config):
+    for key, name, kind, _ in _hub_names(config, shapes_only):
         check_name(key, name, kind)
 
 
@@ -100,7 +129,9 @@ def check_name(key: str, name: str, kind: str) -> None:
         _check_writable(key, name)
 
 
-def _hub_names(config: Config) -> Iterator[tuple[str, str, str, str | None]]:
+def _hub_names(
+    config: Config, models_only: bool = False
+) -> Iterator[tuple[str, str, str, str | None]]:
     """Key, name, kind (of repository) and configuration of what is to come from the hub."""
     from capo_ds.tasks.sources import Source, is_local
 
@@ -110,6 +141,8 @@ def _hub_names(config: Config) -> Iterator[tuple[str, str, str, str | None]]:
     adapter = config.model.adapter
     if adapter and not is_local(adapter):
         yield "model.adapter", adapter, "model", None
+    if models_only:
+        return
     wanted = []
     for number, entry in enumerate(config.task.entries):
         prefix = f"task.mixture.{number}" if config.task.mixture else "task"

@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 from capo_ds.architecture import position_ids, taken
+from capo_ds.distributed.zero import whole_shape
 
 LOGIT_CHUNK_TOKENS = 1024
 WHOLE_LOGITS = "capo_ds_whole_logits"  # attribute of a policy whose output layer is not the last
@@ -102,7 +103,7 @@ def find_output_layer(policy: PeftModel, device: torch.device) -> None:
     whole = True
     if head is not None and weight is not None:
         ids = torch.arange(4, device=device)[None]
-        size = weight.shape[0]
+        size = whole_shape(weight)[0]
         # Through autocast and the model's own casts: these numbers are exact in all of them.
         ramp = (torch.arange(size, device=device) % (2 * RAMP + 1) - RAMP).to(weight.dtype)
         if not ramp.is_floating_point():

@@ -12,6 +12,7 @@ from transformers import PretrainedConfig
 from capo_ds.architecture import text_config
 from capo_ds.config import Config, ConfigError
 from capo_ds.distributed import comm, launch
+from capo_ds.distributed.deepspeed_json import read_deepspeed_json, zero_stage
 from capo_ds.distributed.zero import parameter_count
 from capo_ds.gradients.store import held_samples
 from capo_ds.log_probs import LOGIT_CHUNK_TOKENS, WHOLE_LOGITS
@@ -22,6 +23,8 @@ from capo_ds.rollout.choose import sampler_bytes
 GIB = 2**30
 USABLE = 0.9  # of the memory: the rest goes to fragments, and to what is not estimated
 TRAINED_BYTES = 5 * 4  # a LoRA factor, its gradient, ZeRO's bucket, AdamW's two moments: float32
+# Numbers of weights that ZeRO 3 keeps gathered: DeepSpeed's key, and its default.
+LIVE_KEY, LIVE = "stage3_max_live_parameters", 10**9
 # Numbers that a layer keeps of a token for its backward pass, by unit of the model's width and of
 # its MLP's; without attention scores, which fused attention does not keep. Counted in Qwen2 with
 # factors on all linear layers, the norms' float32 copies included; on attention alone, 8 and 3.
@@ -88,6 +91,20 @@ class MemoryPlan:
             "objective.minibatches"
         )
 
+    def told(self, store: str) -> str:
+        """The whole with this store, of the capacity, and its parts."""
+        kept = self.stores.get(store, Capacity(0, 0))
+        parts = dict(self.needs)
+        if self.stores:
+            parts[f"gradients (gradients.store: {store}; all: {self.describe_stores()})"] = (
+                kept.device + kept.host * self.capacity.shared
+            )
+        rows = [f"{readable(sum(parts.values()))} of {readable(self.capacity.device)}"]
+        if kept.host and not self.capacity.shared:
+            rows[0] += f", and {readable(kept.host)} of {readable(self.capacity.host)} on the host"
+        rows += [f"  {readable(count):>10}  {name}" for name, count in parts.items()]
+        return "\n".join(rows)
+
     def describe_stores(self) -> str:
         return ", ".join(
             f"{name} {readable(used.device)}"
@@ -136,7 +153,7 @@ def plan_memory(config: Config, policy: PeftModel, ranks: int, capacity: Capacit
         ),
     )
     needs = {
-        "weights": weights - 4 * trainable,
+        **_weights(config, policy, ranks),
         "LoRA and optimizer (model.lora_rank)": trainable * TRAINED_BYTES,
         "the larger of training and sampling": max(
             activations + 2 * 4 * logit_rows * vocabulary, sampler.sampling
@@ -155,13 +172,29 @@ def plan_memory(config: Config, policy: PeftModel, ranks: int, capacity: Capacit
         stores["device"] = Capacity(gradients + sketches, 0)
         stores["host"] = Capacity(sketches, gradients if capacity.shared else pinned(gradients))
         if sketched:
-            waiting = held_samples(per_update, trainable) if _waits(config) else 0
+            waiting = held_samples(per_update, trainable) if sketched_together(config) else 0
             stores["recompute"] = Capacity(sketches + 4 * trainable * (1 + waiting), 0)
     return MemoryPlan(needs, stores, capacity)
 
 
-def _waits(config: Config) -> bool:
-    """Whether gradients may wait to be sketched together; of a user's sketch it is not known."""
+def _weights(config: Config, policy: PeftModel, ranks: int) -> dict[str, int]:
+    """Of the base. At ZeRO 3 a rank's part, and what is gathered at a time: what DeepSpeed may keep
+    for the next pass, with the largest tensor; or all, where the policy itself samples."""
+    frozen = [p for p in policy.parameters() if not p.requires_grad]
+    sizes = [parameter_count(p) * p.element_size() for p in frozen]
+    settings = read_deepspeed_json(config.deepspeed)
+    if zero_stage(settings) < 3:
+        return {"weights": sum(sizes)}
+    part, key, gathered = sum(sizes) // ranks, "rollout.sampler", sum(sizes)
+    if config.rollout.sampler != "hf":
+        live = settings["zero_optimization"].get(LIVE_KEY, LIVE) * frozen[0].element_size()
+        key, gathered = LIVE_KEY, min(gathered, live + max(sizes))
+    return {"weights, this rank's part": part, f"weights gathered ({key})": gathered}
+
+
+def sketched_together(config: Config) -> bool:
+    """Whether gradients may wait to be sketched together, as where the map is dense; of a user's
+    sketch it is not known."""
     name = config.gradients.sketch
     return name not in names("sketch") or built_in("sketch", name).for_many
 

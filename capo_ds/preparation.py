@@ -15,7 +15,7 @@ from capo_ds.config.idle import idle_line
 from capo_ds.distributed import comm
 from capo_ds.distributed.deepspeed_json import read_deepspeed_json, zero_stage
 from capo_ds.evaluation import Evaluator
-from capo_ds.models import load_policy, load_tokenizer
+from capo_ds.models import load_policy, load_shared_policy, load_tokenizer
 from capo_ds.rollout.base import check_length, model_context
 from capo_ds.run_folder import FolderLock, claim_run
 from capo_ds.tasks import Judge, Problem, Scorer, load_problems
@@ -58,7 +58,12 @@ def prepare(config: Config, dry: bool = False) -> Prepared:
         scorer.check(kept)
         order = prompt_order(config, kept)
         evaluator = Evaluator(config, tokenizer, judge) if config.train.eval_every else None
-        policy = load_policy(config.model, config.train.seed, comm.device())
+        settings = read_deepspeed_json(config.deepspeed)
+        if zero_stage(settings) < 3:
+            policy = load_policy(config.model, config.train.seed, comm.device())
+    if zero_stage(settings) == 3:
+        policy = load_shared_policy(config.model, config.train.seed, settings)
+    with comm.together("start-up"):
         context = model_context(policy)
         longest = max(map(len, encode(tokenizer, kept)))
         check_positions(policy.config, longest + config.rollout.max_new_tokens)

@@ -27,6 +27,7 @@ from capo_ds.gradients.per_sample import PerSampleGradients
 from capo_ds.gradients.store import GradientStore
 from capo_ds.learning.micro_batches import micro_batches
 from capo_ds.log_probs import largest_logit, log_prob_bound, token_log_probs
+from capo_ds.models import first_passes
 from capo_ds.rollout.base import Draw, model_context
 from capo_ds.rollout.hf import HuggingFaceSampler
 from capo_ds.rollout.rollout import Rollout, assemble
@@ -46,11 +47,10 @@ GRADIENTS = {"float32": 1e-3, "bfloat16": 0.2}
 class Passes:
     """How the run's passes are made: what ZeRO 3 needs around them.
 
-    gathered: around sampling. whole: around reading and changing parameters. end: after a backward
-    pass. lockstep: whether other ranks take part in each pass.
+    whole: around reading and changing parameters. end: after a backward pass. lockstep: whether
+    other ranks take part in each pass.
     """
 
-    gathered: Callable[[], AbstractContextManager[None]] = nullcontext
     whole: Callable[..., AbstractContextManager] = lambda *_, **__: nullcontext()
     end: Callable[[], None] = lambda: None
     lockstep: bool = False
@@ -92,6 +92,8 @@ def rehearse(
                 f"{where[-1]} fails in a rehearsal"
             )
         ):
+            if passes.lockstep:  # the hooks that gather weights are there only now
+                first_passes(policy, next(policy.parameters()).device, passes.end)
             findings = _measure(
                 config, policy, _two_prompts(config, policy, prompts), passes, where
             )
@@ -119,8 +121,10 @@ def _measure(
     with _random_numbers_kept(), _moved(factors, passes.whole), torch.no_grad():
         where.append("sampling with the model's cache")
         sampled = config.rollout.sampler in ("hf", "process")
-        with passes.gathered():
-            rows = _sample(config, policy, prompts) if sampled else _cut_in_two(policy, prompts)
+        if sampled:
+            rows = _sample(config, policy, prompts, passes.lockstep)
+        else:
+            rows = _cut_in_two(policy, prompts)
         rows = rows.take(rows.widths.argsort(stable=True))
         parts = [
             rows.take(list(part)) for part in micro_batches(rows.widths.tolist(), config.train)
@@ -207,12 +211,13 @@ def _two_prompts(config: Config, policy: PeftModel, prompts: list[list[int]]) ->
     return [prompt[-length:] for prompt, length in zip(chosen, lengths, strict=True)]
 
 
-def _sample(config: Config, policy: PeftModel, prompts: list[list[int]]) -> Rollout:
+def _sample(config: Config, policy: PeftModel, prompts: list[list[int]], lockstep: bool) -> Rollout:
     rollout = config.rollout
     shared = rollout.batch_size >= 2 * rollout.group_size  # whether prompts share a batch
     sampler = HuggingFaceSampler(
         policy,
-        ends=range(0, text_config(policy.config).vocab_size, ENDS_EVERY),
+        # In lockstep none, lest ranks that round differently make unequally many passes.
+        ends=range(0, 0 if lockstep else text_config(policy.config).vocab_size, ENDS_EVERY),
         pad=0,
         max_new_tokens=min(NEW_TOKENS, rollout.max_new_tokens),
         batch_size=4 if shared else 2,

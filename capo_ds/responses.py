@@ -12,7 +12,7 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import fields, replace
 from functools import partial
 
@@ -68,7 +68,10 @@ class Responses:
             with comm.together("starting the sampler"):
                 check_sampler(replace(sampling, dry=True))
         with comm.phase("starting the sampler", collective):
-            self.sampler, self.probe = make_sampler(sampling, prompts)
+            largest = comm.max_over_ranks if engine.lockstep else None
+            self.sampler, self.probe = make_sampler(sampling, prompts, largest)
+        self._shared = getattr(self.sampler, "shares_policy", False)
+        self._names_weights = getattr(self.sampler, "names_weights", False)
         self._probed = False  # since the run's start, or its resuming
         self._asked: dict[int, Asked] = {}  # by step; those that are still to be learned from
         self._waited: dict[int, float] = defaultdict(float)  # seconds, by step
@@ -79,10 +82,13 @@ class Responses:
 
         step: about to be learned from. What is due is asked for before anything is waited for.
         """
-        with self.engine.gathered(), self.sampler.awake():
+        # A sampler with weights of its own is sent the LoRA factors; only one that samples with the
+        # policy itself has to have it whole.
+        with self.engine.gathered() if self._shared else nullcontext(), self.sampler.awake():
             probing = None
             if not self.synced:
-                with self.timer("sync"), comm.together("weight sync"):
+                factors = [] if self._shared else self.engine.parameters
+                with self.timer("sync"), self.engine.whole(factors), comm.together("weight sync"):
                     self.sampler.sync()
                 with self._sampling("probe"):
                     probing = self._probe()
@@ -93,28 +99,29 @@ class Responses:
                     if self.config.rollout.ahead:  # they come before the probe's
                         self._wait(step)
             if probing:
-                with self.timer("probe"), self._sampling("probe"):
-                    probing()
+                self._compare(probing)
             yield
 
-    def _probe(self) -> Callable[[], None] | None:
-        """The probe asked for, where one is due; what is returned waits, and checks."""
-        names_weights = getattr(self.sampler, "names_weights", False)
-        if not self.probe or (names_weights and self._probed):
+    def _probe(self) -> Callable[[], dict[str, Rollout]] | None:
+        """The probe asked for, where one is due; what is returned waits."""
+        if not self.probe or (self._names_weights and self._probed):
             return None
-        asked, self._probed = self.probe.ask(), True
+        self._probed = True
+        return self.probe.ask()
 
-        def check() -> None:
-            differences = asked()
-            if not names_weights:  # then every line of the log has them
-                self.measures.add(
-                    {
-                        "rollout/probe_difference": differences,
-                        "rollout/probe_difference_max": Largest(differences),
-                    }
-                )
-
-        return check
+    def _compare(self, answers: Callable[[], dict[str, Rollout]]) -> None:
+        assert self.probe is not None  # which has been asked
+        with self.timer("probe"), self._sampling("probe"):
+            answered = answers()
+        with self.timer("probe"), comm.phase("probe", self.engine.lockstep):
+            differences = self.probe.compare(answered)
+        if not self._names_weights:  # then every line of the log has them
+            self.measures.add(
+                {
+                    "rollout/probe_difference": differences,
+                    "rollout/probe_difference_max": Largest(differences),
+                }
+            )
 
     def of(self, step: int) -> tuple[list[Problem], Rollout]:
         """This rank's prompts of the step, and G responses to each."""

@@ -84,12 +84,7 @@ class Trainer:
             config,
             self.engine.module,
             encode(self.tokenizer, self.train_problems[:PROBE_PROBLEMS]),
-            Passes(
-                self.engine.gathered,
-                self.engine.whole,
-                self.engine.end_of_pass,
-                self.engine.lockstep,
-            ),
+            Passes(self.engine.whole, self.engine.end_of_pass, self.engine.lockstep),
         )
         rehearse_saving(self.folder, self.engine, self.tokenizer, config)
         self.timer, self.measures = PhaseTimer(), Measures()

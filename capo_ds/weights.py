@@ -26,6 +26,7 @@ from capo_ds.causality import check_kind
 from capo_ds.config import BUILTIN_MODELS, ConfigError, ModelConfig
 from capo_ds.config.text import LFS_POINTER
 from capo_ds.distributed.launch import tell
+from capo_ds.hub import whole_snapshot
 from capo_ds.quantization import (
     RUNS,
     STORED_AS,
@@ -49,7 +50,7 @@ def load_tokenizer(model: ModelConfig | str) -> PreTrainedTokenizerBase:
     model: the settings, or the path alone.
     """
     config = ModelConfig(path=model) if isinstance(model, str) else model
-    location = find_location(config.path)
+    location = find_location(config)
     check_folder(config.path, location)
     folder = _on_disk(location)
     if folder and (folder / "config.json").is_file():  # a tokenizer may stand alone
@@ -67,13 +68,16 @@ def load_tokenizer(model: ModelConfig | str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_base_model(config: ModelConfig) -> PreTrainedModel:
+def load_base_model(config: ModelConfig, empty: bool = False) -> PreTrainedModel:
     """The causal LM without adapter, in evaluation mode: ratios need a deterministic policy.
+
+    empty: on torch's meta device, for a rank that another will send the weights; they are looked at
+    all the same, and read where they come quantised, or are to be.
 
     Raises:
         ConfigError: naming the file or the settings, if it cannot be loaded whole.
     """
-    location = find_location(config.path)
+    location = find_location(config)
     check_folder(config.path, location)
     arguments = _source(config)
     if config.attn_implementation:
@@ -84,6 +88,8 @@ def load_base_model(config: ModelConfig) -> PreTrainedModel:
         architecture = _read_config(config, location)
         _without_dropout(architecture)
         stored = prepare_quantised(architecture, config)
+        if empty and not (stored or config.load_in_4bit):
+            arguments["device_map"] = "meta"
         with _without_adapter(location) as place:
             # A pair, with output_loading_info.
             model, loaded = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
@@ -93,7 +99,8 @@ def load_base_model(config: ModelConfig) -> PreTrainedModel:
                 output_loading_info=True,
                 **arguments,
             )
-        model.name_or_path = model.config.name_or_path = str(location)
+        given = config.path in BUILTIN_MODELS or Path(config.path).expanduser().is_dir()
+        model.name_or_path = model.config.name_or_path = str(location) if given else config.path
     except (ConfigError, torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:
@@ -118,13 +125,25 @@ def load_base_model(config: ModelConfig) -> PreTrainedModel:
     return model.eval()
 
 
-def find_location(path: str) -> Path | str:
-    """Where to load from. Raises `ConfigError` for what looks like a folder and is none."""
+def read_architecture(config: ModelConfig) -> PretrainedConfig:
+    """config.json, whether weights are beside it or not. Raises `ConfigError`."""
+    return _read_config(config, find_location(config))
+
+
+def find_location(config: ModelConfig) -> Path | str:
+    """Where to load from: a folder wherever there is one, the cache's of a name of the hub.
+
+    Raises:
+        ConfigError: for what looks like a folder and is none.
+    """
+    path = config.path
     location = BUILTIN_MODELS.get(path, path)
     folder = Path(path).expanduser()
     if path.startswith(("/", ".", "~")) and not folder.is_dir():
         raise ConfigError(f"model.path: no folder {path!r}")
-    return folder if location == path and folder.is_dir() else location
+    if location != path:
+        return location
+    return folder if folder.is_dir() else whole_snapshot(path, config.revision) or path
 
 
 def check_folder(path: str, location: Path | str) -> None:

@@ -140,6 +140,14 @@ def process_group() -> Iterator[None]:
     os.environ.update(environment)
 
 
+def asked_for(request: pytest.FixtureRequest, argument: str) -> set[str]:
+    """The values of a parameter in the tests that are to run, for a fixture that makes what several
+    of them look at: what only slow tests need is made where they run."""
+    items = (item for item in request.session.items if isinstance(item, pytest.Function))
+    specs = (getattr(item, "callspec", None) for item in items)
+    return {spec.params[argument] for spec in specs if spec and argument in spec.params}
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     return REPOSITORY

@@ -1,5 +1,6 @@
 """A stand-in for a vLLM server that samples from the embedded model, with the adapters that it is
-given: python -m tests.model_server PORT SECONDS, where every answer takes so long at least.
+given: python -m tests.model_server PORT SECONDS [KEY=VALUE...], where every answer takes so long at
+least; settings as of --set.
 """
 
 import json
@@ -64,7 +65,7 @@ def completions(request: dict) -> list[dict]:
 if __name__ == "__main__":
     port, SECONDS = int(sys.argv[1]), float(sys.argv[2])
     torch.set_num_threads(1)
-    CONFIG = load_config("builtin:quickstart")
+    CONFIG = load_config("builtin:quickstart", sys.argv[3:])
     POLICY = load_policy(CONFIG.model, seed=0)
     TOKENIZER = load_tokenizer(CONFIG.model)
     PAD = pad_token(TOKENIZER)

@@ -14,8 +14,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -36,18 +34,14 @@ _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(list(PRELOADED))
 
 
-@contextmanager
-def preloaded(*modules: str) -> Iterator[None]:
-    """In here, ranks are forked from a process that has imported these modules as well.
+def preload(*modules: str) -> None:
+    """From now on, ranks are forked from a process that has imported these modules as well.
 
-    It has the environment that this one has on entry.
+    It has the environment that this one has now.
     """
-    for more in (modules, ()):
-        forkserver._forkserver._stop()  # the next rank starts another
-        _context.set_forkserver_preload([*PRELOADED, *more])
-        if more:
-            forkserver.ensure_running()
-            yield
+    forkserver._forkserver._stop()
+    _context.set_forkserver_preload([*PRELOADED, *modules])
+    forkserver.ensure_running()
 
 
 def run(

@@ -15,9 +15,14 @@ def train(config: Config) -> None:
 
 def dry_run(config: Config, nodes: int | None, cluster: str | None, tokens: int | None) -> None:
     """print settings, ranks, estimated memory and communication per step, and exit"""
-    from capo_ds.dry_run import dry_run
+    if nodes:
+        from capo_ds.cost.foretell import foretell
 
-    dry_run(config, nodes, cluster, tokens)
+        foretell(config, nodes, cluster, tokens)
+    else:
+        from capo_ds.dry_run import dry_run
+
+        dry_run(config)
 
 
 def main() -> None:

@@ -133,7 +133,8 @@ class GradientsConfig(Section):
         default="auto",
         description="device: keep every sample's gradient beside the model; host: in (pinned) host "
         "memory; recompute: keep its sketch alone and run a second, weighted, backward pass (least "
-        "memory, more time); auto: the first of these that fits",
+        "memory, more time; up to 64 MiB of gradients wait to be sketched together, which of a "
+        "tiny model are all); auto: the first of these that fits",
     )
     dtype: Literal["float32", "bfloat16"] = Field(
         default="float32", description="dtype in which the stores device and host keep gradients"

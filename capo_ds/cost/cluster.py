@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError
 from capo_ds.config import ConfigError, expand
 from capo_ds.config.section import Number, Section
 from capo_ds.config.text import decode, parse_yaml
+from capo_ds.parts import nearest
 
 Positive = Annotated[Number, Field(gt=0)]
 BEYOND = 2.4  # the power of N that a solve's time grows by at most (docs/scaling.md)
@@ -22,12 +23,23 @@ Count = Annotated[int, Field(ge=1, strict=True)]
 class Link(Section):
     """alpha and beta.
 
-    seconds: that a message without content takes, one way. bytes_per_second: of one rank to a
-    neighbour, while it receives as many; between machines of all adapters of a machine together.
+    seconds: that two ranks take to exchange messages without content. bytes_per_second: of one
+    rank to a neighbour, while it receives as many; between machines of all adapters of a machine.
     """
 
     seconds: Annotated[Number, Field(ge=0)]
     bytes_per_second: Positive
+
+
+class Sketching(Section):
+    """Of one sketch; of dense ones (`rademacher`) with sketch_dim 8192, and others in proportion.
+
+    applied: bytes of gradients a second. drawn: of one sample's gradient a second, for the map that
+    is made once for all samples which are sketched together; None: is in `applied`.
+    """
+
+    applied: Positive
+    drawn: Positive | None = None
 
 
 class Rates(Section):
@@ -35,8 +47,8 @@ class Rates(Section):
 
     passes: floating-point operations a second of the model's passes in training. products: of the
     Gram matrix, in the stored gradients' precision. memory: bytes a second of weighted sums over
-    stored gradients. sketch: by name, of gradients that are sketched. sampling: bytes a second of
-    weights (and half of the keys and values) read while responses are sampled.
+    stored gradients. sketch: by name. sampling: bytes a second of weights (and half of the keys and
+    values) read while responses are sampled.
     optimizer: seconds a step for each LoRA factor, which do not depend on the ranks. solve: seconds
     of rank 0 by number of samples.
     """
@@ -44,7 +56,7 @@ class Rates(Section):
     passes: Positive
     products: Positive
     memory: Positive
-    sketch: dict[str, Positive] = Field(default_factory=dict)
+    sketch: dict[str, Sketching] = Field(default_factory=dict)
     sampling: Positive
     optimizer: Annotated[Number, Field(ge=0)]
     solve: dict[Count, Positive] = Field(min_length=1)
@@ -65,7 +77,8 @@ class Cluster(Section):
     """Machines that are alike.
 
     backend: whose algorithms the collectives follow. ranks: of a machine. within, between: the
-    links of a machine's ranks, and of machines (None: not known). memory, host_memory: bytes of a
+    links of a machine's ranks, and of machines (None: not known). all_to_all: the share of the
+    links' rate that is left where all ranks exchange with all. memory, host_memory: bytes of a
     rank.
     """
 
@@ -73,6 +86,7 @@ class Cluster(Section):
     ranks: Count
     within: Link | None = None
     between: Link | None = None
+    all_to_all: Annotated[Number, Field(gt=0, le=1)] = 1.0
     rates: Rates
     memory: Positive
     host_memory: Positive
@@ -89,8 +103,8 @@ class Cluster(Section):
             )
         if sketch not in {"none", *self.rates.sketch}:
             raise ConfigError(
-                f"gradients.sketch: the cluster's rates.sketch holds no {sketch!r}; add it, bytes "
-                "of gradients a second, as `--dry-run --nodes 1` with these settings measures it"
+                f"gradients.sketch: the cluster's rates.sketch holds no {sketch!r}; add it as "
+                "launchers/cluster/a800.yaml has others; `--dry-run --nodes 1` measures it"
             )
 
     def text(self) -> str:
@@ -117,15 +131,27 @@ def load_cluster(path: str) -> Cluster:
     try:
         return Cluster.model_validate(settings)
     except ValidationError as error:
-        told = [
-            f"{'.'.join(map(str, problem['loc'])) or 'the file'}: {problem['msg'].lower()}, "
-            f"got {problem['input']!r}"
-            for problem in error.errors()
-        ]
-        raise ConfigError(
-            "\n".join(f"{name}: {line}" for line in told)
-            + "\nwrite it as in launchers/cluster/a800.yaml"
-        ) from error
+        lines = "\n".join(f"{name}: {line}" for line in _told(error))
+        raise ConfigError(f"{lines}\nwrite it as in launchers/cluster/a800.yaml") from error
+
+
+def _told(error: ValidationError) -> list[str]:
+    """A line for each problem; a key that is written wrongly is missing too, and told once."""
+    problems, lines, meant = error.errors(), [], set()
+    missing = [problem["loc"] for problem in problems if problem["type"] == "missing"]
+    for problem in problems:
+        place, told = problem["loc"], f"{problem['msg'].lower()}, got {problem['input']!r}"
+        if problem["type"] == "missing":
+            continue
+        if problem["type"] == "extra_forbidden":
+            absent = [str(other[-1]) for other in missing if other[:-1] == place[:-1]]
+            word = nearest(str(place[-1]), absent)
+            meant.add((*place[:-1], word))
+            told = f"no such key; did you mean {word}?" if word else "no such key; remove it"
+        lines.append(f"{'.'.join(map(str, place)) or 'the file'}: {told}")
+    return lines + [
+        f"{'.'.join(map(str, place))}: is missing" for place in missing if place not in meant
+    ]
 
 
 def _short(value: object) -> object:

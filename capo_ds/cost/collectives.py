@@ -3,9 +3,11 @@
 W ranks, g on each of K machines. A ring has W - 1 stages; a message goes through it in the time of
 its slow hops and its fast ones, and the slowest link sets the rate. gloo: rings, but a binomial
 tree to broadcast, and for a reduction a ring's scatter with a gathering of the parts at rank 0
-(gloo/reduce.cc, broadcast.cc, allgather.cc, alltoallv.cc). NCCL: rings for what is large and trees
-for what is small, reductions and broadcasts down a pipelined chain (Sylvain Jeaugey, "Massively
-scale your deep learning training with NCCL 2.4", 2019).
+(gloo/reduce.cc, broadcast.cc, allgather.cc, alltoallv.cc). It asks whether a rank is ready before
+it sends, which costs half of alpha; in all but gathers and all-to-all, hops after the first go to
+ranks that have said so by then (as measured: benchmarks/foretold.py). NCCL: rings for what is large
+and trees for what is small, reductions and broadcasts down a pipelined chain (Sylvain Jeaugey,
+"Massively scale your deep learning training with NCCL 2.4", 2019).
 """
 
 from __future__ import annotations
@@ -47,28 +49,32 @@ class Collectives:
     _reduce_scatter = _all_gather
 
     def _all_reduce(self, count: float) -> float:
-        latency = 2 * self._ring_latency
+        latency = self._told_ahead(2 * self._ring_latency)
         if self._is_nccl:
-            latency = min(latency, 2 * self._tree_latency)
+            latency = 2 * min(self._ring_latency, self._tree_latency)
         return latency + 2 * self._share * count / self._rate
 
     def _reduce(self, count: float) -> float:
         if self._is_nccl:
             return self._tree_latency + count / self._rate
-        gathered = self._slowest.seconds + self._share * count / self._rate
-        return self._all_gather(count) + gathered
+        return self._told_ahead(self._ring_latency) + 2 * self._share * count / self._rate
 
     def _broadcast(self, count: float) -> float:
         if self._is_nccl:
             return self._tree_latency + count / self._rate
-        return self._tree_latency + math.ceil(math.log2(self.ranks)) * count / self._rate
+        stages = math.ceil(math.log2(self.ranks))
+        return self._told_ahead(self._tree_latency) + stages * count / self._rate
 
     def _all_to_all(self, count: float) -> float:
         """All at once; a machine's adapters carry what all its ranks send to other machines."""
         here, ranks = self.cluster.ranks, self.ranks
         inside = count * (here - 1) / ranks / self._within.bytes_per_second
         outside = here * count * (ranks - here) / ranks / self._between.bytes_per_second
-        return self._slowest.seconds + max(inside, outside)
+        return self._slowest.seconds + max(inside, outside) / self.cluster.all_to_all
+
+    def _told_ahead(self, latency: float) -> float:
+        """gloo: of hops whose receivers, but for the first, are known to be ready."""
+        return (latency + self._slowest.seconds) / 2
 
     @property
     def _within(self) -> Link:

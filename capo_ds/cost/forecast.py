@@ -6,8 +6,7 @@ from typing import NamedTuple
 
 from capo_ds.cost.cluster import Cluster, Rates
 from capo_ds.cost.collectives import Collectives
-from capo_ds.cost.step import Exchange, Phase, Step
-from capo_ds.distributed.zero import ROUNDS
+from capo_ds.cost.step import Phase, Step
 from capo_ds.terminal import aligned
 
 
@@ -24,14 +23,11 @@ class Forecast(NamedTuple):
 
 
 def forecast(step: Step, cluster: Cluster) -> dict[str, Forecast]:
-    """Of every phase. Raises `ConfigError` where a link that is needed is not known.
+    """Of every phase.
 
-    step: on a whole number of the cluster's machines.
+    step: on a whole number of the cluster's machines. cluster: which `check` has found whole.
     """
-    machines = step.ranks // cluster.ranks
-    sketch = step.config.gradients.sketch
-    cluster.check(machines, sketch)
-    collectives = Collectives(cluster, machines)
+    collectives = Collectives(cluster, step.ranks // cluster.ranks)
     return {name: _of(phase, step, collectives) for name, phase in step.phases().items()}
 
 
@@ -39,7 +35,7 @@ def _of(phase: Phase, step: Step, collectives: Collectives) -> Forecast:
     rates = collectives.cluster.rates
     spent = sum(_work(name, amount, step, rates) for name, amount in phase.work.items())
     exchanged = sum(one.times * collectives.seconds(one.kind, one.count) for one in phase.exchanges)
-    return Forecast(spent, exchanged, sum(sent(one, collectives) for one in phase.exchanges))
+    return Forecast(spent, exchanged, phase.sent(collectives.ranks))
 
 
 def _work(name: str, amount: float, step: Step, rates: Rates) -> float:
@@ -48,15 +44,10 @@ def _work(name: str, amount: float, step: Step, rates: Rates) -> float:
         return amount * rates.solve_seconds(step.samples)
     if name == "optimizer":
         return amount * rates.optimizer
-    if name == "sketch":
-        return amount / rates.sketch[step.config.gradients.sketch]
+    if name in ("applied", "drawn"):
+        rate = getattr(rates.sketch[step.config.gradients.sketch], name)
+        return amount / rate if rate else 0.0
     return amount / getattr(rates, name)
-
-
-def sent(one: Exchange, collectives: Collectives) -> float:
-    """Bytes that the busiest rank sends."""
-    share = (collectives.ranks - 1) / collectives.ranks
-    return one.times * share * one.count * ROUNDS.get(one.kind, 1)
 
 
 def table(found: dict[str, Forecast]) -> str:

@@ -14,24 +14,29 @@ from peft import PeftModel
 from capo_ds.aggregation.update import Samples
 from capo_ds.config import Config, ConfigError
 from capo_ds.configured import make_solver, sketches
-from capo_ds.cost.cluster import Cluster, Link, Rates
-from capo_ds.cost.step import Shape, Step
+from capo_ds.cost.cluster import Cluster, Link, Rates, Sketching
+from capo_ds.cost.collectives import Collectives
+from capo_ds.cost.shape import Shape
+from capo_ds.cost.step import Step
 from capo_ds.distributed import comm
 from capo_ds.distributed.gram import product_with_itself
 from capo_ds.gradients.per_sample import PerSampleGradients
+from capo_ds.gradients.sketch import DEFAULT_DIM
 from capo_ds.gradients.store import GradientStore
-from capo_ds.memory import measure_capacity
+from capo_ds.memory import measure_capacity, sketched_together
 from capo_ds.models import token_log_probs
-from capo_ds.rollout.base import Draw, SamplerRun
-from capo_ds.rollout.hf import hf
+from capo_ds.rollout.base import Draw
+from capo_ds.rollout.hf import HuggingFaceSampler
 from capo_ds.seeding import Stream, generator
 
 LONG_ENOUGH = 0.2  # seconds of what is timed
 ROWS, DECODED, COLUMNS = 64, 8, 1 << 14
 SOLVED = (256, 2048)
-TIMES, ECHOES = 5, 9
+TIMES, ECHOES = 5, 8
 EXCHANGE = 0.02  # seconds of one that tells a link's rate, of a megabyte at least
 PASS = 2.0  # seconds, beyond which no larger micro-batch is tried
+FEW, MANY = 4, 16  # gradients that are sketched together, to tell the map's cost from its use
+SKETCHED = {"cpu": 1 << 18, "cuda": 1 << 24}  # numbers of each of them, if there are as many
 
 
 def check_measurable(hosts: list[str], machines: int) -> None:
@@ -50,7 +55,7 @@ def check_measurable(hosts: list[str], machines: int) -> None:
         )
 
 
-def measure_cluster(run: SamplerRun, hosts: list[str]) -> Cluster:
+def measure_cluster(config: Config, policy: PeftModel, hosts: list[str]) -> Cluster:
     """What these ranks achieve, all of them at work (all ranks; the slowest's).
 
     hosts: of every rank, as `check_measurable` wants them.
@@ -64,15 +69,19 @@ def measure_cluster(run: SamplerRun, hosts: list[str]) -> Cluster:
         second = [rank for rank, host in enumerate(hosts) if host == names[1]]
         between = link(list(zip(first, second, strict=True)), together=True)
     memory = measure_capacity(comm.device(), here)
-    return Cluster(
+    cluster = Cluster(
         backend="nccl" if comm.device().type == "cuda" else "gloo",
         ranks=here,
         within=within,
         between=between,
-        rates=measure_rates(run),
+        rates=measure_rates(config, policy),
         memory=min(comm.gather(memory.device)),
         host_memory=min(comm.gather(memory.host)),
     )
+    if len(hosts) == 1:
+        return cluster
+    share = _share_of_all_to_all(Collectives(cluster, len(names)))
+    return cluster.model_copy(update={"all_to_all": share})
 
 
 def link(pairs: list[tuple[int, int]], together: bool = False) -> Link | None:
@@ -85,7 +94,7 @@ def link(pairs: list[tuple[int, int]], together: bool = False) -> Link | None:
     mine = next((pair for pair in pairs if comm.rank() in pair), None)
     other = sum(mine) - comm.rank() if mine else None
     _exchange(other, 8)  # opens the connection
-    latency = max(comm.gather(median(_echo(mine) for _ in range(ECHOES))))
+    latency = min(max(comm.gather(_exchange(other, 8, ECHOES))) for _ in range(TIMES))
     size = 1 << 20
     while True:  # the same sizes on all ranks
         slowest = max(comm.gather(median(_exchange(other, size) for _ in range(TIMES))))
@@ -96,8 +105,12 @@ def link(pairs: list[tuple[int, int]], together: bool = False) -> Link | None:
     return Link(seconds=latency, bytes_per_second=rate * (len(pairs) if together else 1))
 
 
-def _exchange(other: int | None, size: int) -> float:
-    """Seconds until as much has come from the other rank as was sent; 0 without one."""
+def _exchange(other: int | None, size: int, times: int = 1) -> float:
+    """Seconds until as much has come from the other rank as was sent, the mean of some in a row,
+    as a ring's stages are; 0 without one.
+
+    Receives are asked for first: where a rank begins to send before it is ready to receive, its
+    own message goes before the word that it is (gloo)."""
     comm.max_over_ranks(0)
     if other is None:
         return 0.0
@@ -105,75 +118,95 @@ def _exchange(other: int | None, size: int) -> float:
     received = torch.empty_like(sent)
     _settle()
     start = time.perf_counter()
-    operations = [dist.P2POp(dist.isend, sent, other), dist.P2POp(dist.irecv, received, other)]
-    for request in dist.batch_isend_irecv(operations):
-        request.wait()
+    for _ in range(times):
+        operations = [dist.P2POp(dist.irecv, received, other), dist.P2POp(dist.isend, sent, other)]
+        for request in dist.batch_isend_irecv(operations):
+            request.wait()
     _settle()
-    return time.perf_counter() - start
+    return (time.perf_counter() - start) / times
 
 
-def _echo(pair: tuple[int, int] | None) -> float:
-    """Seconds of a message one way, half of there and back, as collectives send theirs: to a rank
-    that has only begun to wait for it (gloo then asks first)."""
-    comm.max_over_ranks(0)
-    if pair is None:
-        return 0.0
-    message, other = torch.ones(1, device=comm.device()), sum(pair) - comm.rank()
-    start = time.perf_counter()
-    for sends in (comm.rank() == pair[0], comm.rank() == pair[1]):
-        dist.send(message, other) if sends else dist.recv(message, other)
-    _settle()
-    return (time.perf_counter() - start) / 2
+def _share_of_all_to_all(links: Collectives) -> float:
+    """Of the links' rate, what the ranks reach when all exchange with all, some times in a row."""
+    size = 1 << 20
+    while links.seconds("all_to_all", size) < EXCHANGE and size < 1 << 28:
+        size *= 4
+    parts = list(torch.ones(size // 4, device=comm.device()).tensor_split(comm.world_size()))
+    received = [len(parts[comm.rank()])] * comm.world_size()
+
+    def exchange() -> None:
+        for _ in range(TIMES):
+            comm.all_to_all(parts, received)
+
+    seconds = timed(exchange) / TIMES
+    comm.take_bytes_sent()
+    latency = links.seconds("all_to_all", 0)
+    return min(1.0, (links.seconds("all_to_all", size) - latency) / max(seconds - latency, 1e-9))
 
 
-def measure_rates(run: SamplerRun) -> Rates:
+def measure_rates(config: Config, policy: PeftModel) -> Rates:
     """Of the ranks, which all measure at once."""
-    config, policy = run.config, run.policy
     step = Step(
         config,
         Shape.of(policy, config.model.dtype),
         comm.world_size(),
         config.rollout.max_new_tokens,
     )
-    passes, memory, sketch = _passes(config, policy, step)
+    passes, memory = _passes(config, policy, step)
     sizes = sorted({min(step.samples, size) for size in SOLVED})
     return Rates(
         passes=passes,
         products=_products(config, step.samples),
         memory=memory,
-        sketch={config.gradients.sketch: sketch} if sketch else {},
-        sampling=_sampling(run, step),
+        sketch=_sketching(config, step.shape),
+        sampling=_sampling(policy, step),
         optimizer=_optimizer(step.shape),
         solve={size: _solve(config, size) for size in sizes},
     )
 
 
-def _passes(config: Config, policy: PeftModel, step: Step) -> tuple[float, float, float | None]:
+def _passes(config: Config, policy: PeftModel, step: Step) -> tuple[float, float]:
     """Operations a second of per-sample gradients, as many rows as a micro-batch has or are long
-    enough; bytes a second of a weighted sum over them, and of their sketches if there are any."""
+    enough; bytes a second of a weighted sum over them."""
     prompt, response = config.rollout.max_prompt_tokens, step.response
     per_sample = PerSampleGradients(policy)
-    make_sketch = sketches(config.gradients, per_sample.shapes)
     rows, most = 1, max(1, config.train.micro_batch_size)
     if config.train.micro_batch_tokens is not None:
         most = max(1, config.train.micro_batch_tokens // (prompt + response))
     try:
         while True:
-            sketch = make_sketch(0) if make_sketch else None
-            store = GradientStore(step.shape.factors, rows, comm.device(), sketch=sketch)
+            store = GradientStore(step.shape.factors, rows, comm.device())
             seconds = timed(lambda: _gradients(per_sample, policy, store, rows, prompt, response))  # noqa: B023
             if rows >= most or seconds > PASS:
                 break
             rows = min(most, rows * 4)
         weights = torch.ones(rows, device=comm.device())
         combined = timed(lambda: store.combine(weights.expand(len(step.shape.factors), rows)))
-        sketched = make_sketch and timed(lambda: list(store.matrices()))
     finally:
         per_sample.remove()
     twice = config.model.gradient_checkpointing
     flops = step.shape.backward(rows, prompt, response, twice)
     count = 4 * rows * step.shape.trained
-    return flops / seconds, count / combined, count / sketched if sketched else None
+    return flops / seconds, count / combined
+
+
+def _sketching(config: Config, shape: Shape) -> dict[str, Sketching]:
+    """From two numbers of gradients that are sketched together, at the first of the factors."""
+    if (make := sketches(config.gradients, shape.factors)) is None:
+        return {}
+    sketch, device = make(0), comm.device()
+    rows: list[torch.Tensor] = []
+    for factor in shape.factors:
+        rows.append(torch.randn(MANY, *factor, device=device))
+        if (numbers := sum(row[0].numel() for row in rows)) >= SKETCHED[device.type]:
+            break
+    few, many = (timed(lambda: sketch(row[:count] for row in rows)) for count in (FEW, MANY))  # noqa: B023
+    each = max(many - few, 0.1 * many) / (MANY - FEW)
+    drawn, size = few - FEW * each, 4.0 * numbers
+    if sketched_together(config):  # a dense one
+        size *= config.gradients.sketch_dim / DEFAULT_DIM
+    rate = Sketching(applied=size / each, drawn=size / drawn if drawn > 0 else None)
+    return {config.gradients.sketch: rate}
 
 
 def _gradients(
@@ -198,16 +231,17 @@ def _products(config: Config, samples: int) -> float:
     return 2 * samples**2 * COLUMNS / timed(lambda: product_with_itself(rows))
 
 
-def _sampling(run: SamplerRun, step: Step) -> float:
+def _sampling(policy: PeftModel, step: Step) -> float:
     """By the sampler `hf`; for the others the rate at which memory is read, which they come near
     to at best."""
-    rollout, shape = run.config.rollout, step.shape
+    rollout, shape = step.config.rollout, step.shape
     if rollout.sampler != "hf":
         block = torch.ones(1 << 26, device=comm.device())
         return 4 * len(block) / timed(block.sum)
     rows = min(step.sampled, rollout.batch_size, ROWS)
-    prompts = [[run.pad] * rollout.max_prompt_tokens] * rows
-    draws, sampler = [Draw(0, 0, row) for row in range(rows)], hf(run)
+    prompts = [[0] * rollout.max_prompt_tokens] * rows
+    draws = [Draw(0, 0, row) for row in range(rows)]
+    sampler = HuggingFaceSampler(policy, (-1,), 0, 1 + DECODED, rollout.batch_size)
 
     def seconds(tokens: int) -> float:
         return timed(lambda: sampler.sample(prompts, draws, 1, 1.0, max_new_tokens=tokens))

@@ -1,31 +1,37 @@
 """The work of a step and what its ranks exchange, counted phase by phase: those of the metrics
-`time/*`, and `log` for what is in none of them.
+`time/*`, and `meet` (between those of an update) and `log` for what is in none of them.
 
 Of the busiest rank; every sample has a gradient, and all responses have the length that is asked
-for. tests/distributed/test_cost.py counts the same exchanges in a step of two ranks and of four.
+for, so that the bytes are those of a step at most. tests/distributed/test_cost.py counts the same
+exchanges in a step of two ranks and of four.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
+import numpy as np
 import torch
-from peft import PeftModel
 
-from capo_ds.architecture import text_config
 from capo_ds.config import Config
+from capo_ds.cost.shape import Shape
 from capo_ds.distributed.deepspeed_json import read_deepspeed_json, zero_stage
 from capo_ds.distributed.gram import BAND_ROWS, BUFFER_ENTRIES
-from capo_ds.distributed.zero import EXCHANGED, parameter_count
-from capo_ds.memory import cache_heads
+from capo_ds.distributed.zero import EXCHANGED, ROUNDS
+from capo_ds.gradients.sketch import DEFAULT_DIM
+from capo_ds.gradients.store import held_samples
+from capo_ds.learning.mini_batches import mini_batches
+from capo_ds.memory import sketched_together
 
 # A note is an object that every rank gathers: a collective for its size, another for its bytes.
 NOTES = {"rollout": 2, "sync": 2, "score": 2, "log_probs": 1, "log": 1}  # of a step
 NOTES_OF_UPDATE = {"backward": 1, "solve": 1, "reconstruct": 1, "optimizer": 1}
 JUDGED, TAKEN, SOLVED = 330, 14, 75  # bytes a sample in: verdicts, the roster, the answer
 MEASURES = 9000  # bytes of a rank's metrics of a step
+STEPS = 8  # whose mini-batches are looked at
 
 
 class Exchange(NamedTuple):
@@ -34,6 +40,14 @@ class Exchange(NamedTuple):
     kind: str
     count: float
     times: int = 1
+
+    def sent(self, ranks: int) -> float:
+        """Bytes that the busiest rank sends: in a reduction one that is not 0, in a broadcast one
+        that hands on."""
+        if ranks == 1:
+            return 0.0
+        share = (ranks - 1) / ranks * ROUNDS.get(self.kind, 1)
+        return self.times * self.count * (1 if self.kind in ("reduce", "broadcast") else share)
 
 
 @dataclass
@@ -48,69 +62,14 @@ class Phase:
         self.exchanges.append(Exchange("all_gather", 8 * ranks, times))
         self.exchanges.append(Exchange("all_gather", max(count, 4 * ranks), times))
 
+    def works(self, work: dict[str, float]) -> None:
+        """More of it."""
+        for name, amount in work.items():
+            self.work[name] = self.work.get(name, 0.0) + amount
 
-@dataclass(frozen=True)
-class Shape:
-    """A model with LoRA factors.
-
-    factors: (out, in) of each. dense: weights that a token is multiplied with below the output
-    layer. stored: bytes of the base weights, in so many tensors. cache: bytes that a token keeps.
-    """
-
-    factors: list[tuple[int, int]]
-    dense: int
-    stored: int
-    tensors: int
-    layers: int
-    width: int
-    vocabulary: int
-    cache: int
-
-    @property
-    def trained(self) -> int:
-        return sum(out * into for out, into in self.factors)
-
-    @staticmethod
-    def of(policy: PeftModel, dtype: str) -> Shape:
-        """Whatever ZeRO has made of it; of experts all are counted (as an upper bound)."""
-        base = [p for p in policy.parameters() if not p.requires_grad]
-        factors = [(p.shape[0], p.shape[1]) for p in policy.parameters() if p.requires_grad]
-        architecture = text_config(policy.config)
-        heads, size = cache_heads(architecture)
-        number = getattr(torch, dtype).itemsize
-        width, vocabulary = architecture.hidden_size, architecture.vocab_size
-        whole = sum(map(parameter_count, base))
-        tied = policy.get_input_embeddings().weight is policy.get_output_embeddings().weight
-        return Shape(
-            factors,
-            whole - width * vocabulary * (1 if tied else 2),
-            sum(parameter_count(p) * p.element_size() for p in base),
-            len(base),
-            architecture.num_hidden_layers,
-            width,
-            vocabulary,
-            2 * architecture.num_hidden_layers * heads * size * number,
-        )
-
-    def forward(self, samples: int, prompt: int, response: int) -> float:
-        """Floating-point operations of a forward pass, scores of attention and logits included."""
-        tokens = samples * (prompt + response)
-        scores = 2 * self.width * self.layers * samples * (prompt + response) ** 2
-        return 2 * (self.dense + self.trained) * tokens + scores + self._logits(samples * response)
-
-    def backward(self, samples: int, prompt: int, response: int, twice: bool) -> float:
-        """Of a forward and a backward pass, in which base weights get no gradients; twice: forward
-        again, by checkpointing."""
-        tokens = samples * (prompt + response)
-        forward = self.forward(samples, prompt, response)
-        scores = 2 * self.width * self.layers * samples * (prompt + response) ** 2
-        factors = 2 * self.trained * tokens
-        logits = self._logits(samples * response)
-        again = forward - logits if twice else 0.0
-        return 2 * forward + again + scores + factors
-
-    def _logits(self, tokens: int) -> float:
-        return 2 * self.width * self.vocabulary * tokens
+    def sent(self, ranks: int) -> float:
+        """Bytes, by the busiest rank."""
+        return sum(exchange.sent(ranks) for exchange in self.exchanges)
 
 
 @dataclass(frozen=True)
@@ -134,10 +93,20 @@ class Step:
         rollout = self.config.rollout
         return -(-rollout.prompts_per_step // self.ranks) * rollout.group_size
 
-    @property
+    @cached_property
     def mine(self) -> float:
-        """Of a rank in an update, on average: mini-batches are drawn at random."""
-        return self.sampled / self.config.objective.minibatches
+        """Of the busiest rank of an update, in the mean over updates: mini-batches are drawn at
+        random from the prompts of all ranks."""
+        if self.config.objective.minibatches == 1:
+            return self.sampled
+        parts = [part for step in range(STEPS) for part in mini_batches(self.config, step)]
+        most = [np.bincount(part % self.ranks).max() for part in parts if len(part)]
+        return float(np.mean(most)) * self.config.rollout.group_size
+
+    @property
+    def idle(self) -> int:
+        """Ranks without a prompt."""
+        return max(0, self.ranks - self.config.rollout.prompts_per_step)
 
     @property
     def updates(self) -> int:
@@ -150,7 +119,7 @@ class Step:
         if self.config.uses_per_sample_gradients:
             found |= {"gram": self._gram(), "solve": self._solve()}
             found["reconstruct"] = self._reconstruct()
-        found |= {"optimizer": self._optimizer(), "log": self._log()}
+        found |= {"optimizer": self._optimizer(), "meet": self._meet(), "log": self._log()}
         for name, times in NOTES.items():
             found[name].note(self.ranks, times=times)
         for name, times in NOTES_OF_UPDATE.items():
@@ -165,7 +134,7 @@ class Step:
         batches = -(-self.sampled // batch)
         cache = batch * (rollout.max_prompt_tokens + self.response / 2) * self.shape.cache
         read = self.response * (self.shape.stored + 4 * self.shape.trained + cache) * batches
-        return Phase({"sampling": read}, self._gathered(1))
+        return Phase({"sampling": read}, self._gathered(int(rollout.sampler == "hf")))
 
     def _score(self) -> Phase:
         phase = Phase()
@@ -184,11 +153,16 @@ class Step:
         flops = self.shape.backward(1, *size, self.config.model.gradient_checkpointing) * self.mine
         gathers = self._gathered(2 * self._micro_batches(self.mine) * self.updates)
         phase = Phase({"passes": flops * self.updates}, gathers)
-        phase.exchanges.append(Exchange("all_reduce", 16, self.updates))
+        if self._keeps_sketches:  # and the sum of all gradients
+            phase.works({"passes": self.updates * self.mine * self.shape.gradients(*size)})
+            phase.works(self._sketching()[0])
+        return phase
+
+    def _meet(self) -> Phase:
+        """How many samples there are, and which have a gradient."""
+        phase = Phase(exchanges=[Exchange("all_reduce", 16, self.updates)])
         if self.config.uses_per_sample_gradients:
             phase.note(self.ranks, TAKEN * self.samples, self.updates)
-            if self.config.gradients.store == "recompute":
-                phase.work |= self._sketching()
         return phase
 
     def _gram(self) -> Phase:
@@ -208,15 +182,40 @@ class Step:
             exchanges.append(Exchange("reduce", 8 * entries, self.updates * blocks))
         phase = Phase({}, exchanges)
         phase.work["products"] = 2 * self.samples**2 * sum(columns) / self.ranks * self.updates
-        if settings.store != "recompute":
-            phase.work |= self._sketching()
+        phase.works(self._sketching()[1])
         return phase
 
-    def _sketching(self) -> dict[str, float]:
-        """Bytes of gradients that are sketched: with `recompute` as they come, else when asked."""
-        if self.config.gradients.sketch == "none":
-            return {}
-        return {"sketch": 4 * self.mine * self.updates * self.shape.trained}
+    def _sketching(self) -> tuple[dict[str, float], dict[str, float]]:
+        """What is sketched in the phases `backward` and `gram`: bytes of gradients, and of one
+        gradient as often as the map is made (see `Sketching`).
+
+        Stores of whole gradients do it for all samples together, when asked; `recompute` as
+        gradients come, and where they wait for each other (see `SketchStore`) the last when asked.
+        """
+        gradients = self.config.gradients
+        if gradients.sketch == "none":
+            return {}, {}
+        together = sketched_together(self.config)
+        each = 4 * self.shape.trained * self.updates
+        if together:  # k multiplications a number
+            each *= gradients.sketch_dim / DEFAULT_DIM
+        samples, rows = self.mine, self._rows
+        groups, last = 1, samples
+        if self._keeps_sketches:
+            held = held_samples(math.ceil(samples), self.shape.trained) if together else 0
+            some = held // min(rows, samples) * min(rows, samples)  # of whole micro-batches
+            groups = math.ceil(samples / (some or rows))
+            last = samples - (groups - 1) * some if some else 0.0
+        at_last = min(last, 1)  # whether anything waits
+        before = {"applied": each * (samples - last), "drawn": each * (groups - at_last)}
+        return before, {"applied": each * last, "drawn": each * at_last}
+
+    @property
+    def _keeps_sketches(self) -> bool:
+        """And no gradients."""
+        found = self.config.gradients
+        whole = found.store != "recompute" or found.sketch == "none"
+        return self.config.uses_per_sample_gradients and not whole
 
     @property
     def _blocks(self) -> int:
@@ -235,11 +234,11 @@ class Step:
         number = getattr(torch, settings.dtype).itemsize
         sums = 1 if settings.sketch == "none" else 2  # sketched, of g_0 and of dg
         phase = Phase({"memory": sums * self.mine * trained * number * self.updates})
-        if settings.store == "recompute":
+        if self._keeps_sketches:
             size = self.config.rollout.max_prompt_tokens, self.response
             twice = self.config.model.gradient_checkpointing
             again = self.shape.backward(1, *size, twice) * self.mine
-            phase.work = {"passes": sums * again * self.updates}
+            phase.work = {"passes": again * self.updates}  # of dg; g_0 is the sum that was kept
         if sums == 2:
             times = len(self.shape.factors)
             exchanged = Exchange("all_to_all", 8 * trained / times, times * self.updates)
@@ -254,7 +253,7 @@ class Step:
         return Phase({"optimizer": self.updates * len(self.shape.factors)}, exchanges)
 
     def _log(self) -> Phase:
-        """The ranks' metrics, their memory, and whether one was interrupted; not timed by any."""
+        """The ranks' metrics, their memory, and whether one was interrupted."""
         phase = Phase(exchanges=[Exchange("all_reduce", 8, 2)])
         phase.note(self.ranks, MEASURES * self.ranks)
         return phase
@@ -262,16 +261,30 @@ class Step:
     def _forward(self, samples: float) -> float:
         return samples * self.shape.forward(1, self.config.rollout.max_prompt_tokens, self.response)
 
-    def _micro_batches(self, samples: float) -> int:
+    @property
+    def _rows(self) -> int:
+        """Of a micro-batch."""
         train, tokens = self.config.train, self.config.rollout.max_prompt_tokens + self.response
-        rows = train.micro_batch_size
-        if train.micro_batch_tokens is not None:
-            rows = max(1, train.micro_batch_tokens // tokens)
-        return math.ceil(samples / rows)
+        if train.micro_batch_tokens is None:
+            return train.micro_batch_size
+        return max(1, train.micro_batch_tokens // tokens)
+
+    def _micro_batches(self, samples: float) -> int:
+        return math.ceil(samples / self._rows)
 
     def _gathered(self, times: int) -> list[Exchange]:
         """All weights, gathered tensor by tensor at ZeRO 3."""
-        if zero_stage(read_deepspeed_json(self.config.deepspeed)) < 3:
+        if not times or zero_stage(read_deepspeed_json(self.config.deepspeed)) < 3:
             return []
         tensors = self.shape.tensors
         return [Exchange("all_gather", self.shape.stored / tensors, times * tensors)]
+
+
+def step_of(
+    config: Config, shape: Shape, store: str, ranks: int, response: int | None = None
+) -> Step:
+    """The step of a run that keeps its gradients in this store. response: None, as long as may
+    be."""
+    gradients = config.gradients.model_copy(update={"store": store})
+    chosen = config.model_copy(update={"gradients": gradients})
+    return Step(chosen, shape, ranks, response or config.rollout.max_new_tokens)

@@ -6,8 +6,8 @@ version, and `check` says which one is gone where an engine is made.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from capo_ds.contracts import check
 from capo_ds.distributed import comm
@@ -41,7 +42,7 @@ RELIED_ON = {
         "backward_hooks",
         "release_backward_leftovers",
     ],
-    "parameter at ZeRO 3": ["ds_numel"],
+    "parameter at ZeRO 3": ["ds_numel", "ds_shape", "convert_to_zero_parameters"],
 }
 
 
@@ -200,6 +201,97 @@ class Writers:
             whole = [row for row in rows if row.endswith("\n") and int(row.split(",")[0]) < step]
             path.write_text("".join([header, *whole]))
             monitor.filenames.append(path.stem)
+
+
+def share_out(model: nn.Module, settings: dict[str, Any], device: torch.device) -> None:
+    """Keep of each weight this rank's part alone, as ZeRO 3 cuts them, on its device (all ranks).
+
+    They come from rank 0 one by one, so that no other rank, nor any device, ever holds the model
+    whole: the others' may be on torch's meta device, and rank 0's stay in the files that they are
+    mapped from.
+
+    settings: DeepSpeed's JSON.
+    """
+    shared: dict[nn.Parameter, nn.Parameter] = {}  # tied weights are one
+    for module in model.modules():
+        own = module.named_parameters(recurse=False, remove_duplicate=False)
+        for name, parameter in list(own):
+            if parameter not in shared:
+                first = next(iter(shared.values()), None)
+                shared[parameter] = _shared_out(parameter, settings, device, first)
+            setattr(module, name, shared[parameter])
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            on_meta = buffer.is_meta
+            whole = torch.empty_like(buffer, device=device) if on_meta else buffer.to(device)
+            whole = whole.contiguous()
+            comm.broadcast_tensor(whole.flatten().view(torch.uint8))
+            setattr(module, name, whole)
+
+
+def _shared_out(
+    parameter: Any, settings: dict[str, Any], device: torch.device, first: Any
+) -> nn.Parameter:
+    """first: one that has been shared out before, or None."""
+    if parameter.is_meta:
+        empty = torch.empty_like(parameter, device=device)
+        parameter = nn.Parameter(empty, requires_grad=parameter.requires_grad)
+    if first is not None:
+        first.convert_to_zero_parameters(param_list=[parameter])
+        return parameter
+    settings = settings | {"train_micro_batch_size_per_gpu": 1}  # unused, and asked for
+    alone = nn.ParameterList([parameter])
+    import_deepspeed().zero.Init(module=alone, config_dict_or_path=settings)
+    check("deepspeed", parameter, RELIED_ON["parameter at ZeRO 3"])
+    return parameter
+
+
+@contextmanager
+def whole_in_passes(model: nn.Module, blocks: Iterable[nn.Module]) -> Iterator[None]:
+    """Inside, passes without gradients through a model that has been shared out, and has no engine
+    yet, find their weights: those of each block while it is at work, the others throughout.
+
+    All ranks must make equally many. Does nothing to a model that is whole.
+    """
+    if not any(map(is_shared_out, model.parameters())):
+        yield
+        return
+    whole = import_deepspeed().zero.GatheredParameters
+    with ExitStack() as stack:
+        inside: set[nn.Parameter] = set()
+        for block in blocks:
+            own = [p for p in block.parameters() if is_shared_out(p)]
+            inside.update(own)
+            at_work = ExitStack()  # empty between passes
+
+            def begin(*_: Any, at_work: ExitStack = at_work, own: list[Any] = own) -> None:
+                at_work.enter_context(whole(own))
+
+            def end(*_: Any, at_work: ExitStack = at_work) -> None:
+                at_work.close()
+
+            stack.enter_context(_hook(block.register_forward_pre_hook(begin)))
+            stack.enter_context(_hook(block.register_forward_hook(end, always_call=True)))
+        others = [p for p in model.parameters() if is_shared_out(p) and p not in inside]
+        stack.enter_context(whole(others))
+        yield
+
+
+@contextmanager
+def _hook(handle: RemovableHandle) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def is_shared_out(parameter: nn.Parameter) -> bool:
+    """Whether ZeRO 3 has taken it apart."""
+    return hasattr(parameter, "ds_shape")
+
+
+def whole_shape(parameter: Tensor) -> torch.Size:
+    """Its shape, also where ZeRO 3 has taken it apart."""
+    return getattr(parameter, "ds_shape", parameter.shape)
 
 
 def rounds(stage: int) -> int:

@@ -17,10 +17,12 @@ METHODS = ("awake", "sync", "sample")
 EARLY = "ask"
 
 
-def make_sampler(run: SamplerRun, prompts: list[list[int]]) -> tuple[Sampler, Probe | None]:
+def make_sampler(
+    run: SamplerRun, prompts: list[list[int]], largest: Callable[[int], int] | None = None
+) -> tuple[Sampler, Probe | None]:
     """The sampler, and the probe of its weights where it has its own.
 
-    prompts: some of the task's, for the probe.
+    prompts: some of the task's, for the probe. largest: see `Probe`.
     Raises `ConfigError` if the sampler cannot be had.
     """
     config = run.config
@@ -40,7 +42,7 @@ def make_sampler(run: SamplerRun, prompts: list[list[int]]) -> tuple[Sampler, Pr
     if getattr(sampler, "shares_policy", False):
         return sampler, None
     context = context_length(config, run.policy.config)
-    return sampler, Probe(sampler, run.policy, prompts, context, config)
+    return sampler, Probe(sampler, run.policy, prompts, context, config, largest)
 
 
 def check_sampler(run: SamplerRun) -> None:

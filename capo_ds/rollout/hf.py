@@ -27,6 +27,7 @@ from capo_ds.architecture import (
     state_is_in_the_layers,
 )
 from capo_ds.decoding import texts_of
+from capo_ds.distributed.zero import whole_shape
 from capo_ds.log_probs import bound_of
 from capo_ds.rollout.base import (
     WHOLE,
@@ -162,7 +163,7 @@ class HuggingFaceSampler:
         take the wrong columns of the mask while decoding (MiniMax).
         """
         device = next(self.model.parameters()).device
-        vocabulary = self._embedding.weight.shape[0]
+        vocabulary = whole_shape(self._embedding.weight)[0]
         ids = torch.tensor([TRIAL], device=device) % vocabulary
         found = []
         for padding in (0, PADDING):

@@ -29,7 +29,8 @@ class Probe:
     The prompts are the same every time, so that a prefix cache would know them again. They are
     pieces of real ones, ending anywhere: what follows is uncertain, and so depends on the weights.
 
-    prompts: of the task, as token ids. context: the sampler's.
+    prompts: of the task, as token ids. context: the sampler's. largest: of a number of each rank,
+    where ranks take part in each other's passes (ZeRO 3), so that all make equally many.
     """
 
     def __init__(
@@ -39,8 +40,9 @@ class Probe:
         prompts: list[list[int]],
         context: int,
         config: Config,
+        largest: Callable[[int], int] | None = None,
     ):
-        self.sampler, self.policy = sampler, policy
+        self.sampler, self.policy, self.largest = sampler, policy, largest
         self.temperature = config.rollout.temperature
         self.bound = config.rollout.probe_bound or 0.0  # 0: to be found from the first rollout
         self.dtype = config.model.dtype
@@ -50,67 +52,77 @@ class Probe:
         self._last: dict[str, Rollout] = {}  # by server, if there are several
 
     def check(self) -> Tensor:
-        """`ask`, and wait."""
-        return self.ask()()
+        """`ask`, wait, and `compare`."""
+        return self.compare(self.ask()())
 
-    def ask(self) -> Callable[[], Tensor]:
-        """The sequences are asked for; what is returned waits for them, and returns the absolute
-        differences of all tokens' log-probabilities, in nats.
-
-        Raises:
-            SamplerMismatch: if their mean over any sequence exceeds the bound (from the latter).
-        """
-        asked = self._ask()
-
-        def differences() -> Tensor:
-            rollouts = asked()
-            found = [self._check(where, rollout) for where, rollout in rollouts.items()]
-            self._last = rollouts
-            return torch.cat(found)
-
-        return differences
-
-    def _ask(self) -> Callable[[], dict[str, Rollout]]:
-        """For what each server answers, or under no name what the sampler does."""
+    def ask(self) -> Callable[[], dict[str, Rollout]]:
+        """The sequences are asked for; what is returned waits for them: what each server answers,
+        or under no name what the sampler does."""
         sampler, arguments = self.sampler, (self.prompts, self.draws)
         if isinstance(sampler, SamplesEach):
             return lambda: sampler.sample_each(*arguments, self.temperature, PROBE_TOKENS)
         asked = asked_of(sampler, *arguments, 1, self.temperature, PROBE_TOKENS)
         return lambda: {"": asked().rollout}
 
-    def _check(self, where: str, rollout: Rollout) -> Tensor:
+    def compare(self, answers: dict[str, Rollout]) -> Tensor:
+        """The absolute differences of all tokens' log-probabilities, in nats.
+
+        Raises:
+            SamplerMismatch: if their mean over any sequence exceeds the bound.
+        """
+        rollouts = list(answers.values())
         if not self.bound:
-            largest = largest_logit(self.policy, rollout.input_ids(), rollout.attention_mask())
-            self.bound = log_prob_bound(self.dtype, largest)
-        differences = (rollout.log_probs - self._trainers(rollout)).abs()
-        of_sequences = differences.sum(1) / rollout.lengths
-        if not (of_sequences <= self.bound).all():  # NaN is not
-            explained = self._explain(rollout, of_sequences, self._last.get(where))
+            ids, mask = rollouts[0].input_ids(), rollouts[0].attention_mask()
+            self.bound = log_prob_bound(self.dtype, largest_logit(self.policy, ids, mask))
+        differences = [self._differences(rollout) for rollout in rollouts]
+        for _ in range(self._of_ranks(len(rollouts)) - len(rollouts)):
+            self._differences(rollouts[0])
+        wrong = -1  # the first of them
+        for number, (values, rollout) in enumerate(zip(differences, rollouts, strict=True)):
+            if wrong < 0 and not (_means(values, rollout) <= self.bound).all():  # NaN is not
+                wrong = number
+        if self._of_ranks(wrong) >= 0:  # here, or elsewhere, where this rank has part in the passes
+            rollout = rollouts[wrong]
+            with reference_policy(self.policy):
+                of_base = _means(self._differences(rollout), rollout)
+        if wrong >= 0:
+            where, found = list(answers)[wrong], _means(differences[wrong], rollout)
+            explained = self._explain(rollout, found, of_base, self._last.get(where))
             raise SamplerMismatch(
                 "after the weight sync the sampler's log-probabilities differ from the trainer's "
-                f"by up to {of_sequences.max():.4g} nats a token (rollout.probe_bound = "
+                f"by up to {found.max():.4g} nats a token (rollout.probe_bound = "
                 f"{self.bound:g}{where and f', {where}'}): {explained}"
             )
-        return differences[rollout.completion_mask]
+        self._last = answers
+        values = zip(differences, rollouts, strict=True)
+        return torch.cat([value[rollout.completion_mask] for value, rollout in values])
+
+    def _of_ranks(self, number: int) -> int:
+        return self.largest(number) if self.largest else number
 
     @torch.no_grad()
-    def _trainers(self, rollout: Rollout) -> Tensor:
-        return token_log_probs(
+    def _differences(self, rollout: Rollout) -> Tensor:
+        """Of the sampler's log-probabilities and the policy's. (B, T)"""
+        values = token_log_probs(
             self.policy,
             rollout.input_ids(),
             rollout.attention_mask(),
             rollout.completion_mask,
             self.temperature,
         )
+        return (rollout.log_probs - values).abs()
 
-    def _explain(self, rollout: Rollout, differences: Tensor, last: Rollout | None) -> str:
-        """What is wrong, from which sequences differ (differences: (n,)) and what they equal."""
+    def _explain(
+        self, rollout: Rollout, differences: Tensor, of_base: Tensor, last: Rollout | None
+    ) -> str:
+        """What is wrong, from which sequences differ (differences: (n,)) and what they equal.
+
+        of_base: their differences from the reference.
+        """
         if not differences.isfinite().all():
             return "there are values that are not finite, so weights are corrupted"
         if last is not None and _same(rollout, last):
             return "it answers as before the sync: it still has the old weights"
-        with reference_policy(self.policy):
-            of_base = (rollout.log_probs - self._trainers(rollout)).abs().sum(1) / rollout.lengths
         if (of_base <= self.bound).all():
             return "it answers as the base model: it runs without the adapter"
         lengths = rollout.prompt_mask.sum(1)
@@ -124,6 +136,11 @@ class Probe:
             "its weights are neither the new nor the old ones; they are corrupted, or of another "
             "base model (compare model.path and model.dtype with the sampler's)"
         )
+
+
+def _means(differences: Tensor, rollout: Rollout) -> Tensor:
+    """Over the tokens of each sequence. (B,)"""
+    return differences.sum(1) / rollout.lengths
 
 
 def _same(one: Rollout, other: Rollout) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, cast
 from peft import LoraConfig, PeftModel
 
 from capo_ds.config import Config
-from capo_ds.memory import MemoryPlan, readable
+from capo_ds.memory import MemoryPlan
 from capo_ds.quantization import base_precision, entries
 from capo_ds.telemetry.metrics import METRICS_FILE, read_metrics
 from capo_ds.telemetry.plots import reward_curve
@@ -45,7 +45,7 @@ def startup_summary(
         "gradients": _gradients_row(config, store),
         "objective": _values(objective.model_copy(update={"ratio_to": config.ratio_to})),
         "optimizer": _values(config.optimizer),
-        "memory per rank": _memory_row(plan),
+        "memory per rank": f"about {plan.told(store)}",
         "output": config.train.output_dir,
     }
     width = max(map(len, rows))
@@ -145,13 +145,6 @@ def _gradients_row(config: Config, store: str) -> str:
     dim = "" if sketch == "none" else f" of length {config.gradients.sketch_dim}"
     kept = "" if store == "recompute" else f" in {config.gradients.dtype}"
     return f"{exact}{dim}, store {store}{kept}"
-
-
-def _memory_row(plan: MemoryPlan) -> str:
-    device = plan.capacity.device
-    row = f"about {readable(plan.needed)} of {readable(device)}, and for gradients"
-    row += f" {plan.describe_stores()}" if plan.stores else " nothing"
-    return row + "".join(f"\n  {readable(count):>10}  {name}" for name, count in plan.needs.items())
 
 
 def _values(section: Any) -> str:

@@ -1,4 +1,5 @@
-"""Run a recipe, and print what collectives the last step made: kind to calls and bytes, as JSON.
+"""Run a recipe, and print what collectives the last step made: kind to calls and bytes, as JSON;
+of each collective the bytes of the rank that has most.
 
 exchanged.py OUTPUT STEPS OVERRIDE...: of `builtin:capo-embedded`, on rank 0.
 """
@@ -12,7 +13,8 @@ import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
 from capo_ds.config import load_config
-from capo_ds.cost.step import Shape, Step
+from capo_ds.cost.shape import Shape
+from capo_ds.cost.step import Step
 from capo_ds.distributed import comm
 from capo_ds.trainer import Trainer
 
@@ -85,8 +87,9 @@ def main() -> None:
     trainer._record = recorded  # type: ignore[method-assign]
     trainer.run()
     exchanges = [one for phase in step.phases().values() for one in phase.exchanges]
+    busiest = [max(calls) for calls in zip(*comm.gather(made), strict=True)]
     if comm.is_main():
-        counted = totals([(kind, count, 1) for kind, count in made])
+        counted = totals([(kind, count, 1) for kind, count in busiest])
         print("exchanged", json.dumps({"counted": totals(exchanges), "made": counted}))
     comm.finish()
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 MODEL, COMMIT = "me/tiny", "c0ffee" + 34 * "0"
 
@@ -20,6 +21,24 @@ class Hub:
     address: str = ""
     asked: Counter[str] = field(default_factory=Counter)
     broken: str = ""
+
+
+def places(address: str, cache: str) -> list[tuple[Any, str, Any]]:
+    """Module, name and value of what the Hugging Face libraries have read from their variables,
+    for this hub and this cache."""
+    import datasets
+    from huggingface_hub import constants, hf_api
+
+    template = address + "/{repo_id}/resolve/{revision}/{filename}"
+    return [
+        (constants, "ENDPOINT", address),
+        (constants, "HUGGINGFACE_CO_URL_TEMPLATE", template),
+        (constants, "HF_HUB_CACHE", cache),
+        (constants, "HF_HUB_OFFLINE", False),
+        (hf_api.api, "endpoint", address),
+        (datasets.config, "HF_HUB_OFFLINE", False),
+        (datasets.config, "HF_DATASETS_OFFLINE", False),
+    ]
 
 
 @contextmanager

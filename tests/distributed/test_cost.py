@@ -31,7 +31,7 @@ BULK = ("all_to_all", "reduce", "all_reduce")  # without objects, whose pickles 
         (2, []),
         (4, ["deepspeed=ds_configs/zero0.json", "gradients.dtype=bfloat16"]),
         (2, ["gradients.sketch=sparse", "gradients.sketch_dim=512", "capo.radius=1"]),
-        (2, ["objective.minibatches=2", "objective.epochs=2"]),
+        (2, ["objective.minibatches=4", "objective.epochs=2"]),  # a prompt each
     ],
     ids=["exact", "four ranks", "sketched", "mini-batches"],
 )
@@ -59,13 +59,40 @@ def test_rates_that_were_measured_serve_as_a_file(tmp_path):
     told = dry_run(2, tmp_path, "--nodes", "1").stdout
     assert "machines: 1 of 2 ranks, N = 16 samples" in told
     head, _, rates = told.partition("(a file for --cluster, which lacks `between`):\n")
-    assert "between" not in rates and "within" in rates
+    assert "between" not in rates and "within" in rates and "all_to_all" in rates
     assert float(head.split("       step")[1].split()[0]) > 0
     file = tmp_path / "rates.yaml"
     file.write_text(rates)
-    assert "machines: 1 of 2" in dry_run(1, tmp_path, "--nodes", "1", "--cluster", file).stdout
+    again = dry_run(1, tmp_path, "--nodes", "1", "--cluster", file).stdout
+    assert "machines: 1 of 2" in again
+    memory = [text[text.index("memory per rank") :].splitlines()[1:5] for text in (told, again)]
+    assert memory[0] == memory[1]  # with weights and without
     refused = dry_run(1, tmp_path, "--nodes", "2", "--cluster", file, status=2)
     assert "no link between" in refused.stderr and "Traceback" not in refused.stderr
     refused = dry_run(2, tmp_path, "--nodes", "2", status=2)
     assert "cannot be measured on one" in refused.stderr and "Traceback" not in refused.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_a_forecast_needs_neither_weights_nor_data(tmp_path):
+    (tmp_path / "config.json").write_text(
+        json.dumps(
+            {
+                "model_type": "qwen2",
+                "hidden_size": 64,
+                "intermediate_size": 128,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+                "vocab_size": 1000,
+            }
+        )
+    )
+    words = ["--set", f"model.path={tmp_path}", "--set", "task.path=/not/there.jsonl"]
+    assert "rates, as measured" in dry_run(1, tmp_path, "--nodes", "1", *words).stdout
+    words += ["--nodes", "8", "--cluster", HOME / "launchers" / "cluster" / "a800.yaml"]
+    told = dry_run(1, tmp_path, *words).stdout
+    assert "60 of the 64 ranks have none (raise rollout.prompts_per_step)" in told
+    assert "gradients (gradients.store: device" in told
+    refused = dry_run(1, tmp_path, *words, "--set", "model.lora_targets=[nothing]", status=2)
+    assert "model.lora_targets" in refused.stderr and "Traceback" not in refused.stderr

@@ -8,9 +8,8 @@ import pytest
 from capo_ds.config import BUILTIN_MODELS
 from tests.conftest import REPOSITORY, launch
 from tests.distributed.fake_hub import MODEL, Hub, hub
-from tests.ranks import preloaded
 
-TRAIN = REPOSITORY / "launchers" / "train.py"
+SCRIPT = Path(__file__).with_name("hub_train.py")
 RECIPE = REPOSITORY / "launchers" / "recipes" / "capo-embedded.yaml"
 AUTHORISED = f"GET /api/models/{MODEL}/auth-check"
 
@@ -21,27 +20,24 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def the_hub(folder) -> Iterator[Hub]:
-    """The ranks are forked from a process of its own: the library reads its variables at import."""
+def the_hub() -> Iterator[Hub]:
     with hub(BUILTIN_MODELS["builtin:tiny"]) as one, pytest.MonkeyPatch.context() as patch:
-        for name, value in {"HF_ENDPOINT": one.address, "HF_HOME": str(folder / "home")}.items():
-            patch.setenv(name, value)
         for name in ("HF_HUB_OFFLINE", "HF_HUB_CACHE", "HF_TOKEN"):
             patch.delenv(name, raising=False)
-        with preloaded("huggingface_hub"):
-            yield one
+        yield one
 
 
-def dry_run(folder: Path, status: int):
+def dry_run(hub: Hub, folder: Path, status: int):
     """Loads all that a run would, on two ranks."""
     settings = {"model.path": MODEL, "train.output_dir": folder / "run", "task.test_problems": 4}
     words = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-    return launch(2, TRAIN, "--config", str(RECIPE), "--dry-run", *words, status=status)
+    place = (hub.address, str(folder / "cache"))
+    return launch(2, SCRIPT, *place, "--config", str(RECIPE), "--dry-run", *words, status=status)
 
 
 def test_what_cannot_be_fetched_ends_all_ranks_with_one_error(the_hub, folder):
     the_hub.broken = "model.safetensors"
-    result = dry_run(folder, 2)
+    result = dry_run(the_hub, folder, 2)
     assert result.stderr.count(f"model.path: '{MODEL}' cannot be fetched from the hub: ") == 1
     assert "model.safetensors" in result.stderr
     assert the_hub.asked[AUTHORISED] == 1
@@ -51,7 +47,7 @@ def test_one_rank_fetches_for_all(the_hub, folder):
     """What the test before has left in the cache is not fetched again."""
     before = the_hub.asked.copy()
     the_hub.broken = ""
-    result = dry_run(folder, 0)
+    result = dry_run(the_hub, folder, 0)
     assert MODEL in result.stdout
     assert (the_hub.asked - before)[AUTHORISED] == 1
     fetched = {p: count for p, count in the_hub.asked.items() if p.startswith("GET /me/tiny/")}

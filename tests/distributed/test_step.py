@@ -12,7 +12,7 @@ from torch.nn.functional import log_softmax
 
 from capo_ds.config import CapoConfig, Config, load_config
 from capo_ds.models import load_policy, position_ids
-from tests.conftest import REPOSITORY, launch
+from tests.conftest import REPOSITORY, asked_for, launch
 from tests.distributed.one_step import SECOND_MOVE, perturb, responses
 
 SCRIPT = Path(__file__).with_name("one_step.py")
@@ -44,6 +44,15 @@ STAGES = {
     for ranks, micro_batch in ((1, 24), (2, 5), (4, 2))
     for aggregator in ("mean", "capo")
 }
+# Each stage, number of ranks and aggregator stands in a fast case too, here or below.
+SLOW = {
+    f"{aggregator}, ZeRO {stage} on {ranks}"
+    for aggregator, places in {
+        "mean": ((0, 2), (0, 4), (1, 4), (2, 1), (2, 2), (3, 1)),
+        "capo": ((0, 1), (0, 2), (1, 1), (1, 2), (2, 4), (3, 4)),
+    }.items()
+    for stage, ranks in places
+} | {"capo, compiled", "sketch, compiled, recompute", "bfloat16, compiled"}
 CASES = STAGES | {
     "mean, ZeRO 2": (2, {"aggregator": "mean", "deepspeed": "ds_configs/zero2.json"}),
     "mean, ZeRO 0, token mean": (
@@ -242,8 +251,33 @@ CASES = STAGES | {
             "train": {"micro_batch_tokens": 40},
         },
     ),
+    "capo, compiled": (
+        2,
+        {"aggregator": "capo", "model": {"compile": True}, "deepspeed": "ds_configs/zero2.json"},
+    ),
+    "sketch, compiled, recompute": (
+        1,
+        {
+            "aggregator": "capo",
+            "model": {"compile": True, "gradient_checkpointing": True},
+            "gradients": {"sketch": "sparse", "store": "recompute"},
+        },
+    ),
+    "bfloat16, compiled": (
+        2,
+        {"aggregator": "capo", "model": {"compile": True, "dtype": "bfloat16"}},
+    ),
     "capo, no KL": (2, {"aggregator": "capo", "objective": {"kl_weight": 0.0}}),
 }
+
+
+def cases(*words: str) -> list:
+    """Those whose names begin with one of the words, for tests with an argument `case`."""
+    return [
+        pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name
+        for name in CASES
+        if name.startswith(words)
+    ]
 
 
 def write_config(folder: Path, model: str, changes: dict) -> Path:
@@ -265,18 +299,22 @@ def write_config(folder: Path, model: str, changes: dict) -> Path:
 
 
 @pytest.fixture(scope="module")
-def steps(tmp_path_factory: pytest.TempPathFactory, random_model: str) -> dict[str, tuple]:
+def steps(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, random_model: str
+) -> dict[str, tuple]:
     """The config and the step of each case; one launch for each number of ranks.
 
     Through a launcher: tests/end_to_end/test_train.py.
     """
     folder = tmp_path_factory.mktemp("steps")
+    left_out = SLOW - asked_for(request, "case")
     paths = {
         name: write_config(folder / str(number), random_model, changes)
         for number, (name, (_, changes)) in enumerate(CASES.items())
+        if name not in left_out
     }
     for ranks in (1, 2, 4):
-        mine = [str(paths[name]) for name in CASES if CASES[name][0] == ranks]
+        mine = [str(path) for name, path in paths.items() if CASES[name][0] == ranks]
         launch(ranks, SCRIPT, *mine)
     return {name: (load_config(path), read_step(path)) for name, path in paths.items()}
 
@@ -310,7 +348,7 @@ def _dense_per_sample_gradients(config: Config) -> tuple[np.ndarray, np.ndarray,
 
     Written against the definitions, sharing nothing with the package but model and responses.
     """
-    policy = load_policy(config.model, seed=0)
+    policy = load_policy(config.model.model_copy(update={"compile": False}), seed=0)
     perturb(policy)
     policy.double()
     parameters = [p for p in policy.parameters() if p.requires_grad]
@@ -417,7 +455,7 @@ def check_what_the_engine_did(config: Config, result: dict, before: np.ndarray) 
         assert relative_error(result["after"] - before, expected - before) < 1e-3
 
 
-@pytest.mark.parametrize("case", [name for name in CASES if name.startswith("mean")])
+@pytest.mark.parametrize("case", cases("mean"))
 def test_mean_is_a_plain_step_on_the_averaged_loss(steps, case):
     config, result = steps[case]
     gradients, _, before = dense_per_sample_gradients(config)
@@ -426,7 +464,7 @@ def test_mean_is_a_plain_step_on_the_averaged_loss(steps, case):
     check_what_the_engine_did(config, result, before)
 
 
-@pytest.mark.parametrize("case", [name for name in CASES if name.startswith("capo")])
+@pytest.mark.parametrize("case", cases("capo"))
 def test_capo_applies_the_solution_of_the_primal_program(steps, case):
     config, result = steps[case]
     gradients, advantages, before = dense_per_sample_gradients(config)
@@ -503,7 +541,7 @@ def test_each_block_is_solved_alone(steps, case):
     check_what_the_engine_did(config, result, before)
 
 
-@pytest.mark.parametrize("case", [name for name in CASES if name.startswith("sketch")])
+@pytest.mark.parametrize("case", cases("sketch"))
 def test_a_sketched_step_is_on_the_true_ball_and_near_the_exact_step(steps, case):
     config, result = steps[case]
     gradients, advantages, before = dense_per_sample_gradients(config)

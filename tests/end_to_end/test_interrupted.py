@@ -83,7 +83,7 @@ def test_ctrl_c_finishes_the_step_and_saves(tmp_path, launcher, changes):
     assert len(beside) == (2 if changes else 0)
     os.killpg(process.pid, signal.SIGINT)
     told, _ = process.communicate(timeout=TIMEOUT)
-    assert psutil.wait_procs(beside, 5)[1] == []
+    assert psutil.wait_procs(beside, 30)[1] == []
     assert told.count("ending after this step, with a checkpoint") == 1, told
     ended = re.search(r"terminated after step (\d+)", told)
     assert ended, told
@@ -112,7 +112,7 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path, changes):
     os.killpg(process.pid, signal.SIGINT)
     process.communicate(timeout=TIMEOUT)
     assert process.returncode != 0
-    assert psutil.wait_procs(beside, 5)[1] == []
+    assert psutil.wait_procs(beside, 30)[1] == []
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 1
 
 

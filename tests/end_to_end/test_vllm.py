@@ -17,7 +17,7 @@ from capo_ds.config import BUILTIN_MODELS
 from capo_ds.rollout.server_key import VARIABLE
 from tests.conftest import REPOSITORY, TIMEOUT, free_port, launch
 from tests.end_to_end.test_train import TRAIN, arguments, metrics
-from tests.ranks import preloaded
+from tests.ranks import preload
 
 pytestmark = pytest.mark.vllm
 ENGINES_IMPORTS = (
@@ -36,13 +36,12 @@ VLLM = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def engines_imports() -> Iterator[None]:
-    """Ranks have from the start what an engine imports: many CPU seconds."""
+def engines_imports() -> None:
+    """Ranks have from the start what an engine imports: many CPU seconds. It does those of later
+    files no harm, which need not wait for a process without."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_LOGGING_LEVEL", "ERROR")  # as a run sets it before it imports vLLM
-        with preloaded(*ENGINES_IMPORTS):
-            patch.undo()
-            yield
+        preload(*ENGINES_IMPORTS)
 
 
 @pytest.fixture(scope="module")
@@ -235,6 +234,7 @@ def test_a_server_refuses_whoever_lacks_the_key(server_url, path, headers):
     assert refused.value.code == 401
 
 
+@pytest.mark.slow  # the test before has one rank and weights at their start; the rest: test_servers
 def test_a_server_samples_the_same(undisturbed, server_url, tmp_path):
     changes = {"rollout.sampler": "server", "rollout.server_url": server_url}
     launch(2, TRAIN, *arguments(tmp_path / "run", **VLLM | changes))

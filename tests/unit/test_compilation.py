@@ -8,7 +8,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from capo_ds import compilation
-from capo_ds.architecture import checkpoint_layers, decoder_layers
+from capo_ds.architecture import checkpoint_layers, layers_for
 from capo_ds.compilation import compile_layers, uncompiled
 from capo_ds.config import ConfigError, parse_config
 from capo_ds.gradients.per_sample import PerSampleGradients
@@ -36,7 +36,7 @@ def counter(monkeypatch: pytest.MonkeyPatch) -> Iterator[CompileCounterWithBacke
 def compiled_policy(kind: str, checkpointing: bool = False):
     _, _, attention, mlp = MODELS[kind]
     policy = tiny_policy(kind, attention + mlp)
-    compile_layers(decoder_layers(policy.get_base_model(), "model.compile"))
+    compile_layers(layers_for(policy.get_base_model(), "model.compile"))
     if checkpointing:
         checkpoint_layers(policy.get_base_model())
     return policy

@@ -8,7 +8,9 @@ from capo_ds.config import HOME, ConfigError, parse_config
 from capo_ds.cost.cluster import Cluster, load_cluster
 from capo_ds.cost.collectives import Collectives
 from capo_ds.cost.forecast import forecast, table
-from capo_ds.cost.step import Shape, Step
+from capo_ds.cost.shape import Shape
+from capo_ds.cost.step import Exchange, Step
+from capo_ds.gradients import store
 
 FILES = [HOME / "launchers" / "cluster" / f"{name}.yaml" for name in ("a800", "h100")]
 FAST, SLOW = 1e-3, 1e-1  # seconds of a hop
@@ -45,15 +47,21 @@ def step(ranks: int, response: int = 8, **settings) -> Step:
     [
         ("all_gather", 8000, 3, 6000),
         ("reduce_scatter", 8000, 3, 6000),
-        ("all_reduce", 8000, 6, 12000),
-        ("reduce", 8000, 4, 12000),
-        ("broadcast", 8000, 2, 16000),
+        ("all_reduce", 8000, 3.5, 12000),  # after the first hop, half of alpha each
+        ("reduce", 8000, 2, 12000),
+        ("broadcast", 8000, 1.5, 16000),
         ("all_to_all", 8000, 1, 6000),
     ],
 )
 def test_four_machines_of_one_rank(kind, count, hops, sent):
     seconds = Collectives(cluster(), 4).seconds(kind, count)
     assert seconds == pytest.approx(hops * SLOW + sent / 1e4)
+
+
+def test_an_all_to_all_reaches_a_share_of_the_rate():
+    slowed = cluster().model_copy(update={"all_to_all": 0.5})
+    assert Collectives(slowed, 4).seconds("all_to_all", 8000) == pytest.approx(SLOW + 12000 / 1e4)
+    assert Collectives(slowed, 4).seconds("all_gather", 0) == pytest.approx(3 * SLOW)
 
 
 def test_one_machine_uses_its_own_links_and_one_rank_none():
@@ -123,8 +131,8 @@ def test_the_files_that_ship_can_be_read_and_written(file, tmp_path):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("ranks: 8", "backend: field required"),
-        (f"{FILES[0].read_text()}\nspeed: 1", "speed: extra inputs"),
+        ("ranks: 8", "backend: is missing"),
+        (f"{FILES[0].read_text()}\nspeed: 1", "speed: no such key; remove it"),
         (FILES[0].read_text().replace("ranks: 8", "ranks: 0"), "ranks: .*got 0"),
         (FILES[0].read_text().replace("1.6e+11", "-1"), r"within\.bytes_per_second: .*got -1"),
         (FILES[0].read_text().replace("nccl", "mpi"), "backend: .*got 'mpi'"),
@@ -138,6 +146,15 @@ def test_a_file_that_cannot_be_used(text, told, tmp_path):
         load_cluster(str(file))
 
 
+def test_a_wrong_key_is_told_once(tmp_path):
+    file = tmp_path / "cluster.yaml"
+    file.write_text(FILES[0].read_text().replace("passes:", "pases:"))
+    with pytest.raises(ConfigError) as refused:
+        load_cluster(str(file))
+    told = str(refused.value).splitlines()
+    assert told[0].endswith("rates.pases: no such key; did you mean passes?") and len(told) == 2
+
+
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(ConfigError, match=r"--cluster .*No such file.*--dry-run --nodes 1"):
         load_cluster(str(tmp_path / "none.yaml"))
@@ -145,11 +162,11 @@ def test_a_file_that_is_not_there(tmp_path):
 
 def test_rates_name_the_link_that_is_missing():
     known = cluster(ranks=2)
-    forecast(step(2), known.model_copy(update={"between": None}))  # one machine needs none
+    known.model_copy(update={"between": None}).check(1, "none")  # one machine needs none
     with pytest.raises(ConfigError, match=r"--nodes 2: .*no link between .*a800\.yaml"):
-        forecast(step(4), known.model_copy(update={"between": None}))
+        known.model_copy(update={"between": None}).check(2, "none")
     with pytest.raises(ConfigError, match="no link within"):
-        forecast(step(2), known.model_copy(update={"within": None}))
+        known.model_copy(update={"within": None}).check(1, "none")
     assert "between" not in known.model_copy(update={"between": None}).text()
 
 
@@ -160,21 +177,65 @@ def test_the_solve_of_a_file_goes_through_its_points(file):
         assert rates.solve_seconds(samples) == pytest.approx(seconds)
 
 
-def test_gradients_are_sketched_where_the_store_does_it():
-    for store, phase in (("device", "gram"), ("recompute", "backward")):
-        gradients = {"sketch": "sparse", "store": store}
-        assert "sketch" in step(2, gradients=gradients).phases()[phase].work
+def sketching(store: str, **gradients) -> dict[str, dict[str, float]]:
+    """Of a rank's 32 samples in micro-batches of 8, in units of one gradient's bytes."""
+    made = step(2, gradients={"store": store} | gradients, train={"micro_batch_size": 8})
+    size = 4 * SHAPE.trained
+    found = {}
+    for phase in ("backward", "gram"):
+        work = made.phases()[phase].work
+        found[phase] = {k: work[k] / size for k in ("applied", "drawn") if work.get(k)}
+    return found
 
 
-def test_each_sketch_goes_by_its_own_rate():
-    rates = {"sketch": {"sparse": 1e6, "rademacher": 1e5}}
+def test_gradients_are_sketched_where_the_store_does_it(monkeypatch):
+    """All together, one micro-batch after another, or those that wait for each other; the last of
+    which are sketched when they are asked for."""
+    whole = {"backward": {}, "gram": {"applied": 32, "drawn": 1}}
+    assert sketching("device", sketch="sparse") == sketching("host", sketch="rademacher") == whole
+    in_turns = {"backward": {"applied": 32, "drawn": 4}, "gram": {}}
+    assert sketching("recompute", sketch="sparse") == in_turns
+    assert sketching("recompute", sketch="rademacher") == whole  # there is room for all
+    monkeypatch.setattr(store, "HELD_BYTES", 4 * SHAPE.trained * 20)  # for two micro-batches
+    waiting = {"backward": {"applied": 16, "drawn": 1}, "gram": {"applied": 16, "drawn": 1}}
+    assert sketching("recompute", sketch="rademacher") == waiting
+    monkeypatch.setattr(store, "HELD_BYTES", 4 * SHAPE.trained * 7)
+    assert sketching("recompute", sketch="rademacher") == in_turns
+
+
+def test_a_dense_sketch_costs_as_its_dimension():
+    half = sketching("device", sketch="rademacher", sketch_dim=4096)["gram"]
+    assert half == {"applied": 16, "drawn": 0.5}
+    assert sketching("device", sketch="sparse", sketch_dim=4096)["gram"]["applied"] == 32
+
+
+def test_each_sketch_goes_by_its_own_rates():
+    rates = {"sketch": {"sparse": {"applied": 1e6}, "rademacher": {"applied": 1e5, "drawn": 1e4}}}
 
     def seconds(sketch: str) -> float:
-        made = step(2, gradients={"sketch": sketch, "sketch_dim": 64})
+        made = step(2, gradients={"sketch": sketch})
         return forecast(made, cluster(**rates))["gram"].work
 
-    sketched = 4 * 32 * SHAPE.trained  # bytes of a rank's gradients
+    each = 4 * SHAPE.trained  # bytes of a gradient, of which a rank has 32
     difference = seconds("rademacher") - seconds("sparse")
-    assert difference == pytest.approx(sketched * (1e-5 - 1e-6))
+    assert difference == pytest.approx(each * (32 / 1e5 + 1 / 1e4 - 32 / 1e6))
     with pytest.raises(ConfigError, match=r"gradients.sketch: .* holds no 'outer'"):
-        seconds("outer")
+        cluster(**rates).check(1, "outer")
+
+
+def test_the_busiest_rank_is_counted():
+    """Of mini-batches that are drawn at random from the prompts of all ranks, too."""
+    assert step(16).mine == step(64).mine == 4  # a prompt each, or none
+    assert (step(16).idle, step(64).idle) == (0, 48)
+    alone = step(16, objective={"minibatches": 16})
+    assert alone.mine == 4  # of one prompt, which one rank has
+    assert alone.phases()["backward"].work == pytest.approx(
+        {"passes": 16 * step(16).phases()["backward"].work["passes"]}
+    )
+    assert 8 < step(2, objective={"minibatches": 4}).mine < 16  # half of 4 prompts, or more
+
+
+def test_bytes_of_the_busiest_rank():
+    for kind, share in (("all_gather", 0.75), ("all_reduce", 1.5), ("reduce", 1), ("broadcast", 1)):
+        assert Exchange(kind, 100, 2).sent(4) == 200 * share
+        assert Exchange(kind, 100, 2).sent(1) == 0

@@ -9,10 +9,11 @@ import pytest
 from huggingface_hub import constants
 
 from capo_ds import hub
-from capo_ds.config import ConfigError, parse_config
+from capo_ds.config import BUILTIN_MODELS, ConfigError, parse_config
 from capo_ds.evaluation_run import load_model
+from capo_ds.weights import load_base_model, load_tokenizer
 from tests.conftest import free_port
-from tests.distributed.fake_hub import MODEL
+from tests.distributed.fake_hub import MODEL, places
 from tests.distributed.fake_hub import hub as fake_hub
 
 
@@ -46,15 +47,9 @@ def endpoint(tmp_path, monkeypatch) -> Iterator[str]:
 
 
 def use(address: str, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "ENDPOINT", address)
     monkeypatch.setenv(hub.OFFLINE, "0")
-    import datasets
-
-    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
-        monkeypatch.setattr(datasets.config, name, False)
-    monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", address)
+    for module, name, value in places(address, str(tmp_path / "cache")):
+        monkeypatch.setattr(module, name, value)
 
 
 def config(model: str, **keys):
@@ -127,8 +122,6 @@ def test_a_model_is_asked_for_and_fetched_but_not_listed_besides(weights, tmp_pa
         (tmp_path / "there" / name).write_text(json.dumps({"name": name}))
     with fake_hub(tmp_path / "there") as served:
         use(served.address, tmp_path, monkeypatch)
-        template = served.address + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         settings = config(MODEL)
         hub.check_hub(settings)
         hub._fetch(settings, "model.path", MODEL, "model", None)
@@ -140,3 +133,29 @@ def test_a_model_is_asked_for_and_fetched_but_not_listed_besides(weights, tmp_pa
             path.rpartition("/")[2] for path in served.asked if f"GET /{MODEL}/resolve" in path
         }
     assert fetched == {"config.json", weights}
+
+
+def test_what_has_been_fetched_is_read_without_a_question(tmp_path, monkeypatch):
+    """As one folder, whole or not at all: of one that lacks something the loaders ask the hub."""
+    with fake_hub(BUILTIN_MODELS["builtin:tiny"]) as served:
+        use(served.address, tmp_path, monkeypatch)
+        settings = config(MODEL)
+        assert hub.whole_snapshot(MODEL, None) is None
+        hub._fetch(settings, "model.path", MODEL, "model", None)
+        asked = served.asked.copy()
+        assert load_tokenizer(settings.model).eos_token
+        base = load_base_model(settings.model)
+        assert base.name_or_path == base.config.name_or_path == MODEL  # an adapter's card has it
+        assert served.asked == asked
+        folder = hub.whole_snapshot(MODEL, None)
+        assert folder and hub.whole_snapshot(MODEL, "v2") is None
+        for name in ("tokenizer*", "model.safetensors", "config.json"):
+            moved = [(file, tmp_path / file.name) for file in folder.glob(name)]
+            for file, away in moved:
+                file.rename(away)
+            assert hub.whole_snapshot(MODEL, None) is None
+            for file, away in moved:
+                away.rename(file)
+        index = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        assert hub.whole_snapshot(MODEL, None) is None

@@ -1,6 +1,7 @@
 """How a rank leaves after an error."""
 
 import os
+import posix
 import sys
 from collections.abc import Callable
 
@@ -70,15 +71,20 @@ def test_with_gloo_it_leaves_as_ever(monkeypatch, left):
     assert ended.value.code == comm.FAILED and left == []
 
 
-@pytest.mark.parametrize(("asked", "given"), [(0, comm.FAILED), (256, comm.FAILED), (7, 7)])
-def test_an_exit_in_the_midst_is_told_and_no_success(monkeypatch, left, capfd, asked, given):
+@pytest.mark.parametrize(
+    ("module", "asked", "given"),
+    [(os, 0, comm.FAILED), (os, 256, comm.FAILED), (os, 7, 7), (posix, 0, comm.FAILED)],
+)
+def test_an_exit_in_the_midst_is_told_and_no_success(
+    monkeypatch, left, capfd, module, asked, given
+):
     """As by a reward function; those of the children of a fork are their own."""
 
     def leave(_):
         if child := os.fork():
             assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-            os._exit(asked)
-        os._exit(0)
+            module._exit(asked)
+        module._exit(0)
 
     with pytest.raises(Gone):
         run(monkeypatch, leave)

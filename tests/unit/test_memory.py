@@ -125,6 +125,25 @@ def test_what_is_pinned_is_a_power_of_two():
     assert [pinned(count) for count in (0, 1, 4096, 4097)] == [0, 1, 4096, 8192]
 
 
+def test_the_weights_that_a_rank_holds_at_zero_3(random_model, tmp_path):
+    """Its part, and what is gathered at a time: all, where the policy itself samples."""
+    zero = {"stage": 3, "stage3_max_live_parameters": 1000}
+    (tmp_path / "zero3.json").write_text(json.dumps({"zero_optimization": zero}))
+    settings = {"model": {"path": random_model, "lora_rank": 2}}
+    policy = load_policy(parse_config(settings).model, seed=0)
+    sizes = [4 * p.numel() for p in policy.parameters() if not p.requires_grad]
+
+    def held(sampler: str, stage: int) -> list[int]:
+        own = {"deepspeed": str(tmp_path / "zero3.json")} if stage == 3 else {}
+        own["rollout"] = {"sampler": sampler}
+        needs = plan_memory(parse_config(settings | own), policy, 4, Capacity(GIB, GIB)).needs
+        return [count for name, count in needs.items() if name.startswith("weights")]
+
+    assert held("server", 2) == held("hf", 2) == [sum(sizes)]
+    assert held("server", 3) == [sum(sizes) // 4, 4 * 1000 + max(sizes)]
+    assert held("hf", 3) == [sum(sizes) // 4, sum(sizes)]
+
+
 @pytest.mark.parametrize(("shared", "row"), [(True, "the sampler"), (False, "larger of training")])
 def test_vllm_is_in_the_plan_and_asleep_on_gpus(random_model, shared, row):
     settings = {"model": {"path": random_model, "lora_rank": 2}, "rollout": {"vllm_cache_gib": 3.0}}

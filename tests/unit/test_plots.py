@@ -12,7 +12,7 @@ from capo_ds.config import load_config
 from capo_ds.telemetry import plots
 from capo_ds.telemetry.plots import FIGURES, NothingToDrawError, draw
 from capo_ds.telemetry.runs import NoRunError, group_runs, read_run, running_mean
-from tests.conftest import REPOSITORY, launch
+from tests.conftest import REPOSITORY
 
 RECIPE = REPOSITORY / "launchers" / "recipes" / "capo-embedded.yaml"
 SHARES = [f"conflict/{s}_{w}" for s in ("all", "positive", "negative") for w in ("before", "after")]
@@ -105,25 +105,26 @@ def test_what_was_not_logged_is_not_drawn(tmp_path):
     assert not (tmp_path / "figures" / "conflict.png").exists()
 
 
-def test_a_folder_that_is_no_run_is_told_once(tmp_path):
+def test_a_folder_that_is_no_run_is_told_once(tmp_path, monkeypatch, capsys):
     run = write_run(tmp_path / "run")
     (tmp_path / "none").mkdir()
-    plot = REPOSITORY / "launchers" / "plot.py"
-    output = ["--output", tmp_path / "figures"]
-    result = launch(1, plot, run, tmp_path / "none", *output, launcher="python", status=2)
-    assert "none is no run: it has no config.yaml" in result.stderr
-    assert "Traceback" not in result.stderr
+    words = [run, tmp_path / "none", "--output", tmp_path / "figures"]
+    monkeypatch.setattr("sys.argv", ["capo plot", *map(str, words)])
+    with pytest.raises(SystemExit, match="2"):
+        plot.main()
+    assert "none is no run: it has no config.yaml" in capsys.readouterr().err
     assert not (tmp_path / "figures").exists()
     (run / "metrics.jsonl").write_text("")
     with pytest.raises(NoRunError, match="has not finished a step"):
         read_run(run)
 
 
-def test_the_launcher_draws_what_can_be_drawn(tmp_path):
+def test_the_command_draws_what_can_be_drawn(tmp_path, monkeypatch, capsys):
     run = write_run(tmp_path / "plain", "measure_conflict=false", metrics=[])
-    plot = REPOSITORY / "launchers" / "plot.py"
-    result = launch(1, plot, run, "--output", tmp_path / "figures", launcher="python")
-    assert "left out conflict: " in result.stdout
+    words = [run, "--output", tmp_path / "figures"]
+    monkeypatch.setattr("sys.argv", ["capo plot", *map(str, words)])
+    plot.main()
+    assert "left out conflict: " in capsys.readouterr().out
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {
         f"{name}.{kind}" for name in set(FIGURES) - {"conflict"} for kind in ("png", "svg")
     }

@@ -136,7 +136,7 @@ def test_it_ends_with_whoever_holds_it(config, policy):
     child = psutil.Process(own._child.number)
     own.ask(PROMPTS, DRAWS, 200, 1.0)
     del own
-    assert psutil.wait_procs([child], 5)[0]
+    assert psutil.wait_procs([child], 30)[0]
 
 
 def test_it_ends_with_a_parent_that_is_killed(tmp_path):

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
 from benchmarks.tiny_models import PROMPTS, TEXT, settings
-from capo_ds.commands.merge import merge
 from capo_ds.config import ConfigError, ModelConfig, parse_config
+from capo_ds.merging import merge
 from capo_ds.models import load_base_model, load_policy
 from capo_ds.quantization import base_precision, dequantised, entries
 from capo_ds.rehearsal import rehearse

@@ -7,6 +7,8 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ import torch
 
 from capo_ds.config import ConfigError, parse_config
 from capo_ds.distributed.launch import free_port
-from capo_ds.models import load_policy
+from capo_ds.models import load_policy, token_log_probs
 from capo_ds.rollout.base import Asked, Draw
 from capo_ds.rollout.probe import Probe, SamplerMismatch
 from capo_ds.rollout.rollout import Rollout
@@ -98,6 +100,17 @@ def asked(url: str) -> int:
         return json.load(answer)["asked"]
 
 
+def kill_once_asked(url: str, process: subprocess.Popen) -> None:
+    """In the background."""
+
+    def wait() -> None:
+        while not asked(url):
+            time.sleep(0.01)
+        process.kill()
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 @pytest.fixture
 def expected(start, sampler) -> Rollout:
     """What one server samples."""
@@ -117,10 +130,10 @@ def test_prompts_go_where_there_is_time(start, sampler, expected, monkeypatch):
 
 
 def test_a_server_that_dies_is_left_out_and_taken_back(start, sampler, expected):
-    (one, _), (other, process) = start(0.05), start(0.3)
+    (one, _), (other, process) = start(0.05), start(10.0)
     both = sampler(one, other)
     both.sync()
-    threading.Timer(0.15, process.kill).start()
+    kill_once_asked(other, process)
     with pytest.warns(UserWarning, match=rf"server_url: {other} is lost in sampling .* 1 left"):
         assert same(sample(both), expected)
     assert asked(one) == len(PROMPTS)
@@ -135,7 +148,7 @@ def test_a_server_that_dies_is_left_out_and_taken_back(start, sampler, expected)
 
 def test_what_is_under_way_keeps_its_adapter(start, sampler, expected):
     """Asked for under the first weights, sampled while the second come, and while a server dies."""
-    (one, _), (other, process) = start(0.05), start(0.3)
+    (one, _), (other, process) = start(0.05), start(10.0)
     both, server = sampler(one, other, ahead=1), Server(one, None, 5.0)
     both.sync()
     under_way = ask(both)
@@ -222,6 +235,27 @@ def test_every_server_is_probed(start, sampler):
     with pytest.raises(SamplerMismatch, match=rf"probe_bound = 0.5, {one}\)"):
         probe.check()
     assert asked(one) == asked(other) == len(probe.prompts)
+
+
+def test_ranks_that_take_part_in_each_others_passes_make_equally_many(start, sampler, monkeypatch):
+    """Here one server has answered; elsewhere three have, and one of them is wrong."""
+    alone = sampler(start()[0])
+    alone.sync()
+    passes = []
+
+    def counted(*arguments):
+        passes.append(arguments)
+        return token_log_probs(*arguments)
+
+    monkeypatch.setattr("capo_ds.rollout.probe.token_log_probs", counted)
+    for bound, elsewhere, expected in ((1e9, [3, 0], 4), (1e9, [1, -1], 1), (0.5, [1, 0], 2)):
+        config = parse_config({"model": {"path": "x"}, "rollout": {"probe_bound": bound}})
+        largest = partial(lambda others, own: max(own, next(others)), iter(elsewhere))
+        probe = Probe(alone, alone.policy, PROMPTS, 64, config, largest)
+        with pytest.raises(SamplerMismatch) if bound < 1 else nullcontext():
+            probe.check()
+        assert len(passes) == expected
+        passes.clear()
 
 
 @pytest.mark.parametrize(

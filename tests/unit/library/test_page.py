@@ -2,20 +2,19 @@
 
 import json
 import re
-import subprocess
-import sys
 
 import pytest
 
-from tests.conftest import REPOSITORY, clean_environment
+from tests.conftest import REPOSITORY, launch
 
 EXAMPLES = re.findall(
     r"^```python\n(.*?)^```", (REPOSITORY / "docs" / "library.md").read_text(), re.M | re.S
 )
 RUN = """
-import json, sys, traceback
+import json, os, sys, traceback
+os.chdir(sys.argv[1])
 told = []
-for code in json.load(sys.stdin):
+for code in json.load(open("examples.json")):
     try:
         exec(compile(code, "example", "exec"), {"__name__": "__main__"})
         told.append(None)
@@ -29,16 +28,9 @@ json.dump(told, open("told.json", "w"))
 def told(tmp_path_factory):
     """What each example raised."""
     folder = tmp_path_factory.mktemp("examples")
-    done = subprocess.run(
-        [sys.executable, "-c", RUN],
-        input=json.dumps(EXAMPLES),
-        cwd=folder,
-        env=clean_environment(),
-        capture_output=True,
-        text=True,
-        timeout=540,
-    )
-    assert done.returncode == 0, done.stderr
+    (folder / "examples.json").write_text(json.dumps(EXAMPLES))
+    (folder / "run.py").write_text(RUN)
+    launch(1, folder / "run.py", folder)
     return json.loads((folder / "told.json").read_text())
 
 

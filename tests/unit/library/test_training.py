@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 
@@ -14,7 +12,7 @@ import torch.distributed as dist
 from capo_ds import Callback, ConfigError, Trainer, load_config
 from capo_ds.distributed import comm
 from capo_ds.interruption import SAME_KEY, Interruption
-from tests.conftest import clean_environment
+from tests.conftest import launch
 
 SMALL = [
     "aggregator=capo",
@@ -103,22 +101,19 @@ def test_a_bad_setting_is_told_before_anything_starts(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_two_runs_in_a_fresh_process_leave_no_group_behind(tmp_path):
-    code = f"""
+def test_two_runs_in_a_process_of_their_own_leave_no_group_behind(tmp_path):
+    (tmp_path / "two.py").write_text(f"""
 import json, os, torch.distributed as dist
 from capo_ds import Trainer, load_config
+os.chdir({str(tmp_path)!r})
 small, told = {SMALL!r}, []
 for name in "ab":
     settings = [*small, "train.steps=1", "train.eval_every=0", "train.output_dir=" + name]
     result = Trainer(load_config("builtin:quickstart", settings)).run()
     told.append([result.step, result.finished, dist.is_initialized(), "RANK" in os.environ])
 json.dump(told, open("told.json", "w"))
-"""
-    environment = clean_environment()
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+""")
+    launch(1, tmp_path / "two.py")
     assert json.loads((tmp_path / "told.json").read_text()) == [[1, True, False, False]] * 2
 
 

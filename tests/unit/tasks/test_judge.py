@@ -129,7 +129,8 @@ def test_children_end_with_their_parent_also_when_busy(tmp_path):
     )
     parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     worker = psutil.Process(int(parent.stdout.readline()))
-    time.sleep(0.5)
+    while not worker.children():
+        time.sleep(0.05)
     children = [worker, *worker.children()]
     parent.kill()
     parent.communicate()
