@@ -12,7 +12,7 @@ from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedModel
 
 from capo_ds.adapters import add_reference, continued_adapter, fresh_adapter, reference_policy
-from capo_ds.architecture import checkpoint_layers, layers_for, first_pass, position_ids
+from capo_ds.architecture import checkpoint_layers, first_pass, layers_for, position_ids
 from capo_ds.causality import check_causal
 from capo_ds.compilation import compile_layers
 from capo_ds.config import ConfigError, ModelConfig
