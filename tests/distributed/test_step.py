@@ -52,7 +52,7 @@ SLOW = {
         "capo": ((0, 1), (0, 2), (1, 1), (1, 2), (2, 4), (3, 4)),
     }.items()
     for stage, ranks in places
-} | {"capo, compiled", "sketch, compiled, recompute", "bfloat16, compiled"}
+}
 CASES = STAGES | {
     "mean, ZeRO 2": (2, {"aggregator": "mean", "deepspeed": "ds_configs/zero2.json"}),
     "mean, ZeRO 0, token mean": (
@@ -250,22 +250,6 @@ CASES = STAGES | {
             "gradients": {"sketch": "sparse", "store": "recompute"},
             "train": {"micro_batch_tokens": 40},
         },
-    ),
-    "capo, compiled": (
-        2,
-        {"aggregator": "capo", "model": {"compile": True}, "deepspeed": "ds_configs/zero2.json"},
-    ),
-    "sketch, compiled, recompute": (
-        1,
-        {
-            "aggregator": "capo",
-            "model": {"compile": True, "gradient_checkpointing": True},
-            "gradients": {"sketch": "sparse", "store": "recompute"},
-        },
-    ),
-    "bfloat16, compiled": (
-        2,
-        {"aggregator": "capo", "model": {"compile": True, "dtype": "bfloat16"}},
     ),
     "capo, no KL": (2, {"aggregator": "capo", "objective": {"kl_weight": 0.0}}),
 }
