@@ -1,12 +1,13 @@
 """Does the forecast of a step come true on slow networks? Forecast against measured, in seconds.
 
-    OMP_NUM_THREADS=1 python benchmarks/foretold.py [--ranks 2 4] [--updates 3]
+    OMP_NUM_THREADS=1 python benchmarks/foretold.py [--ranks 2 4] [--networks 20,2 20,20]
 
 As root on Linux: each rank is on a machine of its own, a network namespace, and the machines are
 joined by a switch of chosen rate and latency (switch.py). On each network the ranks measure alpha,
 beta and their own rates, as `--dry-run --nodes` does; forecast the log-probabilities and the update
-of N responses, all of one length, with exact Gram matrix and with sketches; and make some. The
-update's phases are rank 0's, and hold what it waits for others.
+of N responses, all of one length, by each of the `VARIANTS`; and make some. The update's phases are
+rank 0's, and hold what it waits for others. Four ranks on one network take two minutes on two idle
+cores; `uptime` should show a load below 3, for seconds are compared.
 
 Prints tables and writes benchmarks/results/foretold.json.
 """
@@ -54,7 +55,7 @@ class Network(NamedTuple):
     delay: float
 
 
-NETWORKS = (Network(20, 2), Network(20, 20))
+NETWORKS = ("20,2", "20,20")
 VARIANTS = {
     "exact": {},
     "sketched": {"sketch": "sparse", "sketch_dim": 8192},
@@ -63,6 +64,11 @@ VARIANTS = {
 
 
 # ---------------------------------------------------------------- a rank
+
+
+def parsed(network: str) -> Network:
+    rate, delay = map(float, network.split(","))
+    return Network(rate, delay)
 
 
 def settings(variant: str, folder: str) -> Config:
@@ -140,7 +146,9 @@ def foretold(config: Config, policy: PeftModel) -> dict[str, Any]:
     return row | {"link": link and link.model_dump(), "all_to_all": cluster.all_to_all}
 
 
-def rank(updates: int, folder: str) -> None:
+def rank(args: argparse.Namespace) -> None:
+    """One of the ranks, in its place."""
+    updates, folder = args.updates, args.rank
     comm.init()
     config = settings("exact", folder)
     policy = load_policy(config.model, 0, comm.device())
@@ -148,9 +156,9 @@ def rank(updates: int, folder: str) -> None:
         if parameter.requires_grad:  # B = 0 would leave the gradients of A at 0
             torch.nn.init.normal_(parameter, std=0.02)
     engine = CapoEngine(policy, config, 1000, Path(folder))
-    for now in NETWORKS:
+    for now in map(parsed, args.networks):
         changed(now)
-        for variant in VARIANTS:
+        for variant in args.variants:
             chosen = settings(variant, folder)
             before = foretold(chosen, engine.module)
             learner = Learner(chosen, engine, chosen.gradients.store, PhaseTimer())
@@ -167,8 +175,10 @@ def rank(updates: int, folder: str) -> None:
 # ---------------------------------------------------------------- all of them
 
 
-def started(names: list[str], updates: int, folder: str) -> list[subprocess.Popen]:
+def started(names: list[str], args: argparse.Namespace, folder: str) -> list[subprocess.Popen]:
     found = []
+    asked = ["--updates", str(args.updates), "--networks", *args.networks]
+    asked += ["--variants", *args.variants]
     for number, name in enumerate(names):
         own = {
             "RANK": str(number),
@@ -182,7 +192,7 @@ def started(names: list[str], updates: int, folder: str) -> list[subprocess.Pope
             "DS_ACCELERATOR": "cpu",
             "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")]),
         }
-        words = [sys.executable, str(HERE), "--rank", folder, "--updates", str(updates)]
+        words = [sys.executable, str(HERE), "--rank", folder, *asked]
         pipe = subprocess.PIPE if number == 0 else None
         command = [*place(name), *words]
         found.append(
@@ -191,13 +201,13 @@ def started(names: list[str], updates: int, folder: str) -> list[subprocess.Pope
     return found
 
 
-def compare(ranks: int, updates: int) -> list[dict[str, Any]]:
+def compare(ranks: int, args: argparse.Namespace) -> list[dict[str, Any]]:
     """All networks and variants on so many ranks."""
     rows: list[dict[str, Any]] = []
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         switch, names = stack.enter_context(network(ranks))
-        processes = started(names, updates, folder)
+        processes = started(names, args, folder)
         for process in processes:
             stack.callback(process.kill)
         first = processes[0]
@@ -233,15 +243,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--updates", type=int, default=3)
+    parser.add_argument(
+        "--networks", nargs="+", default=NETWORKS, metavar="RATE,DELAY", help="Mbit/s, milliseconds"
+    )
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--rank", metavar="FOLDER", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.rank:
-        rank(args.updates, args.rank)
+        rank(args)
         return
-    rows: list[dict[str, Any]] = []
     for ranks in args.ranks:
-        rows += compare(ranks, args.updates)
-        RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
+        keep(compare(ranks, args))
+
+
+def keep(rows: list[dict[str, Any]]) -> None:
+    """In the place of those of the same ranks, network and variant, beside the others."""
+
+    def key(row: dict[str, Any]) -> tuple:
+        return row["ranks"], *row["network"].values(), row["variant"]
+
+    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    found = {key(row): row for row in (*known, *rows)}
+    RESULTS.write_text(json.dumps([found[one] for one in sorted(found)], indent=1) + "\n")
 
 
 if __name__ == "__main__":

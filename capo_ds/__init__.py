@@ -7,6 +7,8 @@ brings in what it needs when it is first used, and the weights need NumPy and Sc
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+import capo_ds.parent  # noqa: F401 # which must be the first
+
 if TYPE_CHECKING:
     from capo_ds.aggregation.problem import GramProblem
     from capo_ds.aggregation.solver import SolverError

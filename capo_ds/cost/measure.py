@@ -35,8 +35,8 @@ SOLVED = (256, 2048)
 TIMES, ECHOES = 5, 8
 EXCHANGE = 0.02  # seconds of one that tells a link's rate, of a megabyte at least
 PASS = 2.0  # seconds, beyond which no larger micro-batch is tried
-FEW, MANY = 4, 16  # gradients that are sketched together, to tell the map's cost from its use
-SKETCHED = {"cpu": 1 << 18, "cuda": 1 << 24}  # numbers of each of them, if there are as many
+FEW, MANY = 8, 64  # gradients that are sketched together, to tell the map's cost from its use
+SKETCHED = {"cpu": 1 << 17, "cuda": 1 << 24}  # numbers of each of them, if there are as many
 
 
 def check_measurable(hosts: list[str], machines: int) -> None:

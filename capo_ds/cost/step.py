@@ -114,7 +114,7 @@ class Step:
 
     def phases(self) -> dict[str, Phase]:
         """In the order of the step, over all its updates."""
-        found = {"rollout": self._rollout(), "sync": Phase(), "score": self._score()}
+        found = {"rollout": self._rollout(), "sync": self._sync(), "score": self._score()}
         found |= {"log_probs": self._log_probs(), "backward": self._backward()}
         if self.config.uses_per_sample_gradients:
             found |= {"gram": self._gram(), "solve": self._solve()}
@@ -134,7 +134,19 @@ class Step:
         batches = -(-self.sampled // batch)
         cache = batch * (rollout.max_prompt_tokens + self.response / 2) * self.shape.cache
         read = self.response * (self.shape.stored + 4 * self.shape.trained + cache) * batches
-        return Phase({"sampling": read}, self._gathered(int(rollout.sampler == "hf")))
+        return Phase({"sampling": read}, self._gathered(1) if self._samples_itself else [])
+
+    def _sync(self) -> Phase:
+        """A sampler with weights of its own is sent the factors."""
+        if self._samples_itself or not self._is_partitioned:
+            return Phase()
+        times = len(self.shape.factors)
+        return Phase({}, [Exchange("all_gather", 4 * self.shape.trained / times, times)])
+
+    @property
+    def _samples_itself(self) -> bool:
+        """Whether the training model does, and not an engine beside it."""
+        return self.config.rollout.sampler == "hf"
 
     def _score(self) -> Phase:
         phase = Phase()
@@ -230,6 +242,7 @@ class Step:
         return Phase({"solve": self.updates}, [sizes, answer])
 
     def _reconstruct(self) -> Phase:
+        """A pass that is made again leaves out samples of weight 0; it is counted with all."""
         settings, trained = self.config.gradients, self.shape.trained
         number = getattr(torch, settings.dtype).itemsize
         sums = 1 if settings.sketch == "none" else 2  # sketched, of g_0 and of dg
@@ -272,9 +285,13 @@ class Step:
     def _micro_batches(self, samples: float) -> int:
         return math.ceil(samples / self._rows)
 
+    @property
+    def _is_partitioned(self) -> bool:
+        return zero_stage(read_deepspeed_json(self.config.deepspeed)) == 3
+
     def _gathered(self, times: int) -> list[Exchange]:
         """All weights, gathered tensor by tensor at ZeRO 3."""
-        if not times or zero_stage(read_deepspeed_json(self.config.deepspeed)) < 3:
+        if not self._is_partitioned:
             return []
         tensors = self.shape.tensors
         return [Exchange("all_gather", self.shape.stored / tensors, times * tensors)]

@@ -25,13 +25,14 @@ from capo_ds.config import ConfigError
 from capo_ds.distributed import accelerator
 from capo_ds.distributed.launch import (
     THREADS,
+    agent_answers,
     busy_port,
     discover_ranks,
     launcher,
     share_cores,
     tell,
 )
-from capo_ds.distributed.watchdog import LAUNCHER_GONE, POLL, Watchdog
+from capo_ds.distributed.watchdog import LAUNCHER_GONE, POLL, SILENCE, Silence, Watchdog
 from capo_ds.own_code import place
 
 T = TypeVar("T")
@@ -95,8 +96,11 @@ def _launcher_watched() -> Iterator[None]:
     met = threading.Event()
 
     def watch() -> None:
+        answered, silence = False, Silence()
         while not met.wait(POLL):
-            if launcher().gone():
+            # The launcher may have been gone before this process could look at who started it.
+            answered = answered or agent_answers() is not False
+            if launcher().gone() or (silence.after(answered) > SILENCE and not answered):
                 _end_with_peer(LAUNCHER_GONE)
 
     thread = threading.Thread(target=watch, daemon=True)

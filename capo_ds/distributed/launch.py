@@ -11,6 +11,7 @@ from functools import cache
 import psutil
 
 from capo_ds.config import ConfigError
+from capo_ds.parent import first_ancestors
 from capo_ds.terminal import columns, wrapped
 
 MPI_RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")
@@ -26,6 +27,7 @@ DEEPSPEED_NODE = "deepspeed.launcher.launch"  # among the words of its command
 RANK_VARIABLES = ("RANK", *MPI_RANKS, "SLURM_PROCID")
 KEEPER = "CAPO_KEEPER"  # the process of `capo launch` above this one
 THREADS = "OMP_NUM_THREADS"
+CONNECT = 5.0  # seconds
 PORTS = 20000  # and up, for SLURM jobs without a MASTER_PORT
 
 
@@ -123,29 +125,50 @@ def _ask_slurm() -> None:
     slurm.setdefault("MASTER_PORT", str(PORTS + int(slurm.get("SLURM_JOB_ID", 0)) % PORTS))
 
 
+def agent_answers() -> bool | None:
+    """Whether torchrun's store does, which is there before any rank of it; None: there is none."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    try:
+        socket.create_connection(place, timeout=CONNECT).close()
+    except OSError:
+        return False
+    return True
+
+
 class Launcher:
     """The processes above this one that started it as a rank; none without a launcher."""
 
     def __init__(self) -> None:
-        self._chain: list[tuple[psutil.Process, int]] = []  # a process, its parent at the start
-        process = psutil.Process()
-        above = [str(ancestor.pid) for ancestor in process.parents()]
-        count = 0
-        if os.environ.get(KEEPER) in above:
-            count = above.index(os.environ[KEEPER]) + 1
+        above, count = first_ancestors(), 0
+        if os.environ.get(KEEPER) in map(str, above):
+            count = above.index(int(os.environ[KEEPER])) + 1
         elif any(variable in os.environ for variable in LOCAL_SIZES):
-            parent = process.parent()
             # deepspeed starts a launcher on each node, which outlives the first one.
-            count = 2 if parent and DEEPSPEED_NODE in parent.cmdline() else 1
-        for one in [process, *process.parents()][:count]:
-            self._chain.append((one, one.ppid()))
+            count = 2 if DEEPSPEED_NODE in _command(above[0]) else 1
+        self._chain: list[tuple[psutil.Process, int]] = []  # a process, its parent at the start
+        self._orphan = False  # since before it could be seen here
+        try:
+            for child, parent in list(zip([os.getpid(), *above], above, strict=False))[:count]:
+                self._chain.append((psutil.Process(child), parent))
+        except psutil.NoSuchProcess:
+            self._orphan = True
 
     def gone(self) -> bool:
         """Whether one of them has ended: its children are others' by now."""
         try:
-            return any(process.ppid() != parent for process, parent in self._chain)
+            return self._orphan or any(one.ppid() != parent for one, parent in self._chain)
         except psutil.NoSuchProcess:
             return True
+
+
+def _command(number: int) -> list[str]:
+    """The words of a process; none if it is gone."""
+    try:
+        return psutil.Process(number).cmdline()
+    except psutil.NoSuchProcess:
+        return []
 
 
 @cache

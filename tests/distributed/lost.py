@@ -2,12 +2,19 @@
 
 They say "going" when they have met once. WAY: forever, or slow (the last rank keeps the others
 waiting for longer than a silence may last, asleep and then at work, and all end well); starting:
-they say so before they meet, to which the last rank comes late.
+they say so before they meet, to which the last rank comes late; young: they say so before they have
+imported anything large, and then take some seconds over it.
 """
 
 import os
 import sys
 import time
+
+import capo_ds  # noqa: F401
+
+if sys.argv[-1] == "young":
+    print("going", flush=True)
+    time.sleep(5)
 
 import torch
 import torch.distributed as dist

@@ -124,7 +124,7 @@ def test_a_bad_link_is_no_lost_one(machines, trouble):
             assert process.communicate(timeout=3 * MINUTE)[0] == "ended well\n"
 
 
-@pytest.mark.parametrize("way", ["forever", "starting"])
+@pytest.mark.parametrize("way", ["forever", "starting", "young"])
 @pytest.mark.parametrize("launcher", ["deepspeed", "torchrun", "mpirun"])
 def test_ranks_end_with_their_launcher(launcher, way):
     """Killed, so that it cannot tell them; its whole tree of processes must go."""
@@ -160,3 +160,20 @@ def test_ranks_end_with_their_launcher(launcher, way):
     for child in alive:
         child.kill()
     assert not alive
+
+
+def test_a_rank_without_torchruns_store_ends():
+    """Its launcher was gone before the rank could see that it had one."""
+    group = {"RANK": "1", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    group |= {"MASTER_PORT": str(free_port()), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    alone = subprocess.Popen(
+        [sys.executable, str(SCRIPT), "forever"],
+        env=clean_environment() | group,
+        cwd=REPOSITORY,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert "the launcher of this rank is gone" in told(alone)
+    finally:
+        alone.kill()

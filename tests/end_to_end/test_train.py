@@ -197,7 +197,7 @@ def test_killed_terminated_and_resumed_equals_undisturbed(undisturbed, tmp_path)
     check_equal(folder, whole)
 
 
-@pytest.mark.parametrize("ends", [(4,), pytest.param((2, 4), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("ends", [(2,), pytest.param((2, 4), marks=pytest.mark.slow)])
 def test_zero_3_learns_what_zero_2_learns(undisturbed, tmp_path, ends):
     """With every weight partitioned; the slow run goes on from one that has ended before."""
     whole, _ = undisturbed
@@ -206,13 +206,15 @@ def test_zero_3_learns_what_zero_2_learns(undisturbed, tmp_path, ends):
     for steps in ends:
         changes = {"deepspeed": tmp_path / "zero3.json", "train.steps": steps}
         launch(2, TRAIN, *arguments(tmp_path / "run", **changes))
-    for ours, expected in zip(metrics(tmp_path / "run"), metrics(whole), strict=True):
+    lines = metrics(tmp_path / "run")
+    assert [line["step"] for line in lines] == list(range(ends[-1] + 1))
+    for ours, expected in zip(lines, metrics(whole), strict=False):
         assert ours.keys() == expected.keys()
         for name in ("reward/mean", "rollout/length", "eval/accuracy"):
             assert ours.get(name) == expected.get(name), name
         for name in {"loss/kl", "loss/grad_norm", "conflict/all_before"} & ours.keys():
             assert ours[name] == pytest.approx(expected[name], rel=1e-3, abs=1e-6), name
-    expected = adapter(whole)
+    expected = adapter(whole / "checkpoints" / f"step{ends[-1]:06d}")
     for name, value in adapter(tmp_path / "run").items():
         # ZeRO 2 reads prompts once, ZeRO 3 with each response: they round differently, and Adam
         # makes a whole step of an entry whose gradient is but rounding.

@@ -9,14 +9,16 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from capo_ds.config import BUILTIN_MODELS
 from capo_ds.rollout.server_key import VARIABLE
 from tests.conftest import REPOSITORY, TIMEOUT, free_port, launch
-from tests.end_to_end.test_train import TRAIN, arguments, metrics
+from tests.end_to_end.test_train import SIGNALLED, TRAIN, arguments, metrics
 from tests.ranks import preload
 
 pytestmark = pytest.mark.vllm
@@ -85,6 +87,7 @@ def test_resumed_equals_undisturbed(undisturbed, tmp_path):
         assert one[name] == pytest.approx(other[name], rel=1e-3, abs=1e-6), name
 
 
+@pytest.mark.slow  # test_sampler.py has the engine and its probe without a run
 def test_a_sampler_with_old_weights_ends_the_run(tmp_path):
     script = Path(__file__).with_name("stale_train.py")
     result = launch(2, script, *arguments(tmp_path / "run", **VLLM), status=1)
@@ -173,33 +176,42 @@ def check_special(found: dict, without: dict) -> None:
     assert sum(found["stop"]["lengths"]) < sum(without["stop"]["lengths"])
 
 
-@pytest.mark.slow  # a server samples by the same engine
 def test_truncated_sampling_and_special_stops_inside(special, tmp_path):
     whole = sampled(tmp_path / "whole", special)
     check_truncation(whole)
     check_special(sampled(tmp_path / "stop", special, **{"prompt.stop": '["="]'}), whole)
 
 
+@contextmanager
+def server_process(folder: Path, model: Path) -> Iterator[tuple[str, subprocess.Popen]]:
+    """A server's address, once it answers, and its process."""
+    url, log = f"http://127.0.0.1:{free_port()}", folder / "log"
+    own = {"rollout.server_url": url, "model.path": model}
+    own |= {"rollout.sampler": "server", "rollout.ahead": 1, "rollout.dynamic_sampling": 0}
+    words = [REPOSITORY / "launchers" / "vllm_server.py", *arguments(Path("unused"), **VLLM | own)]
+    with open(log, "w") as file:
+        process = subprocess.Popen(
+            [sys.executable, *words], cwd=REPOSITORY, stdout=file, stderr=file
+        )
+    engines: list[psutil.Process] = []
+    try:
+        wait_for_server(process, url, log)
+        engines = psutil.Process(process.pid).children(recursive=True)
+        yield url, process
+    finally:
+        process.terminate()
+        process.wait(timeout=TIMEOUT)
+        for engine in engines:  # they outlive a server that is killed
+            with suppress(psutil.NoSuchProcess):
+                engine.kill()
+
+
 @pytest.fixture(scope="module")
 def server_url(tmp_path_factory, special) -> Iterator[str]:
-    url = f"http://127.0.0.1:{free_port()}"
-    log = tmp_path_factory.mktemp("server") / "log"
-    script = REPOSITORY / "launchers" / "vllm_server.py"
-    own = {"rollout.server_url": url, "model.path": special}
-    own |= {"rollout.sampler": "server", "rollout.ahead": 1, "rollout.dynamic_sampling": 0}
-    settings = arguments(Path("unused"), **VLLM | own)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(VARIABLE, "of these tests")  # and no file in the home of who runs them
-        with open(log, "w") as file:
-            process = subprocess.Popen(
-                [sys.executable, script, *settings], cwd=REPOSITORY, stdout=file, stderr=file
-            )
-        try:
-            wait_for_server(process, url, log)
+        with server_process(tmp_path_factory.mktemp("server"), special) as (url, _):
             yield url
-        finally:
-            process.terminate()
-            process.wait(timeout=TIMEOUT)
 
 
 def wait_for_server(process: subprocess.Popen, url: str, log: Path) -> None:
@@ -213,6 +225,7 @@ def wait_for_server(process: subprocess.Popen, url: str, log: Path) -> None:
             time.sleep(0.2)
 
 
+@pytest.mark.slow  # a server samples by the same engine, behind the door of test_server_door.py
 def test_truncated_sampling_and_special_stops_on_a_server(special, server_url, tmp_path):
     server = {"rollout.sampler": "server", "rollout.server_url": server_url}
     whole = sampled(tmp_path / "whole", special, **server)
@@ -221,6 +234,7 @@ def test_truncated_sampling_and_special_stops_on_a_server(special, server_url, t
     check_special(sampled(tmp_path / "stop", special, **server, **stop), whole)
 
 
+@pytest.mark.slow  # test_server_door.py has the door alone
 @pytest.mark.parametrize(
     "path",
     ["v1/models", "v1/load_lora_adapter", "v1/completions", "invocations", "capo/adapters/a"],
@@ -234,7 +248,7 @@ def test_a_server_refuses_whoever_lacks_the_key(server_url, path, headers):
     assert refused.value.code == 401
 
 
-@pytest.mark.slow  # the test before has one rank and weights at their start; the rest: test_servers
+@pytest.mark.slow  # test_servers.py has several ranks and adapters, on made-up servers
 def test_a_server_samples_the_same(undisturbed, server_url, tmp_path):
     changes = {"rollout.sampler": "server", "rollout.server_url": server_url}
     launch(2, TRAIN, *arguments(tmp_path / "run", **VLLM | changes))
@@ -252,6 +266,23 @@ def test_a_server_samples_the_same(undisturbed, server_url, tmp_path):
     assert runs and len(set(runs)) == len(runs)  # a run's older ones are gone
 
 
+@pytest.mark.slow
+def test_two_servers_of_which_one_dies(undisturbed, special, server_url, tmp_path):
+    """They share the prompts; the one that is left samples all of them, and as the other would."""
+    with server_process(tmp_path, special) as (second, process):
+        servers = {"rollout.sampler": "server", "rollout.server_url": f"[{server_url}, {second}]"}
+        own = arguments(tmp_path / "run", **VLLM | servers)
+        result = launch(2, SIGNALLED, str(process.pid), "2", *own)
+        requests = (tmp_path / "log").read_text().count("/v1/completions")
+    assert f"{second} is lost in" in " ".join(result.stderr.split())
+    assert requests
+    for line, other in zip(metrics(tmp_path / "run")[1:], metrics(undisturbed)[1:], strict=True):
+        assert line["rollout/probe_difference_max"] < 1e-4
+        for name in ("reward/mean", "rollout/length", "rollout/entropy", "loss/grad_norm"):
+            assert line[name] == pytest.approx(other[name], rel=1e-3), name
+
+
+@pytest.mark.slow  # test_overlap.py is ahead on a process
 def test_a_server_ahead_of_learning(server_url, tmp_path):
     """In two runs, of which the second takes up what was under way at the end of the first."""
     changes = {"rollout.sampler": "server", "rollout.server_url": server_url, "rollout.ahead": 1}

@@ -239,3 +239,13 @@ def test_bytes_of_the_busiest_rank():
     for kind, share in (("all_gather", 0.75), ("all_reduce", 1.5), ("reduce", 1), ("broadcast", 1)):
         assert Exchange(kind, 100, 2).sent(4) == 200 * share
         assert Exchange(kind, 100, 2).sent(1) == 0
+
+
+@pytest.mark.parametrize(("sampler", "phase"), [("hf", "rollout"), ("process", "sync")])
+def test_at_zero_3_a_sampler_with_its_own_weights_is_sent_the_factors(sampler, phase):
+    settings = {"prompts_per_step": 16, "group_size": 4, "max_prompt_tokens": 8, "sampler": sampler}
+    phases = step(4, rollout=settings, deepspeed="ds_configs/zero3.json").phases()
+    sent = {name: phases[name].sent(4) for name in ("rollout", "sync")}
+    expected = SHAPE.stored if sampler == "hf" else 4 * SHAPE.trained
+    assert sent[phase] == pytest.approx(0.75 * expected, rel=0.01)
+    assert sum(sent.values()) == pytest.approx(sent[phase], rel=0.1)

@@ -1,11 +1,11 @@
 """The sampler in a process of its own: the same bits, in order, and clean ends. (What all samplers
 have in common is in test_sampler.py.)"""
 
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
+from multiprocessing.connection import Connection
 
 import psutil
 import pytest
@@ -17,7 +17,6 @@ from capo_ds.rollout import process as module
 from capo_ds.rollout.base import Draw, Truncation
 from capo_ds.rollout.hf import HuggingFaceSampler
 from capo_ds.rollout.process import ProcessSampler
-from tests.conftest import clean_environment
 
 ENDS, PAD, LIMIT = (2, 7), 0, 14
 PROMPTS = [[5, 6, 3], [8], [9, 10, 11, 12, 13, 14]]
@@ -139,19 +138,21 @@ def test_it_ends_with_whoever_holds_it(config, policy):
     assert psutil.wait_procs([child], 30)[0]
 
 
-def test_it_ends_with_a_parent_that_is_killed(tmp_path):
+def start_a_child(told: Connection) -> None:
+    child = module.Child()
+    told.send(child.number)
+    time.sleep(60)
+
+
+def test_it_ends_with_a_parent_that_is_killed():
     """In the midst of work, which it does not look up from."""
-    script = tmp_path / "parent.py"
-    script.write_text(
-        "import time; from capo_ds.rollout import process, child\n"
-        "c = process.Child(); print(c.number, flush=True); time.sleep(60)\n"
-    )
-    parent = subprocess.Popen(
-        [sys.executable, script], stdout=subprocess.PIPE, text=True, env=clean_environment()
-    )
-    child = psutil.Process(int(parent.stdout.readline()))
+    context = multiprocessing.get_context("fork")
+    told, tells = context.Pipe()
+    parent = context.Process(target=start_a_child, args=(tells,))
+    parent.start()
+    child = psutil.Process(told.recv())
     while len(child.open_files()) == 0 and child.num_threads() < 2:
         time.sleep(0.05)
     parent.kill()
-    parent.wait()
+    parent.join()
     assert psutil.wait_procs([child], 30)[0]

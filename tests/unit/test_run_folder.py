@@ -1,11 +1,14 @@
 """A run's folder is one run's: locks that die with their owner, and checks that leave no trace."""
 
 import errno
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
+from multiprocessing.synchronize import Event
+from pathlib import Path
 
 import pytest
 
@@ -21,29 +24,25 @@ from capo_ds.run_folder import (
 )
 from tests.conftest import clean_environment
 
-HOLDER = """
-import sys, time
-from pathlib import Path
-from capo_ds.run_folder import FolderLock
-lock = FolderLock("train.output_dir", Path(sys.argv[1]))
-print("held", flush=True)
-time.sleep(60)
-"""
+
+def hold(folder: Path, held: Event) -> None:
+    lock = FolderLock("train.output_dir", folder)
+    held.set()
+    time.sleep(60)
+    lock.release()
 
 
 @pytest.fixture
 def holder(tmp_path):
-    """A process that holds the lock of tmp_path / "run"."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(tmp_path / "run")],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=clean_environment(),
-    )
-    assert process.stdout.readline() == "held\n"
+    """A process that holds the lock of tmp_path / "run"; a fork, so that it need import nothing."""
+    context = multiprocessing.get_context("fork")
+    held = context.Event()
+    process = context.Process(target=hold, args=(tmp_path / "run", held))
+    process.start()
+    assert held.wait(60)
     yield process
     process.kill()
-    process.wait()
+    process.join()
 
 
 def test_a_folder_in_use_is_refused_with_its_owner(tmp_path, holder):
@@ -53,8 +52,8 @@ def test_a_folder_in_use_is_refused_with_its_owner(tmp_path, holder):
 
 
 def test_the_lock_of_a_killed_run_is_gone(tmp_path, holder):
-    holder.send_signal(signal.SIGKILL)
-    holder.wait()
+    holder.kill()
+    holder.join()
     assert (tmp_path / "run" / LOCK_FILE).exists()
     check_folder("train.output_dir", tmp_path / "run")
     FolderLock("train.output_dir", tmp_path / "run").release()
