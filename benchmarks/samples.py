@@ -2,13 +2,15 @@
 
     OMP_NUM_THREADS=1 python benchmarks/samples.py --samples 64 256 512 [--repeats 3]
     OMP_NUM_THREADS=1 deepspeed --num_accelerators 2 benchmarks/samples.py
-    OMP_NUM_THREADS=1 python benchmarks/samples.py --samples 64 --compile
+    OMP_NUM_THREADS=1 python benchmarks/samples.py --samples 64 256 --compile
 
 Random responses of uneven lengths, 8 to a prompt. First the updates (forward and backward passes,
 Gram matrix, program, reconstruction, optimizer step), against `mean` without per-sample gradients;
 then what is computed before them, the reference's log-probabilities, with each prompt read once for
 its responses, against a pass over whole rows; then `mean` by ways to share rows out to passes.
-With --compile instead: `mean`, as it is and with its decoder compiled. Medians, in turns.
+With --compile instead: `mean` and CAPO as they are and with `model.compile`, and the CPU seconds of
+compiling (with TORCHINDUCTOR_FORCE_DISABLE_CACHES=1 nothing is kept from earlier runs). Medians, in
+turns.
 """
 
 from __future__ import annotations
@@ -19,7 +21,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,6 +47,15 @@ PASSES = {
     "32 rows": MEAN | {"train": {"micro_batch_size": 32}},
     "1024 tokens": MEAN | {"train": {"micro_batch_tokens": 1024}},
     "2048 tokens": MEAN | {"train": {"micro_batch_tokens": 2048}},
+}
+COMPILED = {
+    name: changes | model
+    for name, changes, model in (
+        ("`mean`", MEAN, {}),
+        ("`mean`, compiled", MEAN, {"model": {"compile": True}}),
+        ("CAPO, exact", {}, {}),
+        ("CAPO, exact, compiled", {}, {"model": {"compile": True}}),
+    )
 }
 
 
@@ -75,8 +85,8 @@ def responses(samples: int) -> tuple[Rollout, Tensor, Tensor]:
 
 
 def learner(samples: int, variant: dict, folder: Path) -> Learner:
+    model = {"path": "builtin:tiny", "lora_rank": 32, "lora_alpha": 64} | variant.get("model", {})
     settings = {
-        "model": {"path": "builtin:tiny", "lora_rank": 32, "lora_alpha": 64},
         "rollout": {"prompts_per_step": samples // GROUP, "group_size": GROUP},
         "deepspeed": "ds_configs/zero2.json",
     }
@@ -84,7 +94,9 @@ def learner(samples: int, variant: dict, folder: Path) -> Learner:
     gradients = {"store": "device"} | variant.get("gradients", {})
     if "micro_batch_size" in train:
         train["micro_batch_tokens"] = None
-    config = parse_config(settings | variant | {"gradients": gradients, "train": train})
+    config = parse_config(
+        settings | variant | {"model": model, "gradients": gradients, "train": train}
+    )
     policy = load_policy(config.model, seed=0)
     generator = torch.Generator().manual_seed(1)
     for parameter in policy.parameters():
@@ -113,13 +125,20 @@ def padding(update: Update) -> float:
 
 
 def compiled(samples: int, repeats: int, folder: Path) -> list[tuple[str, float, float, str]]:
-    """Rows of the table: `mean`, and with its decoder compiled, which happens in the first turn."""
-    learners = {name: learner(samples, MEAN, folder) for name in ("`mean`", "decoder compiled")}
-    decoder: Any = learners["decoder compiled"].engine.module.get_base_model().model
-    decoder.forward = torch.compile(decoder.forward, dynamic=True)
+    """Rows of the table; what compiling took is in the last column."""
+    learners = {name: learner(samples, changes, folder) for name, changes in COMPILED.items()}
     batch = learners["`mean`"].prepare(*responses(samples))
     runs = {name: _update(one, batch) for name, one in learners.items()}
-    return _rows(in_turns(runs, repeats), {})
+    first = {}
+    for name, run in runs.items():
+        start = time.process_time()
+        run()
+        first[name] = time.process_time() - start
+    seconds = in_turns(runs, repeats)
+    return [
+        (*row, f"{first[row[0]] - row[1]:.0f} s" if COMPILED[row[0]].get("model") else "")
+        for *row, _ in _rows(seconds, {})
+    ]
 
 
 def measure(samples: int, repeats: int, folder: Path) -> list[tuple[str, float, float, str]]:
@@ -175,7 +194,8 @@ def main() -> None:
             table = compiled if args.compile else measure
             rows = table(samples, args.repeats, Path(folder))
         if comm.is_main():
-            print(f"| N = {samples}, {comm.world_size()} ranks | CPU s | ratio | padding |")
+            last = "compiling" if args.compile else "padding"
+            print(f"| N = {samples}, {comm.world_size()} ranks | CPU s | ratio | {last} |")
             print("|---|---|---|---|")
             for name, spent, ratio, share in rows:
                 print(f"| {name} | {spent:.2f} | {ratio:.2f} | {share} |", flush=True)

@@ -223,14 +223,17 @@ def checkpoint_layers(model: nn.Module) -> None:
     Raises:
         ConfigError: if the model's layers cannot be told.
     """
+    for layer in layers_for(model, "model.gradient_checkpointing"):
+        layer.forward = _recomputed(layer.forward)
+
+
+def layers_for(model: nn.Module, key: str) -> list[nn.Module]:
+    """The layers of the language model, for what the key asks. Raises `ConfigError` if they cannot
+    be told."""
     layers = list(decoder_layers(model))
     if not layers:
-        raise ConfigError(
-            f"model.gradient_checkpointing: not supported for {_type(model)} models; "
-            "set it to false"
-        )
-    for layer in layers:
-        layer.forward = _recomputed(layer.forward)
+        raise ConfigError(f"{key}: not supported for {_type(model)} models; set it to false")
+    return layers
 
 
 def _type(model: nn.Module) -> str:

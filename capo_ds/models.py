@@ -12,8 +12,9 @@ from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedModel
 
 from capo_ds.adapters import add_reference, continued_adapter, fresh_adapter, reference_policy
-from capo_ds.architecture import checkpoint_layers, first_pass, position_ids
+from capo_ds.architecture import checkpoint_layers, first_pass, layers_for, position_ids
 from capo_ds.causality import check_causal
+from capo_ds.compilation import compile_layers
 from capo_ds.config import ConfigError, ModelConfig
 from capo_ds.distributed import comm
 from capo_ds.distributed.zero import share_out
@@ -99,7 +100,9 @@ def _with_adapter(
     policy.to(device)
     if config.dtype == "bfloat16":
         _compute_in(policy, torch.bfloat16, device)
-    if config.gradient_checkpointing:
+    if config.compile:
+        compile_layers(layers_for(policy.get_base_model(), "model.compile"))
+    if config.gradient_checkpointing:  # around what is compiled
         checkpoint_layers(policy.get_base_model())
     if isinstance(policy.get_output_embeddings(), LoraLayer):
         raise ConfigError("model.lora_targets: the output layer cannot have LoRA factors")

@@ -9,6 +9,7 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from capo_ds.architecture import check_positions
+from capo_ds.compilation import check_compilable
 from capo_ds.config import Config, ConfigError
 from capo_ds.config.idle import idle_line
 from capo_ds.distributed import comm
@@ -47,6 +48,7 @@ def prepare(config: Config, dry: bool = False) -> Prepared:
     if comm.is_main() and (idle := idle_line(config)):
         print(f"warning: {idle}", file=sys.stderr, flush=True)
     with comm.together("start-up"):
+        check_compilable(config.model, zero_stage(read_deepspeed_json(config.deepspeed)))
         lock = claim_run(config, dry)
         tokenizer = load_tokenizer(config.model)
         judge = Judge(config.reward.time_limit, config.reward.workers)

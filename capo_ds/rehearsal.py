@@ -20,6 +20,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from capo_ds.architecture import refused, text_config
+from capo_ds.compilation import uncompiled
 from capo_ds.config import Config, ConfigError
 from capo_ds.distributed import comm
 from capo_ds.gradients.per_sample import PerSampleGradients
@@ -62,6 +63,7 @@ class Findings:
 
     repeated: of two passes over the same rows. alone: of a row alone and in the batch. sampler: of
     the sampler's and the training pass. gradient: of per-sample and autograd's gradients.
+    compiled: of the gradient of compiled layers and of the layers as written.
     """
 
     repeated: float
@@ -69,6 +71,7 @@ class Findings:
     sampler: float | None
     gradient: float | None
     largest_logit: float
+    compiled: float | None = None
 
 
 def rehearse(
@@ -143,9 +146,13 @@ def _measure(
                 _difference(part.log_probs, values, part)
                 for part, values in zip(parts, together, strict=True)
             )
+        some = rows.take([0, len(rows) - 1][: max(map(len, parts))])
+        if config.model.compile:
+            where.append("a pass through compiled layers (set model.compile to false)")
+            with torch.enable_grad():
+                findings.compiled = _compiled_error(factors, lambda: log_probs(some).sum())
         if config.uses_per_sample_gradients:
             where.append("a backward pass that keeps samples apart")
-            some = rows.take([0, len(rows) - 1][: max(map(len, parts))])
             with torch.enable_grad():
                 findings.gradient = _gradient_error(policy, lambda: log_probs(some).sum(1), passes)
     return findings
@@ -178,6 +185,11 @@ def _judge(config: Config, policy: PeftModel, found: Findings) -> None:
             f"{start}its per-sample gradients are not autograd's: the relative error is "
             f"{found.gradient:.3g}; some layer with LoRA factors mixes the samples of a batch. "
             "Name only attention and MLP layers in model.lora_targets"
+        )
+    if found.compiled is not None and not found.compiled <= GRADIENTS[config.model.dtype]:
+        raise ConfigError(
+            f"model.compile: through compiled layers the gradient of this {_kind(policy)} model "
+            f"is another: the relative difference is {found.compiled:.3g}; set it to false"
         )
 
 
@@ -253,6 +265,16 @@ def _gradient_error(policy: PeftModel, objectives: Callable[[], Tensor], passes:
             square += float(gradient.double().square().sum())
         worst = max(worst, (error / square) ** 0.5 if square else float("inf"))
     return worst
+
+
+def _compiled_error(factors: list[nn.Parameter], objective: Callable[[], Tensor]) -> float:
+    """Relative, of the gradient through compiled layers."""
+    compiled = torch.autograd.grad(objective(), factors)
+    with uncompiled():
+        plain = torch.autograd.grad(objective(), factors)
+    errors = [(one - other).norm() for one, other in zip(compiled, plain, strict=True)]
+    norms = [other.norm() for other in plain]
+    return float(torch.stack(errors).norm() / torch.stack(norms).norm())
 
 
 def _difference(one: Tensor, other: Tensor, rows: Rollout) -> float:

@@ -74,6 +74,7 @@ KEYS = {
     "model.lora_exclude": "exclude_modules",
     "model.gradient_checkpointing": "enable_gradient_checkpointing gradient_checkpointing_kwargs "
     "gradient_checkpointing_use_reentrant",
+    "model.compile": "torch_compile use_torch_compile torch_compile_backend torch_compile_mode",
     "model.rslora": "use_rslora",
     "model.load_in_4bit": "load_in_8bit quantization quantization_config",
     "model.revision": "model_revision",

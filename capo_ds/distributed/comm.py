@@ -192,17 +192,12 @@ def take_bytes_sent() -> dict[str, int]:
     return taken
 
 
-def all_to_all(parts: list[Tensor], received: list[int]) -> Tensor:
-    """Send part r to rank r; what the ranks sent here, one after the other, flat.
-
-    received: numbers of elements that come from each rank.
-    """
-    sent = torch.cat([part.flatten() for part in parts])
-    result = sent.new_empty(sum(received))
-    dist.all_to_all_single(result, sent, received, [part.numel() for part in parts])
-    to_others = sent.numel() - parts[rank()].numel()
-    _sent["all_to_all"] += to_others * sent.element_size()
-    return result
+def all_to_all(sent: Tensor, sizes: list[int], received: Tensor, counts: list[int]) -> None:
+    """Exchange with every other rank: of `sent`, flat, `sizes[r]` numbers after each other go to
+    rank r, and `counts[r]` come from it into `received`, which is contiguous. None stay here."""
+    assert sizes[rank()] == counts[rank()] == 0 and received.is_contiguous()
+    dist.all_to_all_single(received.view(-1), sent, counts, sizes)
+    _sent["all_to_all"] += sent.numel() * sent.element_size()
 
 
 def reduce_to_main(tensor: Tensor) -> None:

@@ -39,9 +39,10 @@ def gram_matrices(
     total = sum(samples_per_rank)
     grams = torch.zeros(count, total, total, dtype=torch.float64, device=comm.device())
     width = max(comm.world_size(), BUFFER_ENTRIES // max(1, total) * comm.world_size())
+    exchange = _Exchange(samples_per_rank)
     for matrix, number in zip(matrices, blocks, strict=False):  # blocks may go on for ever
         for block in matrix.split(width, dim=1):
-            grams[number] += product_with_itself(_exchange_columns(block, samples_per_rank))
+            exchange.add_in_order(grams[number], product_with_itself(exchange(block)))
     for gram in grams:
         _symmetric_sum(gram)
     return grams.cpu().numpy() if comm.is_main() else None
@@ -82,19 +83,62 @@ def norms_of_sums(*vectors: list[Tensor]) -> list[float]:
     Every rank sums its share of the columns, as a reduce-scatter does.
     """
     squares = torch.zeros(len(vectors), dtype=torch.float64, device=comm.device())
+    exchange = _Exchange([len(vectors)] * comm.world_size())
     for blocks in zip(*vectors, strict=True):
         parts = torch.stack([block.flatten() for block in blocks])
-        columns = _exchange_columns(parts, [len(vectors)] * comm.world_size())
-        sums = columns.view(comm.world_size(), len(vectors), -1).double().sum(0)
+        sums = exchange(parts).view(comm.world_size(), len(vectors), -1).double().sum(0)
         squares += sums.square().sum(1)
     return [math.sqrt(square) for square in comm.sum_over_ranks(*squares.tolist())]
 
 
-def _exchange_columns(matrix: Tensor, samples_per_rank: list[int]) -> Tensor:
-    """From (n, D), some samples and all columns, to (N, D / ranks), all samples, some columns."""
-    if comm.world_size() == 1:
-        return matrix
-    parts = matrix.tensor_split(comm.world_size(), dim=1)
-    mine = parts[comm.rank()].shape[1]
-    received = comm.all_to_all(list(parts), [samples * mine for samples in samples_per_rank])
-    return received.view(sum(samples_per_rank), mine)
+class _Exchange:
+    """From (n, D), some samples and all columns, to (N, D / ranks), all samples, some columns:
+    this rank's first, then the others' in rank order.
+
+    One block after another goes through the same memory: fresh memory costs a CPU as much as what
+    is written to it. What stays on the rank is copied once, and not by the collective.
+    """
+
+    def __init__(self, samples_per_rank: list[int]):
+        self._counts, self._total = samples_per_rank, sum(samples_per_rank)
+        self._sent = self._whole = torch.empty(0)
+        rank = comm.rank()
+        before, mine = sum(samples_per_rank[:rank]), samples_per_rank[rank]
+        after = slice(before + mine, self._total)
+        # Where samples are among all, and where among the exchanged rows.
+        self._places = [(slice(0, before + mine), slice(0, before + mine)), (after, after)]
+        if before:
+            own, earlier = slice(before, before + mine), slice(0, before)
+            self._places[:1] = [(own, slice(0, mine)), (earlier, slice(mine, before + mine))]
+
+    def __call__(self, matrix: Tensor) -> Tensor:
+        """The result is good until the next call."""
+        if comm.world_size() == 1:
+            return matrix
+        parts, rank = matrix.tensor_split(comm.world_size(), dim=1), comm.rank()
+        own = parts[rank]
+        samples, width = own.shape
+        sizes = [0 if other == rank else part.numel() for other, part in enumerate(parts)]
+        self._sent = _at_least(self._sent, matrix, sum(sizes))
+        sent = self._sent[: sum(sizes)]
+        for part, size, room in zip(parts, sizes, sent.split(sizes), strict=True):
+            if size:
+                room.view_as(part).copy_(part)
+        self._whole = _at_least(self._whole, matrix, self._total * width)
+        whole = self._whole[: self._total * width].view(self._total, width)
+        whole[:samples].copy_(own)
+        counts = [0 if other == rank else count for other, count in enumerate(self._counts)]
+        comm.all_to_all(sent, sizes, whole[samples:], [count * width for count in counts])
+        return whole
+
+    def add_in_order(self, gram: Tensor, product: Tensor) -> None:
+        """gram += product, whose rows and columns are in the order of exchanged rows."""
+        for rows, from_rows in self._places:
+            for columns, from_columns in self._places:
+                gram[rows, columns] += product[from_rows, from_columns]
+
+
+def _at_least(memory: Tensor, like: Tensor, count: int) -> Tensor:
+    if memory.numel() < count or memory.dtype != like.dtype:
+        return like.new_empty(count)
+    return memory

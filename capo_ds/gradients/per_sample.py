@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import count
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -63,6 +65,8 @@ class PerSampleGradients:
         # The one that layers run in: the latest, or one that is gone back through.
         self._pass = Pass()
         self._passes = 0
+        self._known_as = next(_numbers)
+        _instances[self._known_as] = self
         self._hooks = [policy.register_forward_pre_hook(self._begin_pass, with_kwargs=True)]
         self._hooks.append(policy.register_forward_hook(self._end_pass))
         self._hooks += [
@@ -92,16 +96,27 @@ class PerSampleGradients:
                 store.write(index, first, output_gradients, inputs)
 
         # Every tap takes the anchor as an input: asking autograd for the anchor's gradient runs
-        # all taps, and none of the sums over the batch that the weights' own gradients need.
+        # all taps, and none of the sums over the batch that the weights' own gradients need (which
+        # a compiled layer would make all the same if they could be asked for).
         self._anchor = torch.zeros((), device=self.parameters[0].device, requires_grad=True)
         try:
-            with self.listening(write):
+            with self._weights_fixed(), self.listening(write):
                 values = objectives()
                 torch.autograd.grad(values.sum(), self._anchor, allow_unused=True)
         finally:
             self._anchor = None
         self.check_whole(whole)
         return values.detach()
+
+    @contextmanager
+    def _weights_fixed(self) -> Iterator[None]:
+        for weight in self.parameters:
+            weight.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for weight in self.parameters:
+                weight.requires_grad_(True)
 
     @contextmanager
     def listening(self, sink: Sink) -> Iterator[None]:
@@ -173,7 +188,12 @@ class PerSampleGradients:
         )
 
     def _hook(self, index: int) -> Callable[..., Tensor | None]:
+        # A tensor: compiled code takes it as an argument, and so all layers share the code.
+        place = torch.tensor([self._known_as, index])
+
         def hook(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor | None:
+            if self._anchor is not None and torch.compiler.is_compiling():
+                return _CompiledTap.apply(output, inputs[0], self._anchor, place)
             if self._sink is None or not torch.is_grad_enabled():
                 return None
             self._by_sample(self._pass, index, output)  # raises while the stack shows the layer
@@ -181,6 +201,11 @@ class PerSampleGradients:
             return _Tap.apply(output, inputs[0], self._anchor, receive)
 
         return hook
+
+    def receive_compiled(self, index: int, inputs: Tensor, output_gradients: Tensor) -> None:
+        """From the backward pass of compiled layers."""
+        assert self._sink is not None  # set as long as there is an anchor
+        self._receive(self._sink, self._pass, index, inputs, output_gradients)
 
     def _receive(
         self, sink: Sink, one: Pass, index: int, inputs: Tensor, output_gradients: Tensor
@@ -206,6 +231,41 @@ class _Tap(torch.autograd.Function):
         (inputs,) = ctx.saved_tensors
         ctx.receive(inputs, gradient)
         return gradient, None, None, None
+
+
+# A compiled graph cannot hold a call of Python, but one of an operator, which finds its way back by
+# numbers.
+_numbers = count()
+_instances: WeakValueDictionary[int, PerSampleGradients] = WeakValueDictionary()
+_LIBRARY = torch.library.Library("capo_ds", "DEF")
+_LIBRARY.define("receive(Tensor inputs, Tensor output_gradients, Tensor place) -> Tensor")
+
+
+@torch.library.impl(_LIBRARY, "receive", "CompositeExplicitAutograd")
+def _receive_compiled(inputs: Tensor, output_gradients: Tensor, place: Tensor) -> Tensor:
+    """Returns what the tap adds to the anchor's gradient: 0, without which it would not be run."""
+    known_as, index = place.tolist()
+    _instances[known_as].receive_compiled(index, inputs, output_gradients)
+    return output_gradients.new_zeros(())
+
+
+@torch.library.register_fake("capo_ds::receive", lib=_LIBRARY)
+def _received(inputs: Tensor, output_gradients: Tensor, place: Tensor) -> Tensor:
+    return output_gradients.new_empty(())
+
+
+class _CompiledTap(torch.autograd.Function):
+    """`_Tap` as a compiler can trace it. place: of the factor, (2,) on the CPU."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, inputs: Tensor, anchor: Tensor, place: Tensor) -> Tensor:
+        ctx.save_for_backward(inputs, place)
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, Tensor, None]:
+        inputs, place = ctx.saved_tensors
+        return gradient, None, torch.ops.capo_ds.receive(inputs, gradient, place), None
 
 
 def _tensors(output: Any) -> Iterator[Tensor]:

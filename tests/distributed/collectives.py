@@ -42,9 +42,9 @@ def check_bounded_buffers(samples_per_rank: list[int]) -> None:
     """The same matrix, and no exchange larger than the buffer."""
     largest, all_to_all = [0], comm.all_to_all
 
-    def watched(parts: list[torch.Tensor], received: list[int]) -> torch.Tensor:
-        largest[0] = max(largest[0], sum(received))
-        return all_to_all(parts, received)
+    def watched(sent: torch.Tensor, sizes: list[int], received: torch.Tensor, counts: list[int]):
+        largest[0] = max(largest[0], received.numel())
+        all_to_all(sent, sizes, received, counts)
 
     entries, gram.BUFFER_ENTRIES, comm.all_to_all = gram.BUFFER_ENTRIES, 100, watched
     check_gram(samples_per_rank)

@@ -26,7 +26,10 @@ KINDS = {
     "reduce": lambda tensor, *_: size(tensor),
     "broadcast": lambda tensor, *_: size(tensor),
     "reduce_scatter_tensor": lambda _, whole, *__: size(whole),
-    "all_to_all_single": lambda _, sent, *__: size(sent),
+    # `Collectives` counts what stays on the rank too, which `comm.all_to_all` does not hand over.
+    "all_to_all_single": lambda _, sent, *__: (
+        size(sent) * dist.get_world_size() // (dist.get_world_size() - 1)
+    ),
 }
 NAMES = {
     "all_gather_into_tensor": "all_gather",

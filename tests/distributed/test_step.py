@@ -332,7 +332,7 @@ def _dense_per_sample_gradients(config: Config) -> tuple[np.ndarray, np.ndarray,
 
     Written against the definitions, sharing nothing with the package but model and responses.
     """
-    policy = load_policy(config.model, seed=0)
+    policy = load_policy(config.model.model_copy(update={"compile": False}), seed=0)
     perturb(policy)
     policy.double()
     parameters = [p for p in policy.parameters() if p.requires_grad]

@@ -37,6 +37,7 @@ OTHERS_OWN = {
     "_exit",
     "_current_frames",
     "_asdict",
+    "_dynamo",
     "_foreach_add",
     "_foreach_add_",
     "_foreach_mul",
