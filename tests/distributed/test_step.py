@@ -52,7 +52,7 @@ SLOW = {
         "capo": ((0, 1), (0, 2), (1, 1), (1, 2), (2, 4), (3, 4)),
     }.items()
     for stage, ranks in places
-}
+} | {"capo, compiled"}
 CASES = STAGES | {
     "mean, ZeRO 2": (2, {"aggregator": "mean", "deepspeed": "ds_configs/zero2.json"}),
     "mean, ZeRO 0, token mean": (
@@ -250,6 +250,10 @@ CASES = STAGES | {
             "gradients": {"sketch": "sparse", "store": "recompute"},
             "train": {"micro_batch_tokens": 40},
         },
+    ),
+    "capo, compiled": (
+        2,
+        {"aggregator": "capo", "model": {"compile": True}, "deepspeed": "ds_configs/zero2.json"},
     ),
     "capo, no KL": (2, {"aggregator": "capo", "objective": {"kl_weight": 0.0}}),
 }
