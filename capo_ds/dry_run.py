@@ -34,7 +34,6 @@ def dry_run(config: Config) -> None:
     ready = prepare(config, dry=True)
     policy = ready.policy
     check_resume(config)
-    read_deepspeed_json(config.deepspeed)
     sampling = SamplerRun(config, policy, ready.tokenizer, "dry", loads=False, dry=True)
     with comm.together("looking for the sampler"):
         check_sampler(sampling)
