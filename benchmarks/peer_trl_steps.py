@@ -14,7 +14,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from datasets import Dataset
@@ -126,7 +126,7 @@ def make_exact(model: nn.Module) -> None:
             if type(child).__name__.endswith("RMSNorm"):
                 setattr(module, name, ExactNorm(child))
             elif type(child).__name__.endswith("RotaryEmbedding"):
-                setattr(module, name, ExactAngles(child.inv_freq))
+                setattr(module, name, ExactAngles(cast(Tensor, child.inv_freq)))
 
 
 def gradient_of(made: GRPOTrainer, given: dict[str, Tensor]) -> dict[str, Tensor]:

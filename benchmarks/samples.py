@@ -136,8 +136,8 @@ def compiled(samples: int, repeats: int, folder: Path) -> list[tuple[str, float,
         first[name] = time.process_time() - start
     seconds = in_turns(runs, repeats)
     return [
-        (*row, f"{first[row[0]] - row[1]:.0f} s" if COMPILED[row[0]].get("model") else "")
-        for *row, _ in _rows(seconds, {})
+        (name, spent, ratio, f"{first[name] - spent:.0f} s" if COMPILED[name].get("model") else "")
+        for name, spent, ratio, _ in _rows(seconds, {})
     ]
 
 

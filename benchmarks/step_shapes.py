@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import PeftModel
@@ -36,7 +36,7 @@ class Size:
     prompt: int  # tokens
     response: int  # tokens
     micro_batch: int
-    dtype: str = "float32"
+    dtype: Literal["float32", "bfloat16"] = "float32"
 
 
 SIZES = {

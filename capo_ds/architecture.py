@@ -145,7 +145,7 @@ def _calls(model: PreTrainedModel, modules: Iterable[nn.Module]) -> Counter[nn.M
     try:
         with first_pass(model), torch.no_grad():
             ids = torch.arange(FEW_TOKENS, device=model.device)[None]
-            told = {"use_cache": False}
+            told: dict[str, Any] = {"use_cache": False}
             if ids.is_meta:  # a mask must then not be told from the numbers
                 told["attention_mask"] = torch.ones_like(ids)
             model(input_ids=ids, **taken(model, **told))

@@ -131,15 +131,20 @@ def _share_of_all_to_all(links: Collectives) -> float:
     size = 1 << 20
     while links.seconds("all_to_all", size) < EXCHANGE and size < 1 << 28:
         size *= 4
-    parts = list(torch.ones(size // 4, device=comm.device()).tensor_split(comm.world_size()))
-    received = [len(parts[comm.rank()])] * comm.world_size()
-
-    def exchange() -> None:
+    each = size // 4 // comm.world_size()
+    counts = [0 if rank == comm.rank() else each for rank in range(comm.world_size())]
+    sent = torch.ones(sum(counts), device=comm.device())
+    received = torch.empty_like(sent)
+    spent = []
+    for _ in range(1 + 3):  # as often on all ranks, of which the first does not count
+        comm.max_over_ranks(0)
+        start = time.perf_counter()
         for _ in range(TIMES):
-            comm.all_to_all(parts, received)
-
-    seconds = timed(exchange) / TIMES
+            comm.all_to_all(sent, counts, received, counts)
+        _settle()
+        spent.append((time.perf_counter() - start) / TIMES)
     comm.take_bytes_sent()
+    seconds = max(comm.gather(median(spent[1:])))
     latency = links.seconds("all_to_all", 0)
     return min(1.0, (links.seconds("all_to_all", size) - latency) / max(seconds - latency, 1e-9))
 
@@ -285,7 +290,8 @@ def _solve(config: Config, samples: int) -> float:
 
 
 def timed(call: Callable[[], object]) -> float:
-    """Median seconds of a call, the slowest rank's, after one that is not counted (all ranks)."""
+    """Median seconds of a call without collectives, of which ranks make unequally many; the slowest
+    rank's, after one that is not counted (all ranks)."""
     call()
     comm.max_over_ranks(0)
     _settle()

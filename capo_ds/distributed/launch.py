@@ -142,8 +142,9 @@ class Launcher:
 
     def __init__(self) -> None:
         above, count = first_ancestors(), 0
-        if os.environ.get(KEEPER) in map(str, above):
-            count = above.index(int(os.environ[KEEPER])) + 1
+        keeper = int(os.environ.get(KEEPER, 0))
+        if keeper in above:
+            count = above.index(keeper) + 1
         elif any(variable in os.environ for variable in LOCAL_SIZES):
             # deepspeed starts a launcher on each node, which outlives the first one.
             count = 2 if DEEPSPEED_NODE in _command(above[0]) else 1
