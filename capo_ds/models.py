@@ -17,6 +17,7 @@ from capo_ds.causality import check_causal
 from capo_ds.compilation import compile_layers
 from capo_ds.config import ConfigError, ModelConfig
 from capo_ds.distributed import comm
+from capo_ds.distributed.alike import make_alike
 from capo_ds.distributed.zero import share_out
 from capo_ds.log_probs import (
     LOGIT_CHUNK_TOKENS,
@@ -79,6 +80,7 @@ def load_shared_policy(config: ModelConfig, seed: int, settings: dict[str, Any])
     with comm.together("loading the model"):
         base = load_base_model(config, empty=not comm.is_main())
     if not is_four_bit(base):
+        make_alike(base)
         with comm.collective("sharing out the weights"):
             share_out(base, settings, device)
     with comm.together("loading the model"):
