@@ -149,10 +149,12 @@ def _hush_libraries() -> None:
 def check_files(config: Config) -> None:
     """What can be checked of the files and packages a config names before anything starts."""
     from capo_ds import configured
-    from capo_ds.distributed.deepspeed_json import read_deepspeed_json
+    from capo_ds.distributed.deepspeed_json import ignored_lines
     from capo_ds.telemetry import tables
 
-    read_deepspeed_json(config.deepspeed)
+    for line in ignored_lines(config.deepspeed):
+        if launch.launched_rank() == 0:
+            print(f"warning: {line}", file=sys.stderr, flush=True)
     tables.check(config.train.report_to)
     tables.check_login(config.train.report_to)
     configured.check(config)
