@@ -145,7 +145,7 @@ def _explain(problem: dict[str, Any]) -> str:
         return f"{key}: a key must be text; YAML reads on, off, yes, no and numbers as such"
     meaning = dict(_fields(Config)).get(".".join(location))
     hint = f" ({meaning.description})" if meaning else ""
-    return f"{key}: bad value {problem['input']!r}; {_first_lower(problem['msg'])}{hint}" + (
+    return f"{key}: bad value {problem['input']!r}; {first_lower(problem['msg'])}{hint}" + (
         _remedy(key, problem["type"], problem["input"], problem.get("ctx", {}))
     )
 
@@ -204,7 +204,7 @@ def _whole(value: Any) -> int | None:
     return int(number) if not isinstance(value, bool) and number.is_integer() else None
 
 
-def _first_lower(message: str) -> str:
+def first_lower(message: str) -> str:
     message = message.removeprefix("Value error, ")
     return message[0].lower() + message[1:]
 
