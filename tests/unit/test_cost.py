@@ -1,5 +1,6 @@
 """The forecast of a step: times of collectives by hand, counted work, files of rates."""
 
+import json
 import math
 
 import pytest
@@ -8,8 +9,9 @@ from capo_ds.config import HOME, ConfigError, parse_config
 from capo_ds.cost.cluster import Cluster, load_cluster
 from capo_ds.cost.collectives import Collectives
 from capo_ds.cost.forecast import forecast, table
+from capo_ds.cost.foretell import foretell, told
 from capo_ds.cost.shape import Shape
-from capo_ds.cost.step import Exchange, Step
+from capo_ds.cost.step import Exchange, Step, step_of
 from capo_ds.gradients import store
 
 FILES = [HOME / "launchers" / "cluster" / f"{name}.yaml" for name in ("a800", "h100")]
@@ -249,3 +251,73 @@ def test_at_zero_3_a_sampler_with_its_own_weights_is_sent_the_factors(sampler, p
     expected = SHAPE.stored if sampler == "hf" else 4 * SHAPE.trained
     assert sent[phase] == pytest.approx(0.75 * expected, rel=0.01)
     assert sum(sent.values()) == pytest.approx(sent[phase], rel=0.1)
+
+
+def test_the_bounds_are_assumed_or_what_is_asked_for():
+    """And said."""
+    bound = step_of(parse_config({}), SHAPE, "device", 1)
+    assert bound.prompt == bound.config.rollout.max_prompt_tokens
+    assert bound.response == bound.config.rollout.max_new_tokens
+    shorter = step_of(parse_config({}), SHAPE, "device", 1, prompt=5, response=7)
+    most = bound.phases()["backward"].work["passes"]
+    assert shorter.phases()["backward"].work["passes"] < 0.2 * most
+    assert f"prompts of {bound.prompt} tokens (rollout.max_prompt_tokens)" in _second_line(bound)
+    told = f"prompts of 5 tokens (--prompt-tokens; rollout.max_prompt_tokens: {bound.prompt})"
+    assert told in _second_line(shorter) and "responses of 7 tokens (--resp" in _second_line(
+        shorter
+    )
+
+
+def _second_line(made: Step) -> str:
+    return told(made, cluster())[1]
+
+
+def test_a_rollout_that_is_a_lower_bound_says_so():
+    assert "lower bound" in told(step(4, rollout={"sampler": "server"}), cluster())[-1]
+    assert "lower bound" not in "".join(told(step(4), cluster()))
+
+
+@pytest.fixture
+def qwen(tmp_path):
+    """A folder with a config alone."""
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 1000}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2"} | sizes | heads))
+    return tmp_path
+
+
+def foretold(folder, memory: float = 1e12, **settings) -> None:
+    file = folder / "cluster.yaml"
+    known = load_cluster(str(FILES[1])).model_copy(update={"memory": memory, "host_memory": memory})
+    file.write_text(known.text())
+    config = parse_config({"model": {"path": str(folder), "dtype": "bfloat16"}} | settings)
+    foretell(config, 8, str(file))
+
+
+@pytest.mark.usefixtures("process_group")
+def test_what_does_not_fit_is_refused_below_the_forecast(qwen, capsys):
+    foretold(qwen)
+    whole = capsys.readouterr().out
+    assert "prompts of" in whole and "aggregator:" not in whole  # no settings
+    for settings in ({}, {"gradients": {"store": "device"}}, {"gradients": {"sketch": "sparse"}}):
+        with pytest.raises(ConfigError, match=r"^does not fit: needs .* of 1.0 MiB, .*lower"):
+            foretold(qwen, 2**20, **settings)
+        assert "memory per rank, estimated" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("process_group")
+def test_ranks_that_a_sampler_cannot_share_are_refused(qwen):
+    sampler = {"sampler": "vllm", "tensor_parallel": 3}
+    with pytest.raises(ConfigError, match=r"rollout.tensor_parallel: 3 does not divide 64 ranks"):
+        foretold(qwen, rollout=sampler)
+    foretold(qwen, rollout=sampler | {"tensor_parallel": 4})
+    with pytest.raises(ConfigError, match=r"model.dtype: float32, but vLLM"):
+        foretold(qwen, rollout={"sampler": "vllm"}, model={"path": str(qwen), "dtype": "float32"})
+
+
+@pytest.mark.usefixtures("process_group")
+@pytest.mark.parametrize("flag", ["prompt", "response"])
+def test_lengths_beyond_the_bounds_are_refused(qwen, flag):
+    config = parse_config({"model": {"path": str(qwen)}})
+    with pytest.raises(ConfigError, match=rf"--{flag}-tokens 99999: more than rollout.max_"):
+        foretell(config, 1, str(FILES[1]), **{flag: 99999})
