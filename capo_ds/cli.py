@@ -10,7 +10,9 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
 
 from capo_ds.config import Config, ConfigError, config_reference, load_config
 from capo_ds.distributed import launch
@@ -165,6 +167,9 @@ def _exit(status: int, message: str) -> None:
     others with the first."""
     from capo_ds.distributed import comm
 
+    if file := os.environ.get(launch.LAST_STATUS):
+        with suppress(OSError):  # another machine's, or `capo launch` is gone
+            Path(file).write_text(str(status))
     if not launch.tell(message if status == BAD_CONFIG else f"\n{message}"):  # below a bar
         time.sleep(LISTENS)
     comm.abandon(status)
