@@ -32,6 +32,7 @@ LIVE_KEY, LIVE = "stage3_max_live_parameters", 10**9
 KEPT_OF_WIDTH, KEPT_OF_MLP = 9, 4
 
 
+FEWER = "raise objective.minibatches, or lower gradients.sketch_dim"
 SMALLER = (
     "set gradients.sketch to sparse (recompute then keeps sketches alone), or raise "
     "objective.minibatches"
@@ -108,7 +109,8 @@ class MemoryPlan:
             told += f", and {readable(kept.host)} of {readable(there.host)} on the host"
         if self.needed <= USABLE * there.device:
             others = [name for name in self.stores if self.fits(name)]
-            remedy = f"set gradients.store to {others[0]}" if others else SMALLER
+            least = FEWER if "recompute" in self.stores else SMALLER
+            remedy = f"set gradients.store to {others[0]}" if others else least
         else:
             largest = max(self.needs, key=lambda name: self.needs[name])
             remedy = f"the most are {largest}, {readable(self.needs[largest])}: {_lower(largest)}"

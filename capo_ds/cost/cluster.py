@@ -45,7 +45,8 @@ class Sketching(Section):
 class Rates(Section):
     """What one rank achieves, not what its data sheet says.
 
-    passes: floating-point operations a second of the model's passes in training. products: of the
+    passes: floating-point operations a second of the model's passes in training. per_sample:
+    seconds of those that give every sample its gradient, over those of others. products: of the
     Gram matrix, in the stored gradients' precision. memory: bytes a second of weighted sums over
     stored gradients. sketch: by name. sampling: bytes a second of weights (and half of the keys and
     values) read while responses are sampled.
@@ -54,6 +55,7 @@ class Rates(Section):
     """
 
     passes: Positive
+    per_sample: Positive = 1.0
     products: Positive
     memory: Positive
     sketch: dict[str, Sketching] = Field(default_factory=dict)

@@ -171,9 +171,10 @@ class Step:
         size = self.prompt, self.response
         flops = self.shape.backward(1, *size, self.config.model.gradient_checkpointing) * self.mine
         gathers = self._gathered(2 * self._micro_batches(self.mine) * self.updates)
-        phase = Phase({"passes": flops * self.updates}, gathers)
+        kind = "per_sample" if self.config.uses_per_sample_gradients else "passes"
+        phase = Phase({kind: flops * self.updates}, gathers)
         if self._keeps_sketches:  # and the sum of all gradients
-            phase.works({"passes": self.updates * self.mine * self.shape.gradients(*size)})
+            phase.works({kind: self.updates * self.mine * self.shape.gradients(*size)})
             phase.works(self._sketching()[0])
         return phase
 

@@ -225,6 +225,15 @@ def test_each_sketch_goes_by_its_own_rates():
         cluster(**rates).check(1, "outer")
 
 
+def test_passes_that_give_each_sample_its_gradient_take_longer():
+    def seconds(factor: float, **settings) -> float:
+        return forecast(step(1, **settings), cluster(per_sample=factor))["backward"].work
+
+    plain = {"aggregator": "mean", "measure_conflict": False}
+    assert seconds(1.25) == pytest.approx(1.25 * seconds(1.0))
+    assert seconds(1.25, **plain) == seconds(1.0, **plain) == pytest.approx(seconds(1.0))
+
+
 def test_the_busiest_rank_is_counted():
     """Of mini-batches that are drawn at random from the prompts of all ranks, too."""
     assert step(16).mine == step(64).mine == 4  # a prompt each, or none
@@ -232,7 +241,7 @@ def test_the_busiest_rank_is_counted():
     alone = step(16, objective={"minibatches": 16})
     assert alone.mine == 4  # of one prompt, which one rank has
     assert alone.phases()["backward"].work == pytest.approx(
-        {"passes": 16 * step(16).phases()["backward"].work["passes"]}
+        {"per_sample": 16 * step(16).phases()["backward"].work["per_sample"]}
     )
     assert 8 < step(2, objective={"minibatches": 4}).mine < 16  # half of 4 prompts, or more
 
@@ -259,8 +268,8 @@ def test_the_bounds_are_assumed_or_what_is_asked_for():
     assert bound.prompt == bound.config.rollout.max_prompt_tokens
     assert bound.response == bound.config.rollout.max_new_tokens
     shorter = step_of(parse_config({}), SHAPE, "device", 1, prompt=5, response=7)
-    most = bound.phases()["backward"].work["passes"]
-    assert shorter.phases()["backward"].work["passes"] < 0.2 * most
+    most = bound.phases()["backward"].work["per_sample"]
+    assert shorter.phases()["backward"].work["per_sample"] < 0.2 * most
     assert f"prompts of {bound.prompt} tokens (rollout.max_prompt_tokens)" in _second_line(bound)
     told = f"prompts of 5 tokens (--prompt-tokens; rollout.max_prompt_tokens: {bound.prompt})"
     assert told in _second_line(shorter) and "responses of 7 tokens (--resp" in _second_line(
