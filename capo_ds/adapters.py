@@ -68,6 +68,7 @@ def read_adapter(folder: str, key: str = "model.adapter") -> LoraConfig:
     Raises:
         ConfigError: if there is none, or it is more than LoRA factors of linear layers.
     """
+    check_adapter_folder(folder, key)
     place = str(Path(folder).expanduser())
     try:
         adapter = PeftConfig.from_pretrained(place if Path(place).is_dir() else folder)
@@ -93,6 +94,17 @@ def read_adapter(folder: str, key: str = "model.adapter") -> LoraConfig:
         )
     adapter.lora_dropout = 0.0
     return adapter
+
+
+def check_adapter_folder(folder: str, key: str) -> None:
+    """Raises `ConfigError` for a path that is none, of which PEFT would ask the hub for long."""
+    place = Path(folder).expanduser()
+    if folder.startswith(("/", ".", "~")) and not place.is_dir():
+        raise ConfigError(f"{key}: no folder {folder!r}")
+    if place.is_dir() and not (place / ADAPTER_CONFIG).is_file():
+        inside = sorted(place.glob(f"*/{ADAPTER_CONFIG}"))
+        meant = f"; did you mean {Path(folder) / inside[0].parent.name}?" if inside else ""
+        raise ConfigError(f"{key}: no PEFT adapter at {folder!r}: no {ADAPTER_CONFIG}{meant}")
 
 
 def continued_adapter(base: PreTrainedModel, folder: str, shapes_only: bool = False) -> PeftModel:

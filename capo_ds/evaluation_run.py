@@ -12,10 +12,11 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
+from capo_ds.adapters import check_adapter_folder
 from capo_ds.config import Config, ConfigError
 from capo_ds.distributed import comm
 from capo_ds.evaluation import Evaluation, Evaluator, summarise, table, write_completions
-from capo_ds.hub import check_name
+from capo_ds.hub import check_place
 from capo_ds.models import load_base_model, load_tokenizer
 from capo_ds.rollout.base import end_tokens, model_context, pad_token
 from capo_ds.rollout.hf import HuggingFaceSampler, stop_at
@@ -62,11 +63,13 @@ def run(config: Config) -> None:
 
 def load_model(config: Config) -> PreTrainedModel | PeftModel:
     """The causal LM with the adapter of `evaluation.adapter`. Raises `ConfigError`."""
-    model, adapter = load_base_model(config.model), config.evaluation.adapter
+    adapter = config.evaluation.adapter
+    if adapter is not None:
+        check_place("evaluation.adapter", adapter)
+        check_adapter_folder(adapter, "evaluation.adapter")
+    model = load_base_model(config.model)
     if adapter is None:
         return model
-    if not Path(adapter).exists():
-        check_name("evaluation.adapter", adapter, "model")
     try:
         return PeftModel.from_pretrained(model, adapter)
     except (OSError, ValueError, RuntimeError) as error:

@@ -113,10 +113,25 @@ def check_hub(config: Config, shapes_only: bool = False) -> None:
         check_name(key, name, kind)
 
 
+def check_place(key: str, name: str) -> None:
+    """`check_hub` of one model or adapter, if it is neither built in nor here."""
+    from capo_ds.tasks.sources import is_local
+
+    if name not in BUILTIN_MODELS and not is_local(str(Path(name).expanduser())):
+        check_name(key, name, "model")
+
+
 def check_name(key: str, name: str, kind: str) -> None:
     """`check_hub` of one name. kind: of repository, model or dataset."""
     _check_words(key, name)
     cached = _is_cached(name, kind)
+    parent = Path(name).parent
+    # Adapters are mostly of runs here; a folder of models may well have an owner's name.
+    if key.endswith("adapter") and not cached and parent.name and parent.is_dir():
+        raise ConfigError(
+            f"{key}: no folder {name!r}: {parent} is a folder here, without {Path(name).name!r} in "
+            "it (nor has the hub's cache one of that name)"
+        )
     if not _is_offline():
         _ask(key, name, kind, cached)
     if _is_offline() and not cached:

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from capo_ds.adapters import continued_adapter, read_adapter
 from capo_ds.config import BUILTIN_MODELS, ConfigError, ModelConfig
+from capo_ds.hub import check_place
 from capo_ds.quantization import dequantised, is_four_bit
 from capo_ds.rollout.base import Draw, end_tokens, pad_token
 from capo_ds.rollout.hf import HuggingFaceSampler
@@ -28,6 +29,8 @@ def merge(config: ModelConfig, adapter: str, output: Path) -> None:
     """
     if output.exists() and any(output.iterdir()):
         raise ConfigError(f"--output: {output} is not empty; choose another folder")
+    check_place("--adapter", adapter)
+    check_place("--model", config.path)
     tokenizer = load_tokenizer(config)
     policy = continued_adapter(load_base_model(config), adapter).eval()
     expected = _greedy(policy, tokenizer)
@@ -48,6 +51,7 @@ def merge(config: ModelConfig, adapter: str, output: Path) -> None:
 
 
 def base_of(adapter: str) -> str:
+    check_place("--adapter", adapter)
     read_adapter(adapter, "--adapter")
     base = PeftConfig.from_pretrained(str(Path(adapter).expanduser())).base_model_name_or_path
     if not base:

@@ -157,7 +157,7 @@ class Trainer:
             if stopping and not last:
                 bar.close()
                 if comm.is_main():
-                    print(f"terminated after step {done}; train.resume=auto goes on from there")
+                    print(f"interrupted after step {done}; train.resume=auto goes on from there")
                     tell_hint(read_metrics(self.folder))
                 return False
             if last:

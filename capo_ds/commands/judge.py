@@ -1,11 +1,11 @@
 r"""Grade one answer against one reference, and explain.
 
     python launchers/judge.py '1 4/5' '\frac{9}{5}'
-    capo judge '-2\le x\le 7' '[-2,7]'
+    capo judge -- '-2\le x\le 7' '[-2,7]'     # -- before an answer that begins with a minus
 
 Tells right, wrong, unparsed or timed out, the types that the two were read as, and why. Of an
 ANSWER with a \boxed{...} in it the format is judged as well. The exit status is 0 if it is right,
-else 1.
+1 if it is not, and 2 if the call is wrong.
 """
 
 import argparse

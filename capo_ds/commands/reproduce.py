@@ -77,7 +77,7 @@ def measure(
             training = [*settings, f"train.output_dir={folder}", "train.resume=auto"]
             run("train", recipe, training, args)
             if not (folder / "adapter").exists():
-                sys.exit(f"the training in {folder} was terminated; start again to go on with it")
+                sys.exit(f"the training in {folder} was interrupted; start again to go on with it")
             chosen.append(f"evaluation.adapter={folder / 'adapter'}")
         run("evaluate", recipe, chosen, args)
     return json.loads(results.read_text())

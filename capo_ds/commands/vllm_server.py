@@ -17,6 +17,7 @@ from urllib.parse import SplitResult, urlsplit
 
 import capo_ds
 from capo_ds.config import Config, ConfigError, load_config
+from capo_ds.hub import check_hub
 from capo_ds.rollout.server_door import KEY, Door
 from capo_ds.rollout.server_key import VARIABLE, key_file, made_key
 
@@ -73,7 +74,12 @@ def main() -> None:
         "--server", type=int, metavar="NUMBER", help="which of rollout.server_url's, from 0"
     )
     arguments = parser.parse_args()
-    words = command(load_config(arguments.config, arguments.set), arguments.server)
+    try:
+        config = load_config(arguments.config, arguments.set)
+        check_hub(config, shapes_only=True)
+        words = command(config, arguments.server)
+    except ConfigError as error:
+        parser.exit(2, f"config error\n{error}\n")
     # vLLM imports the door by its name, in a process that starts elsewhere.
     paths = [str(Path(capo_ds.__file__).parents[1]), os.environ.get("PYTHONPATH")]
     os.environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)

@@ -15,7 +15,7 @@ def warm_up(config: Config) -> None:
     outcome = warmup.run(config)
     if not outcome.finished:
         if comm.is_main():
-            print(f"terminated after step {outcome.steps}; warmup.resume=auto goes on from there")
+            print(f"interrupted after step {outcome.steps}; warmup.resume=auto goes on from there")
     elif comm.is_main():
         settings = config.warmup
         if not outcome.reached:

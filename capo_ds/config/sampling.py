@@ -29,6 +29,9 @@ def _addresses(url: str | list[str]) -> str | list[str]:
     return url
 
 
+TOP_P = "draw from the likeliest tokens that together have this probability; 1 = all"
+
+
 class TruncatedSampling(Section):
     """Tokens that may be drawn; keys of rollout and of evaluation."""
 
@@ -36,8 +39,7 @@ class TruncatedSampling(Section):
         default=1.0,
         gt=0,
         le=1,
-        description="draw from the likeliest tokens that together have this probability; 1 = all "
-        "(less makes a rollout off-policy: docs/prompts.md)",
+        description=TOP_P,
     )
     top_k: StrictInt = Field(
         default=0, ge=0, description="draw from this many likeliest tokens; 0 = all"
@@ -58,6 +60,12 @@ class TruncatedSampling(Section):
 class RolloutConfig(TruncatedSampling):
     """Sampling of responses from the current policy."""
 
+    top_p: Number = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description=f"{TOP_P} (less makes a rollout off-policy: docs/prompts.md)",
+    )
     prompts_per_step: StrictInt = Field(
         default=64, ge=1, description="prompts in a step, over all ranks"
     )

@@ -85,7 +85,7 @@ def test_ctrl_c_finishes_the_step_and_saves(tmp_path, launcher, changes):
     told, _ = process.communicate(timeout=TIMEOUT)
     assert psutil.wait_procs(beside, 30)[1] == []
     assert told.count("ending after this step, with a checkpoint") == 1, told
-    ended = re.search(r"terminated after step (\d+)", told)
+    ended = re.search(r"interrupted after step (\d+)", told)
     assert ended, told
     done = int(ended[1])
     assert (tmp_path / "run" / "checkpoints" / f"step{done:06d}" / "manifest.json").is_file()

@@ -198,12 +198,12 @@ def test_ctrl_c_leaves_no_word_of_the_launcher(tmp_path, name):
     assert process.returncode == 0, told
     last = [line for line in re.split(r"[\r\n]", told) if line.strip()]
     at = next(n for n, line in enumerate(last) if line.startswith("ending after this step"))
-    done = int(re.search(r"terminated after step (\d+)", told)[1])
+    done = int(re.search(r"interrupted after step (\d+)", told)[1])
     assert (folder / "checkpoints" / f"step{done:06d}" / "manifest.json").is_file()
     for word in ("Traceback", "KeyboardInterrupt", "SignalException", "mpirun", "terminate called"):
         assert word not in told, told
     words = [line for line in last[at + 1 :] if "step/s" not in line and "left" not in line]
-    assert words[0].startswith("terminated after step"), words
+    assert words[0].startswith("interrupted after step"), words
 
 
 @pytest.fixture(scope="module")

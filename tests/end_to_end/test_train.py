@@ -190,7 +190,7 @@ def test_killed_terminated_and_resumed_equals_undisturbed(undisturbed, tmp_path)
     assert [line["step"] for line in metrics(folder)] == [0, 1, 2, 3]
     assert not (folder / "adapter").exists()
     told = launch(2, SIGNALLED, "SIGTERM", "1", *arguments(folder)).stdout
-    assert "terminated after step 3" in told
+    assert "interrupted after step 3" in told
     assert [line["step"] for line in metrics(folder)] == [0, 1, 2, 3]
     assert (folder / "checkpoints" / "step000003").is_dir()
     launch(2, TRAIN, *arguments(folder))

@@ -177,7 +177,7 @@ def test_reproduce_trains_and_evaluates_each_method_once(typed, ranks, tmp_path)
 def test_reproduce_goes_on_where_it_was_interrupted(typed, ranks, tmp_path):
     ranks.trains_to_the_end = False
     status, _, _ = typed(reproduce.main, "--smoke", "--output", tmp_path)
-    assert "was terminated; start again to go on with it" in str(status)
+    assert "was interrupted; start again to go on with it" in str(status)
     ranks.trains_to_the_end, done = True, len(ranks.ran)
     assert typed(reproduce.main, "--smoke", "--output", tmp_path)[0] == 0
     names = [name for name, _ in ranks.ran[done:]]

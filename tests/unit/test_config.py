@@ -1,6 +1,7 @@
 import json
 import re
 import runpy
+from itertools import pairwise
 
 import pytest
 import yaml
@@ -174,6 +175,15 @@ def test_reference_names_every_key():
         for key in keys:
             assert f"{section}.{key} (" in reference
             assert keys[key].description
+    of_rollout = parse_reference(reference)["rollout.top_p"]
+    assert "off-policy" in of_rollout
+    assert "rollout" not in parse_reference(reference)["evaluation.top_p"]
+
+
+def parse_reference(reference: str) -> dict[str, str]:
+    """Each key's description."""
+    lines = reference.splitlines()
+    return {line.split(" (")[0]: told for line, told in pairwise(lines)}
 
 
 @pytest.mark.parametrize(

@@ -95,5 +95,8 @@ def test_too_long_prompts_are_counted():
 
 def test_an_adapter_that_is_none_is_told(tmp_path):
     config = parse_config({"evaluation": {"adapter": str(tmp_path)}})
+    with pytest.raises(ConfigError, match=r"evaluation.adapter: no PEFT adapter at .*_config.json"):
+        load_model(config)
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')  # without weights
     with pytest.raises(ConfigError, match=r"evaluation.adapter: .* is no adapter of builtin:tiny"):
         load_model(config)

@@ -8,8 +8,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 from huggingface_hub import constants
 
-from capo_ds import hub
-from capo_ds.config import BUILTIN_MODELS, ConfigError, parse_config
+from capo_ds import hub, merging
+from capo_ds.config import BUILTIN_MODELS, ConfigError, ModelConfig, parse_config
 from capo_ds.evaluation_run import load_model
 from capo_ds.weights import load_base_model, load_tokenizer
 from tests.conftest import free_port
@@ -113,6 +113,48 @@ def test_an_adapter_that_is_nowhere(endpoint):
     for name, message in [("runs/x/adapter", "no folder or file here"), ("me/typo", "no model")]:
         with pytest.raises(ConfigError, match=f"evaluation.adapter: .*{message}"):
             load_model(parse_config({"evaluation": {"adapter": name}}))
+
+
+@pytest.fixture
+def unasked(monkeypatch, tmp_path):
+    """A folder to stand in, and a hub that must not be asked."""
+    monkeypatch.setattr(hub, "_ask", lambda *_: pytest.fail("asked"))
+    monkeypatch.setattr("peft.PeftConfig.from_pretrained", lambda *_: pytest.fail("asked"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "one" / "adapter").mkdir(parents=True)
+    (tmp_path / "runs" / "one" / "adapter" / "adapter_config.json").write_text("{}")
+
+
+@pytest.mark.usefixtures("unasked")
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("runs/nothere", "no folder 'runs/nothere': runs is a folder here, without 'nothere'"),
+        ("./runs/nothere", "'./runs/nothere'"),
+        ("~/no/such/folder", "no folder '.*/no/such/folder'"),
+        ("runs", "no PEFT adapter at 'runs': no adapter_config.json$"),
+        ("runs/one", "no adapter_config.json; did you mean runs/one/adapter"),
+    ],
+)
+def test_an_adapters_path_that_is_none_asks_nobody(name, told):
+    with pytest.raises(ConfigError, match=f"^--adapter: .*{told}"):
+        merging.base_of(name)
+    with pytest.raises(ConfigError, match=f"^evaluation.adapter: .*{told}"):
+        load_model(parse_config({"evaluation": {"adapter": name}}))
+
+
+@pytest.mark.usefixtures("unasked")
+def test_nor_does_that_of_a_run():
+    with pytest.raises(ConfigError, match=r"^model.adapter: no folder 'runs/nothere'"):
+        hub.check_hub(parse_config({"model": {"adapter": "runs/nothere"}}))
+
+
+def test_a_merge_asks_once_for_names_of_the_hub(endpoint, tmp_path):
+    with pytest.raises(ConfigError, match="--adapter: there is no model 'me/typo'"):
+        merging.base_of("me/typo")
+    with pytest.raises(ConfigError, match="--model: there is no model 'me/typo'"):
+        merging.merge(ModelConfig(path="me/typo"), str(tmp_path), tmp_path / "merged")
 
 
 @pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin"])

@@ -4,6 +4,7 @@ import sys
 import pytest
 
 from capo_ds.commands import judge
+from tests.conftest import REPOSITORY
 
 
 @pytest.mark.parametrize(
@@ -30,6 +31,16 @@ def test_one_answer_is_graded_and_explained(monkeypatch, capsys, answer, referen
     said = capsys.readouterr().out
     for line in lines:
         assert line in said
+
+
+def test_a_wrong_call_is_told_apart_from_a_wrong_answer(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["capo judge", "1"])
+    with pytest.raises(SystemExit) as end:
+        judge.main()
+    assert end.value.code == 2 and "REFERENCE" in capsys.readouterr().err
+    assert "2 if the call is wrong" in judge.__doc__ and "judge -- '-2" in judge.__doc__
+    page = (REPOSITORY / "docs" / "judge.md").read_text()
+    assert "2 if the call is wrong" in page
 
 
 def test_it_starts_as_a_command():
