@@ -135,16 +135,20 @@ def test_the_files_that_ship_can_be_read_and_written(file, tmp_path):
     [
         ("ranks: 8", "backend: is missing"),
         (f"{FILES[0].read_text()}\nspeed: 1", "speed: no such key; remove it"),
+        (FILES[0].read_text().replace("between:", "betwen:"), "betwen: .*did you mean between?"),
+        (FILES[0].read_text().replace("{applied: 1.1e+10}", "{aplied: 1}"), "aplied: .* applied?"),
+        ("Rates of our machines, as told on the telephone, in no form", "the file: .*found 'Rates"),
+        ("rates: 3", r"rates: keys and values belong here.*found 3"),
         (FILES[0].read_text().replace("ranks: 8", "ranks: 0"), "ranks: .*got 0"),
         (FILES[0].read_text().replace("1.6e+11", "-1"), r"within\.bytes_per_second: .*got -1"),
         (FILES[0].read_text().replace("nccl", "mpi"), "backend: .*got 'mpi'"),
-        ("", "the file: .*got None"),
+        ("", "the file: keys and values belong here.*found nothing"),
     ],
 )
 def test_a_file_that_cannot_be_used(text, told, tmp_path):
     file = tmp_path / "cluster.yaml"
     file.write_text(text)
-    with pytest.raises(ConfigError, match=f"(?s)--cluster .*{told}.*a800.yaml"):
+    with pytest.raises(ConfigError, match=f"(?s)--cluster .*{told}.*builtin:a800"):
         load_cluster(str(file))
 
 
@@ -157,6 +161,17 @@ def test_a_wrong_key_is_told_once(tmp_path):
     assert told[0].endswith("rates.pases: no such key; did you mean passes?") and len(told) == 2
 
 
+def test_those_that_ship_have_a_name_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert [load_cluster(f"builtin:{file.stem}") for file in FILES] == [*map(load, FILES)]
+    with pytest.raises(ConfigError, match=r"--cluster builtin:h200: .* there are a800, h100"):
+        load_cluster("builtin:h200")
+
+
+def load(file) -> Cluster:
+    return load_cluster(str(file))
+
+
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(ConfigError, match=r"--cluster .*No such file.*--dry-run --nodes 1"):
         load_cluster(str(tmp_path / "none.yaml"))
@@ -165,7 +180,7 @@ def test_a_file_that_is_not_there(tmp_path):
 def test_rates_name_the_link_that_is_missing():
     known = cluster(ranks=2)
     known.model_copy(update={"between": None}).check(1, "none")  # one machine needs none
-    with pytest.raises(ConfigError, match=r"--nodes 2: .*no link between .*a800\.yaml"):
+    with pytest.raises(ConfigError, match=r"--nodes 2: .*no link between .*builtin:h100"):
         known.model_copy(update={"between": None}).check(2, "none")
     with pytest.raises(ConfigError, match="no link within"):
         known.model_copy(update={"within": None}).check(1, "none")
