@@ -95,8 +95,10 @@ def read_adapter(folder: str, key: str = "model.adapter") -> LoraConfig:
     return adapter
 
 
-def continued_adapter(base: PreTrainedModel, folder: str) -> PeftModel:
+def continued_adapter(base: PreTrainedModel, folder: str, shapes_only: bool = False) -> PeftModel:
     """The model with the adapter of a folder, trainable: its own rank, scale and targets.
+
+    shapes_only: its weights stay unread.
 
     Raises:
         ConfigError: if it is no adapter of this model.
@@ -107,16 +109,18 @@ def continued_adapter(base: PreTrainedModel, folder: str) -> PeftModel:
         policy = get_peft_model(base, adapter)
     except ValueError as error:
         raise ConfigError(f"model.adapter: {folder!r} does not fit model.path: {error}") from error
-    _load_factors(policy, folder, POLICY)
+    if not shapes_only:
+        _load_factors(policy, folder, POLICY)
     return policy
 
 
-def add_reference(policy: PeftModel, folder: str) -> None:
+def add_reference(policy: PeftModel, folder: str, shapes_only: bool = False) -> None:
     """Put the adapter of a folder on the policy once more, frozen, as the KL term's reference."""
     adapter = read_adapter(folder)
     adapter.inference_mode = True
     policy.add_adapter(REFERENCE, adapter)
-    _load_factors(policy, folder, REFERENCE)
+    if not shapes_only:
+        _load_factors(policy, folder, REFERENCE)
     for name, parameter in policy.named_parameters():
         if f".{REFERENCE}." in name:
             parameter.requires_grad_(False)

@@ -10,7 +10,9 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
 
 from capo_ds.config import Config, ConfigError, config_reference, load_config
 from capo_ds.distributed import launch
@@ -24,8 +26,9 @@ ROOM = "make room on the disk, and go on with train.resume=auto from the newest 
 LISTENS = 1.0  # seconds
 PEERS_WAIT = timedelta(minutes=30)
 
-# Is given the settings, and of the arguments `--nodes`, `--cluster` and `--response-tokens`.
-DryRun = Callable[[Config, int | None, str | None, int | None], None]
+# Is given the settings, and of the arguments `--nodes`, `--cluster`, `--prompt-tokens` and
+# `--response-tokens`.
+DryRun = Callable[[Config, int | None, str | None, int | None, int | None], None]
 
 
 def main(
@@ -45,12 +48,20 @@ def main(
     if dry_run:
         _add_dry_run(parser, dry_run.__doc__)
     args = parser.parse_args()
-    if dry_run and not args.dry_run and (args.nodes or args.cluster or args.response_tokens):
-        parser.error("--nodes, --cluster and --response-tokens are of a forecast; add --dry-run")
-    if dry_run and not args.nodes and (args.cluster or args.response_tokens):
-        parser.error("--cluster and --response-tokens are of a forecast; add --nodes K")
+    if dry_run:
+        _check_forecast(parser, args)
     with Interruption(lambda: "nothing new was saved"), told_exits(_tell_early_end):
         _run(args, run, dry_run)
+
+
+def _check_forecast(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Whether its arguments are given together."""
+    more = args.cluster or args.prompt_tokens or args.response_tokens
+    names = "--cluster, --prompt-tokens and --response-tokens are of a forecast"
+    if not args.dry_run and (args.nodes or more):
+        parser.error(f"--nodes, {names}; add --dry-run")
+    if not args.nodes and more:
+        parser.error(f"{names}; add --nodes K")
 
 
 def _run(
@@ -69,7 +80,8 @@ def _run(
         forecast = bool(dry_run and args.nodes)
         fetch_once(config, shapes_only=forecast)
         if dry_run and args.dry_run:
-            dry_run(config, args.nodes, args.cluster, args.response_tokens)
+            tokens = args.prompt_tokens, args.response_tokens
+            dry_run(config, args.nodes, args.cluster, *tokens)
         else:
             run(config)
     except ConfigError as error:  # found on all ranks alike
@@ -139,10 +151,12 @@ def _hush_libraries() -> None:
 def check_files(config: Config) -> None:
     """What can be checked of the files and packages a config names before anything starts."""
     from capo_ds import configured
-    from capo_ds.distributed.deepspeed_json import read_deepspeed_json
+    from capo_ds.distributed.deepspeed_json import ignored_lines
     from capo_ds.telemetry import tables
 
-    read_deepspeed_json(config.deepspeed)
+    for line in ignored_lines(config.deepspeed):
+        if launch.launched_rank() == 0:
+            print(f"warning: {line}", file=sys.stderr, flush=True)
     tables.check(config.train.report_to)
     tables.check_login(config.train.report_to)
     configured.check(config)
@@ -153,6 +167,9 @@ def _exit(status: int, message: str) -> None:
     others with the first."""
     from capo_ds.distributed import comm
 
+    if file := os.environ.get(launch.LAST_STATUS):
+        with suppress(OSError):  # another machine's, or `capo launch` is gone
+            Path(file).write_text(str(status))
     if not launch.tell(message if status == BAD_CONFIG else f"\n{message}"):  # below a bar
         time.sleep(LISTENS)
     comm.abandon(status)
@@ -170,8 +187,14 @@ def _add_dry_run(parser: argparse.ArgumentParser, description: str | None) -> No
     parser.add_argument(
         "--cluster",
         metavar="FILE",
-        help="with --nodes: the machines' rates (launchers/cluster/a800.yaml); else they are "
-        "measured on the ranks that are started",
+        help="with --nodes: the machines' rates, or builtin:h100 or builtin:a800, which ship; else "
+        "they are measured on the ranks that are started",
+    )
+    parser.add_argument(
+        "--prompt-tokens",
+        type=at_least_one,
+        metavar="T",
+        help="with --nodes: of a prompt (default: rollout.max_prompt_tokens)",
     )
     parser.add_argument(
         "--response-tokens",

@@ -16,6 +16,7 @@ from capo_ds.cost.step import Step, step_of
 from capo_ds.distributed import comm
 from capo_ds.distributed.deepspeed_json import read_deepspeed_json, zero_stage
 from capo_ds.distributed.engine import CapoEngine
+from capo_ds.facts import without_prompts
 from capo_ds.memory import plan_on_all_ranks, readable
 from capo_ds.preparation import prepare
 from capo_ds.rehearsal import Passes, rehearse
@@ -34,7 +35,6 @@ def dry_run(config: Config) -> None:
     ready = prepare(config, dry=True)
     policy = ready.policy
     check_resume(config)
-    read_deepspeed_json(config.deepspeed)
     sampling = SamplerRun(config, policy, ready.tokenizer, "dry", loads=False, dry=True)
     with comm.together("looking for the sampler"):
         check_sampler(sampling)
@@ -47,7 +47,8 @@ def dry_run(config: Config) -> None:
         return
     rows = [yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)]
     rows += [f"problems: {len(ready.train_problems)} for training, {ready.left_out} too long"]
-    rows += ["ranks", *(f"  {number}: {rank}" for number, rank in enumerate(ranks))]
+    rows += [f"ranks{without_prompts(config, len(ranks))}"]
+    rows += [f"  {number}: {rank}" for number, rank in enumerate(ranks)]
     rows += [f"memory per rank, estimated: {plan.told(store)}"]
     rows += _sent(step_of(config, Shape.of(policy, config.model.dtype), store, comm.world_size()))
     print("\n".join(rows), flush=True)

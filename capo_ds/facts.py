@@ -25,7 +25,7 @@ def run_facts(
     """Rows of the summary. left_out: problems with too long prompts. first_step: made before."""
     train = config.train
     facts = {
-        "ranks": comm.world_size(),
+        "ranks": f"{comm.world_size()}{without_prompts(config, comm.world_size())}",
         "device": f"{comm.device()}, {torch.get_num_threads()} threads a rank",
         "deepspeed": config.deepspeed,
         "task": _task_row(config, problems, left_out),
@@ -41,6 +41,15 @@ def run_facts(
         place = Path(train.output_dir) / checkpoint.CHECKPOINTS / checkpoint_name(first_step)
         facts["goes on"] = f"after step {first_step}, from {place}"
     return facts
+
+
+def without_prompts(config: Config, ranks: int) -> str:
+    """Which of the ranks have nothing to do for lack of prompts, and the remedy; empty if none."""
+    first, last = config.rollout.prompts_per_step, ranks - 1
+    if first > last:
+        return ""
+    which = f"rank {last} has" if first == last else f"ranks {first} to {last} have"
+    return f"; {which} no prompts in a step (raise rollout.prompts_per_step)"
 
 
 def _micro_batch(config: Config) -> str:

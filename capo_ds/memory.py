@@ -17,10 +17,11 @@ from capo_ds.distributed.zero import parameter_count
 from capo_ds.gradients.store import held_samples
 from capo_ds.log_probs import LOGIT_CHUNK_TOKENS, WHOLE_LOGITS
 from capo_ds.parts import built_in, names
-from capo_ds.rollout.base import SamplingShapes
+from capo_ds.rollout.base import SamplerBytes, SamplingShapes
 from capo_ds.rollout.choose import sampler_bytes
 
 GIB = 2**30
+WEIGHTS, PART = "weights", "weights, this rank's part"
 USABLE = 0.9  # of the memory: the rest goes to fragments, and to what is not estimated
 TRAINED_BYTES = 5 * 4  # a LoRA factor, its gradient, ZeRO's bucket, AdamW's two moments: float32
 # Numbers of weights that ZeRO 3 keeps gathered: DeepSpeed's key, and its default.
@@ -29,6 +30,13 @@ LIVE_KEY, LIVE = "stage3_max_live_parameters", 10**9
 # its MLP's; without attention scores, which fused attention does not keep. Counted in Qwen2 with
 # factors on all linear layers, the norms' float32 copies included; on attention alone, 8 and 3.
 KEPT_OF_WIDTH, KEPT_OF_MLP = 9, 4
+
+
+FEWER = "raise objective.minibatches, or lower gradients.sketch_dim"
+SMALLER = (
+    "set gradients.sketch to sparse (recompute then keeps sketches alone), or raise "
+    "objective.minibatches"
+)
 
 
 @dataclass(frozen=True)
@@ -86,9 +94,28 @@ class MemoryPlan:
             if store == "recompute" or self.fits(store):
                 return store
         raise ConfigError(
-            f"gradients.store: auto finds no store that fits: {self.describe_stores()}; set "
-            "gradients.sketch to sparse (recompute then keeps sketches alone), or raise "
-            "objective.minibatches"
+            f"gradients.store: auto finds no store that fits: {self.describe_stores()}; {SMALLER}"
+        )
+
+    def check(self, store: str) -> None:
+        """Whether the run fits with this store. Raises `ConfigError` with what it needs, of what
+        there is, and what would lower it."""
+        if self.fits(store) if self.stores else self.needed <= USABLE * self.capacity.device:
+            return
+        kept, there = self.stores.get(store, Capacity(0, 0)), self.capacity
+        device = self.needed + kept.device + kept.host * there.shared
+        told = f"{readable(device)} of {readable(there.device)}"
+        if kept.host and not there.shared:
+            told += f", and {readable(kept.host)} of {readable(there.host)} on the host"
+        if self.needed <= USABLE * there.device:
+            others = [name for name in self.stores if self.fits(name)]
+            least = FEWER if "recompute" in self.stores else SMALLER
+            remedy = f"set gradients.store to {others[0]}" if others else least
+        else:
+            largest = max(self.needs, key=lambda name: self.needs[name])
+            remedy = f"the most are {largest}, {readable(self.needs[largest])}: {_lower(largest)}"
+        raise ConfigError(
+            f"does not fit: needs {told}, of which {USABLE:.0%} are for use; {remedy}"
         )
 
     def told(self, store: str) -> str:
@@ -106,12 +133,25 @@ class MemoryPlan:
         return "\n".join(rows)
 
     def describe_stores(self) -> str:
+        pins = "" if self.capacity.shared else ", pinned by powers of two"
         return ", ".join(
             f"{name} {readable(used.device)}"
-            + (f" + {readable(used.host)} on the host" if used.host else "")
+            + (f" + {readable(used.host)} on the host{pins}" if used.host else "")
             + ("" if self.fits(name) else " (does not fit)")
             for name, used in self.stores.items()
         )
+
+
+def _lower(need: str) -> str:
+    """What makes it smaller: the key in brackets at its end, but for weights."""
+    if need == WEIGHTS:
+        return "share them out (deepspeed: ds_configs/zero3.json), or set model.load_in_4bit"
+    if need == PART:
+        return "take more machines"
+    key = need.rpartition("(")[2].rstrip(")")
+    if key.startswith("rollout.sampler"):
+        return "choose another rollout.sampler"
+    return f"lower {key}"
 
 
 def plan_memory(config: Config, policy: PeftModel, ranks: int, capacity: Capacity) -> MemoryPlan:
@@ -155,9 +195,7 @@ def plan_memory(config: Config, policy: PeftModel, ranks: int, capacity: Capacit
     needs = {
         **_weights(config, policy, ranks),
         "LoRA and optimizer (model.lora_rank)": trainable * TRAINED_BYTES,
-        "the larger of training and sampling": max(
-            activations + 2 * 4 * logit_rows * vocabulary, sampler.sampling
-        ),
+        **_passing(config, activations + 2 * 4 * logit_rows * vocabulary, sampler),
     }
     if sampler.always:
         needs[f"the sampler ({sampler.key or 'rollout.sampler'})"] = sampler.always
@@ -177,6 +215,19 @@ def plan_memory(config: Config, policy: PeftModel, ranks: int, capacity: Capacit
     return MemoryPlan(needs, stores, capacity)
 
 
+def _passing(config: Config, training: int, sampler: SamplerBytes) -> dict[str, int]:
+    """What training and sampling take in turns: the larger of the two."""
+    if sampler.sampling > training:
+        which, key = "sampling", sampler.while_sampling or "rollout.batch_size"
+    else:
+        which = "training"
+        key = f"train.micro_batch_{'size' if config.train.micro_batch_tokens is None else 'tokens'}"
+        if not config.model.gradient_checkpointing:
+            key += ", or set model.gradient_checkpointing"
+    told = f"the larger of training and sampling: {which} ({key})"
+    return {told: max(training, sampler.sampling)}
+
+
 def _weights(config: Config, policy: PeftModel, ranks: int) -> dict[str, int]:
     """Of the base. At ZeRO 3 a rank's part, and what is gathered at a time: what DeepSpeed may keep
     for the next pass, with the largest tensor; or all, where the policy itself samples."""
@@ -184,12 +235,12 @@ def _weights(config: Config, policy: PeftModel, ranks: int) -> dict[str, int]:
     sizes = [parameter_count(p) * p.element_size() for p in frozen]
     settings = read_deepspeed_json(config.deepspeed)
     if zero_stage(settings) < 3:
-        return {"weights": sum(sizes)}
+        return {WEIGHTS: sum(sizes)}
     part, key, gathered = sum(sizes) // ranks, "rollout.sampler", sum(sizes)
     if config.rollout.sampler != "hf":
         live = settings["zero_optimization"].get(LIVE_KEY, LIVE) * frozen[0].element_size()
         key, gathered = LIVE_KEY, min(gathered, live + max(sizes))
-    return {"weights, this rank's part": part, f"weights gathered ({key})": gathered}
+    return {PART: part, f"weights gathered ({key})": gathered}
 
 
 def sketched_together(config: Config) -> bool:

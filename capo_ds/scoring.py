@@ -108,7 +108,7 @@ class Scored(Judged):
         right, mask = correct.mean(1), rollout.completion_mask
         found = {
             "reward/mean": self.rewards,
-            "reward/group_std": self.rewards.std(1),
+            "reward/group_std": _spread(self.rewards),
             "reward/accuracy": correct,
             "reward/formatted": formatted.view(shape),
             "reward/groups_all_right": right == 1,
@@ -129,6 +129,12 @@ class Scored(Judged):
                 found[name] = torch.tensor(paid, dtype=torch.float64).view(shape)
                 known[name] = ~found[name].isnan()
         return found, known
+
+
+def _spread(rewards: Tensor) -> Tensor:
+    """(P,) standard deviation within each group; `Tensor.std` warns where a rank has no prompts."""
+    deviations = rewards - rewards.mean(1, keepdim=True)
+    return (deviations.square().sum(1) / (rewards.shape[1] - 1)).sqrt()
 
 
 def judge(

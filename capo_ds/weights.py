@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -35,12 +34,19 @@ from capo_ds.quantization import (
     keep_one_arithmetic,
     prepare_quantised,
 )
+from capo_ds.tokenizer_files import (
+    NO_TOKENIZER,
+    PAIR,
+    has_tokenizer,
+    incomplete,
+    sentencepiece_model,
+    stands_alone,
+)
 
 ADAPTER_CONFIG = "adapter_config.json"
 WEIGHTS = (".safetensors", ".bin", ".model")
 WHOLE_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 JSON_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
-NO_TOKENIZER = "no tokenizer at"
 NAMED = 3  # of the weights that are missing, how many are named
 
 
@@ -53,12 +59,15 @@ def load_tokenizer(model: ModelConfig | str) -> PreTrainedTokenizerBase:
     location = find_location(config)
     check_folder(config.path, location)
     folder = _on_disk(location)
-    if folder and (folder / "config.json").is_file():  # a tokenizer may stand alone
+    if folder and not stands_alone(folder):
         _read_config(config, location)
     try:
         tokenizer = AutoTokenizer.from_pretrained(location, **_source(config))
     except Exception as error:  # of as many kinds as there are formats
         raise _unreadable(config, NO_TOKENIZER, location, error) from error
+    names = tokenizer.vocab_files_names  # a tokenizer of bytes has none
+    if folder and names and not has_tokenizer(folder, names):  # transformers makes an empty one
+        raise incomplete(config.path, folder, names)
     if tokenizer.eos_token_id is None:
         raise ConfigError(
             f"model.path: the tokenizer of {config.path!r} has no end-of-sequence token"
@@ -191,6 +200,10 @@ def _without_adapter(location: Path | str) -> Iterator[Path | str]:
 
 def _read_config(config: ModelConfig, location: Path | str) -> PretrainedConfig:
     """Raises `ConfigError` if it cannot be read, or is not that of a causal language model."""
+    if isinstance(location, Path) and not (location / "config.json").is_file():
+        raise ConfigError(
+            f"model.path: {config.path!r} holds no config.json; give the folder of a whole model"
+        )
     try:
         architecture = AutoConfig.from_pretrained(location, **_source(config))
     except Exception as error:  # of as many kinds as there are configs
@@ -230,10 +243,17 @@ def _unreadable(
     ):
         return ConfigError(f"model.attn_implementation: {config.attn_implementation!r}: {text}")
     folder = _on_disk(location)
-    if folder and what == NO_TOKENIZER and (file := _sentencepiece_model(folder)):
+    if folder and what == NO_TOKENIZER and (file := sentencepiece_model(folder)):
         return ConfigError(
             f"{start}: {file.name} there is a SentencePiece model, which needs that package: "
             "pip install sentencepiece"
+        )
+    known = not config.trust_remote_code  # else its files may have any name
+    if folder and what == NO_TOKENIZER and known and not has_tokenizer(folder, PAIR):
+        return incomplete(config.path, folder)
+    if isinstance(location, Path) and what != NO_TOKENIZER and not _is_whole(location):
+        return ConfigError(
+            f"{start}: no weights are there ({' or '.join(WHOLE_WEIGHTS)}); get the folder whole"
         )
     if folder and (folder / "config.json").is_file():
         settings = json.loads((folder / "config.json").read_text()).get("quantization_config")
@@ -245,13 +265,6 @@ def _unreadable(
                 f"{RUNS}"
             )
     return ConfigError(f"{start}: {type(error).__name__}: {text}")
-
-
-def _sentencepiece_model(folder: Path) -> Path | None:
-    """A tokenizer's file that cannot be read for lack of the package; transformers names others."""
-    if find_spec("sentencepiece") or (folder / "tokenizer.json").is_file():
-        return None
-    return next(folder.glob("*.model"), None)
 
 
 def _on_disk(location: Path | str) -> Path | None:

@@ -20,12 +20,13 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import FrameType
 
 import psutil
 
 from capo_ds.cli import BAD_CONFIG
-from capo_ds.distributed.launch import KEEPER, RANK_VARIABLES
+from capo_ds.distributed.launch import KEEPER, LAST_STATUS, RANK_VARIABLES
 from capo_ds.interruption import INTERRUPTED
 
 START = "CAPO_START"  # number of this start of the command, for scripts
@@ -57,15 +58,20 @@ class Keeper:
             OSError: it cannot be started.
         """
         environment = os.environ | {START: str(number), KEEPER: str(os.getpid())}
-        # In a group of its own: the terminal's Ctrl-C comes to this process alone.
-        self._process = subprocess.Popen(self.command, env=environment, process_group=0)
-        while self._process.poll() is None:
-            if self._asked:
-                self._asked.clear()
-                self._pass_on()
-            time.sleep(POLL)
-        self._end_left_over()
-        status = self._process.returncode
+        with TemporaryDirectory(prefix="capo_ds-") as folder:
+            told = Path(folder) / "status"
+            environment[LAST_STATUS] = str(told)
+            # In a group of its own: the terminal's Ctrl-C comes to this process alone.
+            self._process = subprocess.Popen(self.command, env=environment, process_group=0)
+            while self._process.poll() is None:
+                if self._asked:
+                    self._asked.clear()
+                    self._pass_on()
+                time.sleep(POLL)
+            self._end_left_over()
+            status = self._process.returncode
+            if status and told.exists() and told.read_text() == str(BAD_CONFIG):
+                return BAD_CONFIG
         return 128 - status if status < 0 else status
 
     def _end_left_over(self) -> None:

@@ -13,12 +13,18 @@ def train(config: Config) -> None:
     Trainer(config).run()
 
 
-def dry_run(config: Config, nodes: int | None, cluster: str | None, tokens: int | None) -> None:
+def dry_run(
+    config: Config,
+    nodes: int | None,
+    cluster: str | None,
+    prompt: int | None,
+    response: int | None,
+) -> None:
     """print settings, ranks, estimated memory and communication per step, and exit"""
     if nodes:
         from capo_ds.cost.foretell import foretell
 
-        foretell(config, nodes, cluster, tokens)
+        foretell(config, nodes, cluster, prompt, response)
     else:
         from capo_ds.dry_run import dry_run
 

@@ -68,12 +68,17 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
 
 def recipe(name: str) -> Path:
     """The file of a recipe that ships. Raises `ConfigError` if there is none of that name."""
-    recipes = {path.stem: path for path in sorted(RECIPES.glob("*.yaml"))}
-    if name not in recipes:
+    return shipped("--config", "recipe", RECIPES, name)
+
+
+def shipped(option: str, what: str, folder: Path, name: str) -> Path:
+    """The YAML file of that name in a folder that ships. Raises `ConfigError`."""
+    files = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    if name not in files:
         raise ConfigError(
-            f"--config {BUILTIN}{name}: no such recipe ships; there are {', '.join(recipes)}"
+            f"{option} {BUILTIN}{name}: no such {what} ships; there are {', '.join(files)}"
         )
-    return recipes[name]
+    return files[name]
 
 
 def parse_config(settings: dict[str, Any]) -> Config:
@@ -145,7 +150,7 @@ def _explain(problem: dict[str, Any]) -> str:
         return f"{key}: a key must be text; YAML reads on, off, yes, no and numbers as such"
     meaning = dict(_fields(Config)).get(".".join(location))
     hint = f" ({meaning.description})" if meaning else ""
-    return f"{key}: bad value {problem['input']!r}; {_first_lower(problem['msg'])}{hint}" + (
+    return f"{key}: bad value {problem['input']!r}; {first_lower(problem['msg'])}{hint}" + (
         _remedy(key, problem["type"], problem["input"], problem.get("ctx", {}))
     )
 
@@ -204,7 +209,7 @@ def _whole(value: Any) -> int | None:
     return int(number) if not isinstance(value, bool) and number.is_integer() else None
 
 
-def _first_lower(message: str) -> str:
+def first_lower(message: str) -> str:
     message = message.removeprefix("Value error, ")
     return message[0].lower() + message[1:]
 

@@ -44,6 +44,8 @@ def _work(name: str, amount: float, step: Step, rates: Rates) -> float:
         return amount * rates.solve_seconds(step.samples)
     if name == "optimizer":
         return amount * rates.optimizer
+    if name == "per_sample":
+        return amount * rates.per_sample / rates.passes
     if name in ("applied", "drawn"):
         rate = getattr(rates.sketch[step.config.gradients.sketch], name)
         return amount / rate if rate else 0.0

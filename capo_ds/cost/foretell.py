@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 
-import yaml
 from peft import PeftModel
 
 from capo_ds.config import Config, ConfigError
@@ -15,61 +14,111 @@ from capo_ds.cost.shape import Shape
 from capo_ds.cost.step import Step, step_of
 from capo_ds.cost.unloaded import random_base, unloaded_policy
 from capo_ds.distributed import comm
-from capo_ds.memory import Capacity, plan_memory
+from capo_ds.memory import Capacity, MemoryPlan, plan_memory
 from capo_ds.models import load_policy
+from capo_ds.rollout.colocated import check_groups
+from capo_ds.rollout.engine import check_precision
 
 
 def foretell(
-    config: Config, nodes: int, file: str | None = None, response: int | None = None
+    config: Config,
+    nodes: int,
+    file: str | None = None,
+    prompt: int | None = None,
+    response: int | None = None,
 ) -> None:
     """Print it on rank 0; on all ranks. Reads neither data nor checkpoints, and of the model its
     config.json alone; only to measure with 4-bit weights they are loaded.
 
-    nodes: machines. file: of their rates; None: measure these ranks. response: tokens of one; None:
-    as many as may be.
+    nodes: machines. file: of their rates; None: measure these ranks. prompt, response: tokens of
+    one; None: as many as may be.
 
     Raises:
-        ConfigError: on all ranks, for what cannot be foretold.
+        ConfigError: on all ranks, for what cannot be foretold, and after all is printed for what
+            does not fit.
     """
     known = None
     with comm.together("reading the cluster's rates"):
-        if response and response > config.rollout.max_new_tokens:
-            raise ConfigError(
-                f"--response-tokens {response}: more than rollout.max_new_tokens "
-                f"({config.rollout.max_new_tokens}); raise that, or take fewer"
-            )
+        _check_lengths(config, prompt, response)
         if file:
             known = load_cluster(file)
             known.check(nodes, config.gradients.sketch)
     policy, cluster = _measured(config, nodes) if known is None else (_unloaded(config), known)
-    if not comm.is_main():
-        return
-    rows = [yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)]
-    rows += told(config, policy, cluster, nodes, response)
-    if known is None:
-        lacks = "" if cluster.between else ", which lacks `between`"
-        rows += [f"rates, as measured here (a file for --cluster{lacks}):"]
-        rows += [cluster.text().rstrip()]
-    print("\n".join(rows), flush=True)
-
-
-def told(
-    config: Config, policy: PeftModel, cluster: Cluster, nodes: int, response: int | None
-) -> list[str]:
-    """Lines: the ranks, seconds and bytes of a step by phase, memory."""
+    _check_sampler(config, nodes, cluster)
     ranks = nodes * cluster.ranks
     capacity = Capacity(int(cluster.memory), int(cluster.host_memory), cluster.backend == "gloo")
     plan = plan_memory(config, policy, ranks, capacity)
+    store, refused = _fitting(plan, config.gradients.store)
+    if comm.is_main():
+        shape = Shape.of(policy, config.model.dtype)
+        step = step_of(config, shape, store, ranks, prompt, response)
+        rows = [*told(step, cluster), f"memory per rank, estimated: {plan.told(store)}"]
+        if known is None:
+            lacks = "" if cluster.between else ", which lacks `between`"
+            rows += [f"rates, as measured here (a file for --cluster{lacks}):"]
+            rows += [cluster.text().rstrip()]
+        print("\n".join(rows), flush=True)
+    if refused:
+        raise refused
+
+
+def _check_lengths(config: Config, prompt: int | None, response: int | None) -> None:
+    asked = {
+        "--prompt-tokens": (prompt, "max_prompt_tokens"),
+        "--response-tokens": (response, "max_new_tokens"),
+    }
+    for flag, (count, key) in asked.items():
+        if count and count > (most := getattr(config.rollout, key)):
+            raise ConfigError(
+                f"{flag} {count}: more than rollout.{key} ({most}); raise that, or take fewer"
+            )
+
+
+def _check_sampler(config: Config, nodes: int, cluster: Cluster) -> None:
+    """What an engine inside every rank would refuse there."""
+    if config.rollout.sampler == "vllm":
+        check_groups(config, nodes * cluster.ranks)
+        check_precision(config, cluster.backend == "nccl")
+
+
+def _fitting(plan: MemoryPlan, wanted: str) -> tuple[str, ConfigError | None]:
+    """The store, and what says that it does not fit."""
     try:
-        store, remark = plan.choose(config.gradients.store), ""
-    except ConfigError as error:  # which a run raises
-        store, remark = "device", f"none fits: {error}"
-    step = step_of(config, Shape.of(policy, config.model.dtype), store, ranks, response)
-    rows = [f"machines: {nodes} of {cluster.ranks} ranks, N = {step.samples} samples an update"]
-    rows[0] += f", {step.response} tokens a response"
-    rows += [_busiest(step), *table(forecast(step, cluster)).splitlines()]
-    rows += [f"memory per rank, estimated: {plan.told(store)}"]
-    return [*rows, remark] if remark else rows
+        store = plan.choose(wanted)
+    except ConfigError:  # which a run raises; `check` tells what it needs
+        store = next(iter(plan.stores))
+    try:
+        plan.check(store)
+    except ConfigError as error:
+        return store, error
+    return store, None
+
+
+def told(step: Step, cluster: Cluster) -> list[str]:
+    """Lines: the ranks, what is assumed, seconds and bytes of a step by phase."""
+    rollout, machines = step.config.rollout, step.ranks // cluster.ranks
+    rows = [f"machines: {machines} of {cluster.ranks} ranks, N = {step.samples} samples an update"]
+    rows += [_lengths(step), _busiest(step), *table(forecast(step, cluster)).splitlines()]
+    if rollout.sampler != "hf":
+        rows += [
+            f"the rollout of sampler {rollout.sampler} is a lower bound: its weights are read once "
+            "a token, and the cache"
+        ]
+    return rows
+
+
+def _lengths(step: Step) -> str:
+    """What is assumed."""
+    assumed = {
+        "prompts": (step.prompt, "max_prompt_tokens", "--prompt-tokens"),
+        "responses": (step.response, "max_new_tokens", "--response-tokens"),
+    }
+    rows = []
+    for what, (count, key, flag) in assumed.items():
+        most = getattr(step.config.rollout, key)
+        why = f"rollout.{key}" if count == most else f"{flag}; rollout.{key}: {most}"
+        rows.append(f"{what} of {count} tokens ({why})")
+    return f"  {', '.join(rows)}"
 
 
 def _busiest(step: Step) -> str:

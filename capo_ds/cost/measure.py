@@ -46,7 +46,7 @@ def check_measurable(hosts: list[str], machines: int) -> None:
         raise ConfigError(
             f"--nodes {machines}: the link between machines cannot be measured on one; start "
             "--dry-run on two of them, or name a file of rates by --cluster "
-            "(such as launchers/cluster/a800.yaml)"
+            "(such as builtin:h100)"
         )
     if len({hosts.count(name) for name in names}) > 1:
         raise ConfigError(
@@ -157,10 +157,11 @@ def measure_rates(config: Config, policy: PeftModel) -> Rates:
         comm.world_size(),
         config.rollout.max_new_tokens,
     )
-    passes, memory = _passes(config, policy, step)
+    passes, per_sample, memory = _passes(config, policy, step)
     sizes = sorted({min(step.samples, size) for size in SOLVED})
     return Rates(
         passes=passes,
+        per_sample=per_sample,
         products=_products(config, step.samples),
         memory=memory,
         sketch=_sketching(config, step.shape),
@@ -170,9 +171,9 @@ def measure_rates(config: Config, policy: PeftModel) -> Rates:
     )
 
 
-def _passes(config: Config, policy: PeftModel, step: Step) -> tuple[float, float]:
-    """Operations a second of per-sample gradients, as many rows as a micro-batch has or are long
-    enough; bytes a second of a weighted sum over them."""
+def _passes(config: Config, policy: PeftModel, step: Step) -> tuple[float, float, float]:
+    """Operations a second of passes, as many rows as a micro-batch has or are long enough; the
+    seconds of those with per-sample gradients over theirs; bytes a second of a weighted sum."""
     prompt, response = config.rollout.max_prompt_tokens, step.response
     per_sample = PerSampleGradients(policy)
     rows, most = 1, max(1, config.train.micro_batch_size)
@@ -181,7 +182,10 @@ def _passes(config: Config, policy: PeftModel, step: Step) -> tuple[float, float
     try:
         while True:
             store = GradientStore(step.shape.factors, rows, comm.device())
-            seconds = timed(lambda: _gradients(per_sample, policy, store, rows, prompt, response))  # noqa: B023
+            seconds, plain = in_turns(
+                lambda: _gradients(per_sample, policy, store, rows, prompt, response),  # noqa: B023
+                lambda: _log_probs(policy, rows, prompt, response).sum().backward(),  # noqa: B023
+            )
             if rows >= most or seconds > PASS:
                 break
             rows = min(most, rows * 4)
@@ -189,10 +193,11 @@ def _passes(config: Config, policy: PeftModel, step: Step) -> tuple[float, float
         combined = timed(lambda: store.combine(weights.expand(len(step.shape.factors), rows)))
     finally:
         per_sample.remove()
+        policy.zero_grad()
     twice = config.model.gradient_checkpointing
     flops = step.shape.backward(rows, prompt, response, twice)
     count = 4 * rows * step.shape.trained
-    return flops / seconds, count / combined
+    return flops / plain, seconds / plain, count / combined
 
 
 def _sketching(config: Config, shape: Shape) -> dict[str, Sketching]:
@@ -222,12 +227,15 @@ def _gradients(
     prompt: int,
     response: int,
 ) -> None:
+    per_sample.backward(lambda: _log_probs(policy, rows, prompt, response), store, first=0)
+
+
+def _log_probs(policy: PeftModel, rows: int, prompt: int, response: int) -> torch.Tensor:
+    """Of each row, the mean."""
     ids = torch.ones(rows, prompt + response, dtype=torch.long, device=comm.device())
     mask = torch.ones_like(ids)
     completion = torch.ones(rows, response, dtype=torch.bool, device=comm.device())
-    per_sample.backward(
-        lambda: token_log_probs(policy, ids, mask, completion, 1.0).mean(1), store, first=0
-    )
+    return token_log_probs(policy, ids, mask, completion, 1.0).mean(1)
 
 
 def _products(config: Config, samples: int) -> float:
@@ -292,16 +300,23 @@ def _solve(config: Config, samples: int) -> float:
 def timed(call: Callable[[], object]) -> float:
     """Median seconds of a call without collectives, of which ranks make unequally many; the slowest
     rank's, after one that is not counted (all ranks)."""
-    call()
+    return in_turns(call)[0]
+
+
+def in_turns(*calls: Callable[[], object]) -> list[float]:
+    """`timed` of each, one after the other again and again, for what is compared."""
+    for call in calls:
+        call()
     comm.max_over_ranks(0)
     _settle()
-    began, spent = time.perf_counter(), []
-    while time.perf_counter() - began < LONG_ENOUGH or len(spent) < 3:
-        start = time.perf_counter()
-        call()
-        _settle()
-        spent.append(time.perf_counter() - start)
-    return max(comm.gather(median(spent)))
+    began, spent = time.perf_counter(), [[] for _ in calls]
+    while time.perf_counter() - began < LONG_ENOUGH or len(spent[0]) < 3:
+        for call, seconds in zip(calls, spent, strict=True):
+            start = time.perf_counter()
+            call()
+            _settle()
+            seconds.append(time.perf_counter() - start)
+    return [max(comm.gather(median(seconds))) for seconds in spent]
 
 
 def _settle() -> None:

@@ -8,7 +8,7 @@ import torch
 from peft import PeftModel
 
 from capo_ds.architecture import text_config
-from capo_ds.distributed.zero import parameter_count
+from capo_ds.distributed.zero import parameter_count, whole_shape
 from capo_ds.memory import cache_heads
 from capo_ds.quantization import entries
 
@@ -39,7 +39,7 @@ class Shape:
         """Whatever ZeRO has made of it; of experts all are counted (as an upper bound)."""
         base = [p for p in policy.parameters() if not p.requires_grad]
         trained = [p for p in policy.parameters() if p.requires_grad]
-        factors = [(out, into) for out, into in (getattr(p, "ds_shape", p.shape) for p in trained)]
+        factors = [(out, into) for out, into in map(whole_shape, trained)]
         architecture = text_config(policy.config)
         heads, size = cache_heads(architecture)
         number = getattr(torch, dtype).itemsize

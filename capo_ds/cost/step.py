@@ -74,12 +74,19 @@ class Phase:
 
 @dataclass(frozen=True)
 class Step:
-    """A step of a recipe on a number of ranks. response: tokens of each response."""
+    """A step of a recipe on a number of ranks. response: tokens of each response; asked: of each
+    prompt, 0: as many as may be."""
 
     config: Config
     shape: Shape
     ranks: int
     response: int
+    asked: int = 0
+
+    @property
+    def prompt(self) -> int:
+        """Tokens of a prompt."""
+        return self.asked or self.config.rollout.max_prompt_tokens
 
     @property
     def samples(self) -> int:
@@ -132,7 +139,7 @@ class Step:
         rollout = self.config.rollout
         batch = min(self.sampled, rollout.batch_size)
         batches = -(-self.sampled // batch)
-        cache = batch * (rollout.max_prompt_tokens + self.response / 2) * self.shape.cache
+        cache = batch * (self.prompt + self.response / 2) * self.shape.cache
         read = self.response * (self.shape.stored + 4 * self.shape.trained + cache) * batches
         return Phase({"sampling": read}, self._gathered(1) if self._samples_itself else [])
 
@@ -161,12 +168,13 @@ class Step:
         return Phase({"passes": flops}, self._gathered(passes * self._micro_batches(self.sampled)))
 
     def _backward(self) -> Phase:
-        size = self.config.rollout.max_prompt_tokens, self.response
+        size = self.prompt, self.response
         flops = self.shape.backward(1, *size, self.config.model.gradient_checkpointing) * self.mine
         gathers = self._gathered(2 * self._micro_batches(self.mine) * self.updates)
-        phase = Phase({"passes": flops * self.updates}, gathers)
+        kind = "per_sample" if self.config.uses_per_sample_gradients else "passes"
+        phase = Phase({kind: flops * self.updates}, gathers)
         if self._keeps_sketches:  # and the sum of all gradients
-            phase.works({"passes": self.updates * self.mine * self.shape.gradients(*size)})
+            phase.works({kind: self.updates * self.mine * self.shape.gradients(*size)})
             phase.works(self._sketching()[0])
         return phase
 
@@ -248,7 +256,7 @@ class Step:
         sums = 1 if settings.sketch == "none" else 2  # sketched, of g_0 and of dg
         phase = Phase({"memory": sums * self.mine * trained * number * self.updates})
         if self._keeps_sketches:
-            size = self.config.rollout.max_prompt_tokens, self.response
+            size = self.prompt, self.response
             twice = self.config.model.gradient_checkpointing
             again = self.shape.backward(1, *size, twice) * self.mine
             phase.work = {"passes": again * self.updates}  # of dg; g_0 is the sum that was kept
@@ -272,12 +280,12 @@ class Step:
         return phase
 
     def _forward(self, samples: float) -> float:
-        return samples * self.shape.forward(1, self.config.rollout.max_prompt_tokens, self.response)
+        return samples * self.shape.forward(1, self.prompt, self.response)
 
     @property
     def _rows(self) -> int:
         """Of a micro-batch."""
-        train, tokens = self.config.train, self.config.rollout.max_prompt_tokens + self.response
+        train, tokens = self.config.train, self.prompt + self.response
         if train.micro_batch_tokens is None:
             return train.micro_batch_size
         return max(1, train.micro_batch_tokens // tokens)
@@ -298,10 +306,15 @@ class Step:
 
 
 def step_of(
-    config: Config, shape: Shape, store: str, ranks: int, response: int | None = None
+    config: Config,
+    shape: Shape,
+    store: str,
+    ranks: int,
+    prompt: int | None = None,
+    response: int | None = None,
 ) -> Step:
-    """The step of a run that keeps its gradients in this store. response: None, as long as may
-    be."""
+    """The step of a run that keeps its gradients in this store. prompt, response: None, as long as
+    may be."""
     gradients = config.gradients.model_copy(update={"store": store})
     chosen = config.model_copy(update={"gradients": gradients})
-    return Step(chosen, shape, ranks, response or config.rollout.max_new_tokens)
+    return Step(chosen, shape, ranks, response or config.rollout.max_new_tokens, prompt or 0)

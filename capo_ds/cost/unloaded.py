@@ -9,14 +9,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model
+from peft import PeftModel
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.quantizers.base import get_keys_to_not_convert
 
-from capo_ds.adapters import REFERENCE, fresh_adapter, read_adapter
+from capo_ds.adapters import add_reference, continued_adapter, fresh_adapter
 from capo_ds.architecture import text_config
-from capo_ds.config import ConfigError, ModelConfig
+from capo_ds.config import ModelConfig
 from capo_ds.log_probs import WHOLE_LOGITS
 from capo_ds.quantization import FOUR_BITS, prepare_quantised
 from capo_ds.weights import read_architecture
@@ -37,7 +37,8 @@ def unloaded_policy(config: ModelConfig) -> PeftModel:
     base = _made(config, architecture, torch.device("meta"), torch.bfloat16, "eager")
     if four_bits is not None:
         _keep_in_four_bits(base, four_bits)
-    policy = _continued(base, config) if config.adapter else fresh_adapter(base, config, seed=0)
+    adapter = config.adapter
+    policy = _continued(base, adapter, config) if adapter else fresh_adapter(base, config, seed=0)
     for parameter in policy.parameters():
         if parameter.is_floating_point():
             dtype = "float32" if parameter.requires_grad else config.dtype
@@ -78,21 +79,10 @@ def _made(
         return AutoModelForCausalLM.from_config(architecture, dtype=dtype, **code, **chosen)
 
 
-def _continued(base: PreTrainedModel, config: ModelConfig) -> PeftModel:
-    assert config.adapter
-    adapter = read_adapter(config.adapter)
-    adapter.inference_mode = False
-    try:
-        policy = get_peft_model(base, adapter)
-    except ValueError as error:
-        raise ConfigError(
-            f"model.adapter: {config.adapter!r} does not fit model.path: {error}"
-        ) from error
+def _continued(base: PreTrainedModel, folder: str, config: ModelConfig) -> PeftModel:
+    policy = continued_adapter(base, folder, shapes_only=True)
     if config.reference == "adapter":
-        policy.add_adapter(REFERENCE, read_adapter(config.adapter))
-        for name, parameter in policy.named_parameters():
-            if f".{REFERENCE}." in name:
-                parameter.requires_grad_(False)
+        add_reference(policy, folder, shapes_only=True)
     return policy
 
 

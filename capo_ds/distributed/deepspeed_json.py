@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from capo_ds.config import Config, ConfigError, decode, resolve_path
+from capo_ds.distributed import deepspeed_keys
 
 STAGES = (0, 1, 2, 3)
 DECIDED_ELSEWHERE = (
@@ -32,13 +33,15 @@ def deepspeed_settings(config: Config, monitor_dir: Path, trained: int) -> dict[
     JSON gives them: the usual 500 million numbers take 2 GB for a gradient of a megabyte.
 
     Raises:
-        ConfigError: if the file is missing, no JSON, sets what the YAML decides, or asks for a
-            ZeRO stage that is not supported.
+        ConfigError: if the file is missing, no JSON, sets what the YAML decides, or asks for
+            what DeepSpeed or this trainer refuses.
     """
     settings = read_deepspeed_json(config.deepspeed)
+    zero = settings.get("zero_optimization", {})
+    given = {key: value for key, value in zero.items() if value != "auto"}  # the HF Trainer's
     buckets = {"reduce_bucket_size": trained, "allgather_bucket_size": trained}
     return settings | {
-        "zero_optimization": buckets | settings.get("zero_optimization", {}),
+        "zero_optimization": buckets | given,
         "train_micro_batch_size_per_gpu": 1,  # unused: batches never pass through the engine
         "gradient_accumulation_steps": 1,  # samples are accumulated before they are aggregated
         "gradient_clipping": config.optimizer.max_grad_norm,
@@ -104,7 +107,15 @@ def read_deepspeed_json(path: str) -> dict[str, Any]:
     stage = zero_stage(settings)
     if stage not in STAGES:
         raise ConfigError(f"deepspeed: {path} asks for ZeRO stage {stage!r}; use one of {STAGES}")
+    if refused := deepspeed_keys.refusals(settings):
+        raise ConfigError("\n".join(f"deepspeed: {path}: {told}" for told in refused))
     return settings
+
+
+def ignored_lines(path: str) -> list[str]:
+    """What to warn of: keys of the file that DeepSpeed passes over. Raises `ConfigError`."""
+    keys = deepspeed_keys.ignored(read_deepspeed_json(path))
+    return [f"deepspeed: {path}: {told}" for told in keys]
 
 
 def zero_stage(settings: dict[str, Any]) -> int:

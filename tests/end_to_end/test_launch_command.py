@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from capo_ds.commands.launch import main, missing
-from tests.conftest import REPOSITORY, clean_environment, free_port, launch
+from tests.conftest import REPOSITORY, TIMEOUT, clean_environment, free_port, launch
 from tests.end_to_end.test_interrupted import LONG, wait_for_lines
 from tests.end_to_end.test_train import (
     TRAIN,
@@ -141,6 +141,14 @@ def test_a_command_is_started_again(ends, restarts, starts, status):
     process = kept("bash", "-c", f"echo start; exit {ends}", restarts=restarts)
     told, _ = process.communicate(timeout=60)
     assert (told.splitlines().count("start"), process.returncode) == (starts, status), told
+
+
+def test_a_setting_that_cannot_be_used_is_not_tried_again_by_torchrun():
+    """Which ends with 1, whatever its ranks end with."""
+    setting = ["--config", "builtin:quickstart", "--set", "model.lora_rnk=3"]
+    process = kept(*launcher("torchrun", 1), TRAIN, *setting, restarts=1)
+    told, _ = process.communicate(timeout=TIMEOUT)
+    assert told.count("model.lora_rnk") == 1 and process.returncode == 2, told
 
 
 def test_a_killed_command_counts_as_lost():

@@ -1,3 +1,4 @@
+import json
 import re
 import runpy
 
@@ -5,7 +6,11 @@ import pytest
 import yaml
 
 from capo_ds.config import Config, ConfigError, config_reference, load_config, parse_config
-from capo_ds.distributed.deepspeed_json import read_deepspeed_json
+from capo_ds.distributed.deepspeed_json import (
+    deepspeed_settings,
+    ignored_lines,
+    read_deepspeed_json,
+)
 from tests.conftest import REPOSITORY
 
 RECIPES = sorted((REPOSITORY / "launchers" / "recipes").glob("*.yaml"))
@@ -188,6 +193,60 @@ def test_deepspeed_files_that_cannot_be_used(tmp_path, text, fragment):
     with pytest.raises(ConfigError, match="deepspeed") as error:
         read_deepspeed_json(str(path))
     assert fragment in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"stage": 3, "overlap_com": False}, ".overlap_com: .*did you mean overlap_comm"),
+        ({"stage": 2, "stage3_max_live_parameters": "many"}, "_live_parameters: bad value 'many'"),
+        ({"offload_optimizer": {"devic": "cpu"}}, ".offload_optimizer.devic: .*mean device"),
+        ({"offload_optimizer": {"device": "gpu"}}, "'gpu'; input should be 'none', 'cpu' or"),
+        ({"stage": 1, "offload_optimizer": {"ratio": 0.5}}, "only supported for ZeRO Stage 3"),
+        ({"cpu_offload": True, "offload_optimizer": {}}, "'cpu_offload' and replacing"),
+    ],
+)
+def test_what_deepspeed_refuses_is_told_by_file_and_key(tmp_path, settings, told):
+    path = tmp_path / "zero.json"
+    path.write_text(json.dumps({"wall_clock_breakdown": False, "zero_optimization": settings}))
+    with pytest.raises(ConfigError, match=rf"^deepspeed: .*/zero\.json: zero_opt.*{told}") as error:
+        read_deepspeed_json(str(path))
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"comms_logger": {"verbos": True}}, "comms_logger.verbos: .*did you mean verbose"),
+        ({"activation_checkpointing": 3}, "activation_checkpointing: bad value 3; write an obj"),
+        ({"checkpoint": {"tag_validation": "x"}}, "checkpoint: .*tag_validation"),
+    ],
+)
+def test_so_are_its_other_sections(tmp_path, settings, told):
+    path = tmp_path / "zero.json"
+    path.write_text(json.dumps(settings))
+    with pytest.raises(ConfigError, match=f"^deepspeed: .*: {told}"):
+        read_deepspeed_json(str(path))
+
+
+def test_what_deepspeed_takes_is_taken_and_what_it_ignores_is_told(tmp_path):
+    path = tmp_path / "zero.json"
+    zero = {"stage": 3, "cpu_offload": False, "reduce_bucket_size": "auto", "sub_group_size": 1e9}
+    known = {"activation_checkpointing": {}, "aio": {}, "flops_profiler": {"enabled": False}}
+    path.write_text(json.dumps({"zero_optimization": zero} | known))
+    assert read_deepspeed_json(str(path))["zero_optimization"] == zero
+    assert ignored_lines(str(path)) == []
+    path.write_text(json.dumps({"zero_optimisation": zero, "mine": 1}))
+    misspelt, mine = ignored_lines(str(path))
+    assert misspelt.endswith("ignores it; did you mean zero_optimization?")
+    assert mine.endswith("'mine' is no key of DeepSpeed's, which ignores it")
+
+
+def test_buckets_that_are_auto_are_ours(tmp_path):
+    path = tmp_path / "zero.json"
+    path.write_text('{"zero_optimization": {"stage": 2, "reduce_bucket_size": "auto"}}')
+    settings = deepspeed_settings(parse_config({"deepspeed": str(path)}), tmp_path, 7)
+    assert settings["zero_optimization"]["reduce_bucket_size"] == 7
 
 
 def test_the_page_of_the_docs_is_up_to_date():

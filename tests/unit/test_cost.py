@@ -1,5 +1,6 @@
 """The forecast of a step: times of collectives by hand, counted work, files of rates."""
 
+import json
 import math
 
 import pytest
@@ -8,8 +9,9 @@ from capo_ds.config import HOME, ConfigError, parse_config
 from capo_ds.cost.cluster import Cluster, load_cluster
 from capo_ds.cost.collectives import Collectives
 from capo_ds.cost.forecast import forecast, table
+from capo_ds.cost.foretell import foretell, told
 from capo_ds.cost.shape import Shape
-from capo_ds.cost.step import Exchange, Step
+from capo_ds.cost.step import Exchange, Step, step_of
 from capo_ds.gradients import store
 
 FILES = [HOME / "launchers" / "cluster" / f"{name}.yaml" for name in ("a800", "h100")]
@@ -133,16 +135,20 @@ def test_the_files_that_ship_can_be_read_and_written(file, tmp_path):
     [
         ("ranks: 8", "backend: is missing"),
         (f"{FILES[0].read_text()}\nspeed: 1", "speed: no such key; remove it"),
+        (FILES[0].read_text().replace("between:", "betwen:"), "betwen: .*did you mean between?"),
+        (FILES[0].read_text().replace("{applied: 1.1e+10}", "{aplied: 1}"), "aplied: .* applied?"),
+        ("Rates of our machines, as told on the telephone, in no form", "the file: .*found 'Rates"),
+        ("rates: 3", r"rates: keys and values belong here.*found 3"),
         (FILES[0].read_text().replace("ranks: 8", "ranks: 0"), "ranks: .*got 0"),
         (FILES[0].read_text().replace("1.6e+11", "-1"), r"within\.bytes_per_second: .*got -1"),
         (FILES[0].read_text().replace("nccl", "mpi"), "backend: .*got 'mpi'"),
-        ("", "the file: .*got None"),
+        ("", "the file: keys and values belong here.*found nothing"),
     ],
 )
 def test_a_file_that_cannot_be_used(text, told, tmp_path):
     file = tmp_path / "cluster.yaml"
     file.write_text(text)
-    with pytest.raises(ConfigError, match=f"(?s)--cluster .*{told}.*a800.yaml"):
+    with pytest.raises(ConfigError, match=f"(?s)--cluster .*{told}.*builtin:a800"):
         load_cluster(str(file))
 
 
@@ -155,6 +161,17 @@ def test_a_wrong_key_is_told_once(tmp_path):
     assert told[0].endswith("rates.pases: no such key; did you mean passes?") and len(told) == 2
 
 
+def test_those_that_ship_have_a_name_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert [load_cluster(f"builtin:{file.stem}") for file in FILES] == [*map(load, FILES)]
+    with pytest.raises(ConfigError, match=r"--cluster builtin:h200: .* there are a800, h100"):
+        load_cluster("builtin:h200")
+
+
+def load(file) -> Cluster:
+    return load_cluster(str(file))
+
+
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(ConfigError, match=r"--cluster .*No such file.*--dry-run --nodes 1"):
         load_cluster(str(tmp_path / "none.yaml"))
@@ -163,7 +180,7 @@ def test_a_file_that_is_not_there(tmp_path):
 def test_rates_name_the_link_that_is_missing():
     known = cluster(ranks=2)
     known.model_copy(update={"between": None}).check(1, "none")  # one machine needs none
-    with pytest.raises(ConfigError, match=r"--nodes 2: .*no link between .*a800\.yaml"):
+    with pytest.raises(ConfigError, match=r"--nodes 2: .*no link between .*builtin:h100"):
         known.model_copy(update={"between": None}).check(2, "none")
     with pytest.raises(ConfigError, match="no link within"):
         known.model_copy(update={"within": None}).check(1, "none")
@@ -223,6 +240,15 @@ def test_each_sketch_goes_by_its_own_rates():
         cluster(**rates).check(1, "outer")
 
 
+def test_passes_that_give_each_sample_its_gradient_take_longer():
+    def seconds(factor: float, **settings) -> float:
+        return forecast(step(1, **settings), cluster(per_sample=factor))["backward"].work
+
+    plain = {"aggregator": "mean", "measure_conflict": False}
+    assert seconds(1.25) == pytest.approx(1.25 * seconds(1.0))
+    assert seconds(1.25, **plain) == seconds(1.0, **plain) == pytest.approx(seconds(1.0))
+
+
 def test_the_busiest_rank_is_counted():
     """Of mini-batches that are drawn at random from the prompts of all ranks, too."""
     assert step(16).mine == step(64).mine == 4  # a prompt each, or none
@@ -230,7 +256,7 @@ def test_the_busiest_rank_is_counted():
     alone = step(16, objective={"minibatches": 16})
     assert alone.mine == 4  # of one prompt, which one rank has
     assert alone.phases()["backward"].work == pytest.approx(
-        {"passes": 16 * step(16).phases()["backward"].work["passes"]}
+        {"per_sample": 16 * step(16).phases()["backward"].work["per_sample"]}
     )
     assert 8 < step(2, objective={"minibatches": 4}).mine < 16  # half of 4 prompts, or more
 
@@ -249,3 +275,73 @@ def test_at_zero_3_a_sampler_with_its_own_weights_is_sent_the_factors(sampler, p
     expected = SHAPE.stored if sampler == "hf" else 4 * SHAPE.trained
     assert sent[phase] == pytest.approx(0.75 * expected, rel=0.01)
     assert sum(sent.values()) == pytest.approx(sent[phase], rel=0.1)
+
+
+def test_the_bounds_are_assumed_or_what_is_asked_for():
+    """And said."""
+    bound = step_of(parse_config({}), SHAPE, "device", 1)
+    assert bound.prompt == bound.config.rollout.max_prompt_tokens
+    assert bound.response == bound.config.rollout.max_new_tokens
+    shorter = step_of(parse_config({}), SHAPE, "device", 1, prompt=5, response=7)
+    most = bound.phases()["backward"].work["per_sample"]
+    assert shorter.phases()["backward"].work["per_sample"] < 0.2 * most
+    assert f"prompts of {bound.prompt} tokens (rollout.max_prompt_tokens)" in _second_line(bound)
+    told = f"prompts of 5 tokens (--prompt-tokens; rollout.max_prompt_tokens: {bound.prompt})"
+    assert told in _second_line(shorter) and "responses of 7 tokens (--resp" in _second_line(
+        shorter
+    )
+
+
+def _second_line(made: Step) -> str:
+    return told(made, cluster())[1]
+
+
+def test_a_rollout_that_is_a_lower_bound_says_so():
+    assert "lower bound" in told(step(4, rollout={"sampler": "server"}), cluster())[-1]
+    assert "lower bound" not in "".join(told(step(4), cluster()))
+
+
+@pytest.fixture
+def qwen(tmp_path):
+    """A folder with a config alone."""
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 1000}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2"} | sizes | heads))
+    return tmp_path
+
+
+def foretold(folder, memory: float = 1e12, **settings) -> None:
+    file = folder / "cluster.yaml"
+    known = load_cluster(str(FILES[1])).model_copy(update={"memory": memory, "host_memory": memory})
+    file.write_text(known.text())
+    config = parse_config({"model": {"path": str(folder), "dtype": "bfloat16"}} | settings)
+    foretell(config, 8, str(file))
+
+
+@pytest.mark.usefixtures("process_group")
+def test_what_does_not_fit_is_refused_below_the_forecast(qwen, capsys):
+    foretold(qwen)
+    whole = capsys.readouterr().out
+    assert "prompts of" in whole and "aggregator:" not in whole  # no settings
+    for settings in ({}, {"gradients": {"store": "device"}}, {"gradients": {"sketch": "sparse"}}):
+        with pytest.raises(ConfigError, match=r"^does not fit: needs .* of 1.0 MiB, .*lower"):
+            foretold(qwen, 2**20, **settings)
+        assert "memory per rank, estimated" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("process_group")
+def test_ranks_that_a_sampler_cannot_share_are_refused(qwen):
+    sampler = {"sampler": "vllm", "tensor_parallel": 3}
+    with pytest.raises(ConfigError, match=r"rollout.tensor_parallel: 3 does not divide 64 ranks"):
+        foretold(qwen, rollout=sampler)
+    foretold(qwen, rollout=sampler | {"tensor_parallel": 4})
+    with pytest.raises(ConfigError, match=r"model.dtype: float32, but vLLM"):
+        foretold(qwen, rollout={"sampler": "vllm"}, model={"path": str(qwen), "dtype": "float32"})
+
+
+@pytest.mark.usefixtures("process_group")
+@pytest.mark.parametrize("flag", ["prompt", "response"])
+def test_lengths_beyond_the_bounds_are_refused(qwen, flag):
+    config = parse_config({"model": {"path": str(qwen)}})
+    with pytest.raises(ConfigError, match=rf"--{flag}-tokens 99999: more than rollout.max_"):
+        foretell(config, 1, str(FILES[1]), **{flag: 99999})

@@ -53,6 +53,21 @@ def test_auto_without_sketches_says_what_to_do_where_nothing_fits():
         plan(STORES, 15, 4).choose("auto")
 
 
+@pytest.mark.parametrize(
+    ("stores", "device", "store", "told"),
+    [
+        (STORES, 15, "device", r"needs 18.00 GiB of 15.00 GiB.*set gradients.store to host"),
+        (STORES, 5, "device", r"the most are weights, 10.00 GiB: share them out"),
+        (SKETCHED, 5, "recompute", r"needs 11.00 GiB of 5.00 GiB"),
+        ({}, 5, "auto", r"needs 10.00 GiB of 5.00 GiB"),
+    ],
+)
+def test_what_does_not_fit_says_what_would_help(stores, device, store, told):
+    plan(stores, 80, 80).check(store)
+    with pytest.raises(ConfigError, match=rf"(?s)^does not fit: .*{told}"):
+        plan(stores, device, 80).check(store)
+
+
 def test_on_cpu_device_and_host_are_one_memory():
     assert not plan(STORES, 15, 80, shared=True).fits("host")
     assert plan(STORES, 21, 21, shared=True).fits("host")

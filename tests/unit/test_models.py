@@ -1,12 +1,16 @@
+import json
+import shutil
+
 import pytest
 import torch
 from torch.nn.functional import log_softmax
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from capo_ds import log_probs
-from capo_ds.config import ConfigError, ModelConfig
+from capo_ds.config import BUILTIN_MODELS, ConfigError, ModelConfig
 from capo_ds.gradients.per_sample import PerSampleGradients
 from capo_ds.models import load_policy, load_tokenizer, reference_policy, token_log_probs
+from capo_ds.weights import load_base_model
 
 
 def policy_config(path: str, **changes) -> ModelConfig:
@@ -64,6 +68,73 @@ def test_the_reference_is_the_base(random_model):
         reference = token_log_probs(policy, *inputs(), 1.0)
     torch.testing.assert_close(reference, before)
     assert not reference.requires_grad
+
+
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
+
+
+@pytest.fixture
+def part_of_tiny(tmp_path):
+    """Makes a folder that holds some of a model's files."""
+
+    def copy(*names: str) -> str:
+        for name in names:
+            shutil.copy(BUILTIN_MODELS["builtin:tiny"] / name, tmp_path)
+        return str(tmp_path)
+
+    return copy
+
+
+def told(load, path: str) -> str:
+    with pytest.raises(ConfigError) as error:
+        load(path)
+    assert str(error.value).startswith("model.path: ") and "\n" not in str(error.value)
+    return str(error.value)
+
+
+def base(path: str):
+    return load_base_model(ModelConfig(path=path))
+
+
+@pytest.mark.parametrize("load", [load_tokenizer, base])
+def test_an_empty_folder_is_told(load, part_of_tiny):
+    assert "holds no config.json" in told(load, part_of_tiny())
+
+
+def test_a_tokenizer_may_stand_alone(part_of_tiny):
+    folder = part_of_tiny(*TOKENIZER)
+    assert len(load_tokenizer(folder)) == len(load_tokenizer("builtin:tiny"))
+    assert "holds no config.json" in told(base, folder)
+
+
+def test_lacking_weights_are_told(part_of_tiny):
+    text = told(base, part_of_tiny("config.json", *TOKENIZER))
+    assert text.endswith(
+        "no weights are there (model*.safetensors or pytorch_model*.bin); get the folder whole"
+    )
+
+
+@pytest.mark.parametrize("beside", [(), ("tokenizer_config.json",)])
+def test_a_lacking_tokenizer_is_told(beside, part_of_tiny):
+    text = told(load_tokenizer, part_of_tiny("config.json", "model.safetensors", *beside))
+    assert "looked for tokenizer.json, vocab.json, merges.txt, and found none" in text
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt2", "gpt_neox", "phi3"])
+def test_so_is_that_of_other_models(kind, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    assert "tokenizer.json" in told(load_tokenizer, str(tmp_path))
+
+
+def test_a_vocabulary_and_its_merges_serve_together(part_of_tiny, tmp_path):
+    folder = part_of_tiny("config.json", "tokenizer_config.json")
+    parts = json.loads((BUILTIN_MODELS["builtin:tiny"] / "tokenizer.json").read_text())["model"]
+    (tmp_path / "vocab.json").write_text(json.dumps(parts["vocab"]))
+    assert "and found only vocab.json" in told(load_tokenizer, folder)
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in parts["merges"]]
+    (tmp_path / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]))
+    whole = load_tokenizer("builtin:tiny")
+    assert load_tokenizer(folder)("12 + 30").input_ids == whole("12 + 30").input_ids
 
 
 def test_what_cannot_be_loaded_names_its_key(random_model, tmp_path):

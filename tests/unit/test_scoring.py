@@ -1,9 +1,14 @@
 """What is told of a step's responses, as a whole and by data set."""
 
+import warnings
+
+import pytest
 import torch
 
+from capo_ds.config import parse_config
+from capo_ds.facts import without_prompts
 from capo_ds.rollout.rollout import Rollout
-from capo_ds.scoring import Scored
+from capo_ds.scoring import Scored, _spread
 from capo_ds.tasks import Problem, Verdict
 from capo_ds.tasks.groups import Groups
 from capo_ds.tasks.outcome import Comparison
@@ -47,3 +52,29 @@ def test_every_metric_also_by_data_set():
     assert "reward/by_source/a/mean" in Scored.measures(scored, rollout, Groups(PROBLEMS))
     one = scored.measures(rollout, Groups(PROBLEMS[:1]))
     assert not any("by_source" in name for name in one)
+
+
+def test_a_rank_without_prompts_measures_nothing_and_says_nothing():
+    nothing = torch.zeros(0, 3, dtype=torch.long)
+    none = nothing.double()
+    rollout = Rollout(nothing, nothing.bool(), nothing, nothing.bool(), none, none, none[:, 0] > 0)
+    scored = Scored([], [], [], torch.zeros(0, 2).double(), torch.zeros(0, 2).double(), {}, none)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        measured = scored.measures(rollout, Groups([]))
+    assert all(values.numel() == 0 for values in measured.values())
+
+
+def test_the_spread_of_groups_is_their_standard_deviation():
+    rewards = torch.randn(5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    torch.testing.assert_close(_spread(rewards), rewards.std(1))
+
+
+@pytest.mark.parametrize(
+    ("prompts", "told"),
+    [(4, ""), (3, "; rank 3 has no prompts"), (1, "; ranks 1 to 3 have no prompts")],
+)
+def test_ranks_without_prompts_are_told(prompts, told):
+    config = parse_config({"rollout": {"prompts_per_step": prompts}})
+    text = without_prompts(config, 4)
+    assert text == (told and f"{told} in a step (raise rollout.prompts_per_step)")
