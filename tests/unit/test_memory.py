@@ -27,6 +27,14 @@ from capo_ds.models import load_policy
 from capo_ds.rollout import colocated
 
 GIB = 2**30
+OWN_SAMPLERS = """
+class Beside:
+    def __init__(self, run):
+        pass
+
+class Shares(Beside):
+    shares_policy = True
+"""
 STORES = {"device": Capacity(8 * GIB, 0), "host": Capacity(0, 8 * GIB)}
 SKETCHED = STORES | {"recompute": Capacity(GIB, 0)}
 
@@ -157,6 +165,9 @@ def test_the_weights_that_a_rank_holds_at_zero_3(random_model, tmp_path):
     assert held("server", 2) == held("hf", 2) == [sum(sizes)]
     assert held("server", 3) == [sum(sizes) // 4, 4 * 1000 + max(sizes)]
     assert held("hf", 3) == [sum(sizes) // 4, sum(sizes)]
+    (tmp_path / "own.py").write_text(OWN_SAMPLERS)
+    assert held(f"{tmp_path / 'own.py'}:Shares", 3) == held("hf", 3)
+    assert held(f"{tmp_path / 'own.py'}:Beside", 3) == held("server", 3)
 
 
 @pytest.mark.parametrize(("shared", "row"), [(True, "the sampler"), (False, "larger of training")])
