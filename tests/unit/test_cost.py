@@ -2,9 +2,11 @@
 
 import json
 import math
+import sys
 
 import pytest
 
+from capo_ds import cli
 from capo_ds.config import HOME, ConfigError, parse_config
 from capo_ds.cost.cluster import Cluster, load_cluster
 from capo_ds.cost.collectives import Collectives
@@ -345,3 +347,25 @@ def test_lengths_beyond_the_bounds_are_refused(qwen, flag):
     config = parse_config({"model": {"path": str(qwen)}})
     with pytest.raises(ConfigError, match=rf"--{flag}-tokens 99999: more than rollout.max_"):
         foretell(config, 1, str(FILES[1]), **{flag: 99999})
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--prompt-tokens", "3"], "add --dry-run"),
+        (["--dry-run", "--prompt-tokens", "3"], "add --nodes K"),
+        (["--dry-run", "--nodes", "2", "--prompt-tokens", "0"], "'0' is no number from 1"),
+        (["--dry-run", "--nodes", "2", "--prompt-tokens", "3", "--response-tokens", "4"], None),
+    ],
+)
+def test_a_forecasts_arguments_come_together(words, told, monkeypatch, capsys):
+    given = []
+    monkeypatch.setattr(cli, "_run", lambda args, *_: given.append(args))
+    monkeypatch.setattr(sys, "argv", ["train", "--config", "builtin:smoke", *words])
+    if told is None:
+        cli.main("", lambda _: None, lambda *_: None)
+        assert (given[0].prompt_tokens, given[0].response_tokens) == (3, 4)
+    else:
+        with pytest.raises(SystemExit):
+            cli.main("", lambda _: None, lambda *_: None)
+        assert told in capsys.readouterr().err

@@ -182,6 +182,8 @@ def test_vllm_is_in_the_plan_and_asleep_on_gpus(random_model, shared, row):
 
     of_vllm = next(count for name, count in needs("vllm").items() if row in name)
     assert 3 * GIB < of_vllm < (3.1 if shared else 3.2) * GIB
+    line = next(name for name in needs("vllm") if row in name)
+    assert line.endswith("(rollout.vllm_cache_gib)")  # which moves it
     stays = [count for name, count in needs("vllm").items() if "the sampler" in name]
     assert stays == [of_vllm if shared else colocated.GRAPHS]
     assert max(needs("server").values()) < GIB
