@@ -187,8 +187,8 @@ def _add_dry_run(parser: argparse.ArgumentParser, description: str | None) -> No
     parser.add_argument(
         "--cluster",
         metavar="FILE",
-        help="with --nodes: the machines' rates (launchers/cluster/a800.yaml); else they are "
-        "measured on the ranks that are started",
+        help="with --nodes: the machines' rates, or builtin:h100 or builtin:a800, which ship; else "
+        "they are measured on the ranks that are started",
     )
     parser.add_argument(
         "--prompt-tokens",

@@ -18,7 +18,7 @@ from capo_ds.gradients.store import held_samples
 from capo_ds.log_probs import LOGIT_CHUNK_TOKENS, WHOLE_LOGITS
 from capo_ds.parts import built_in, names
 from capo_ds.rollout.base import SamplerBytes, SamplingShapes
-from capo_ds.rollout.choose import sampler_bytes
+from capo_ds.rollout.choose import sampler_bytes, shares_policy
 
 GIB = 2**30
 WEIGHTS, PART = "weights", "weights, this rank's part"
@@ -237,7 +237,7 @@ def _weights(config: Config, policy: PeftModel, ranks: int) -> dict[str, int]:
     if zero_stage(settings) < 3:
         return {WEIGHTS: sum(sizes)}
     part, key, gathered = sum(sizes) // ranks, "rollout.sampler", sum(sizes)
-    if config.rollout.sampler != "hf":
+    if not shares_policy(config):
         live = settings["zero_optimization"].get(LIVE_KEY, LIVE) * frozen[0].element_size()
         key, gathered = LIVE_KEY, min(gathered, live + max(sizes))
     return {PART: part, f"weights gathered ({key})": gathered}

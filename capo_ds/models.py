@@ -11,7 +11,13 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedModel
 
-from capo_ds.adapters import add_reference, continued_adapter, fresh_adapter, reference_policy
+from capo_ds.adapters import (
+    ALL_LINEAR,
+    add_reference,
+    continued_adapter,
+    fresh_adapter,
+    reference_policy,
+)
 from capo_ds.architecture import checkpoint_layers, first_pass, layers_for, position_ids
 from capo_ds.causality import check_causal
 from capo_ds.compilation import compile_layers
@@ -79,11 +85,13 @@ def load_shared_policy(config: ModelConfig, seed: int, settings: dict[str, Any])
     device = comm.device()
     with comm.together("loading the model"):
         base = load_base_model(config, empty=not comm.is_main())
-    if not is_four_bit(base):
+    shared = not is_four_bit(base)
+    if shared:
         make_alike(base)
         with comm.collective("sharing out the weights"):
             share_out(base, settings, device)
-    with comm.together("loading the model"):
+    makes_pass = not config.adapter and config.lora_targets == ALL_LINEAR
+    with comm.phase("loading the model", is_collective=shared and makes_pass):
         return _with_adapter(base, config, seed, device)
 
 

@@ -85,18 +85,14 @@ def rehearse(
     """
     passes = passes or Passes()
     where = ["load"]
+    start = f"model.path: {_kind(policy)} models cannot be trained with these settings: "
+    fails = refused(lambda: f"{start}{where[-1]} fails in a rehearsal")
+    with comm.phase("rehearsal", passes.lockstep), fails:
+        if passes.lockstep:  # the hooks that gather weights are there only now
+            first_passes(policy, next(policy.parameters()).device, passes.end)
+        chosen = _two_prompts(config, policy, prompts)
+        findings = _measure(config, policy, chosen, passes, where)
     with comm.together("rehearsal"):
-        with refused(
-            lambda: (
-                f"model.path: {_kind(policy)} models cannot be trained with these settings: "
-                f"{where[-1]} fails in a rehearsal"
-            )
-        ):
-            if passes.lockstep:  # the hooks that gather weights are there only now
-                first_passes(policy, next(policy.parameters()).device, passes.end)
-            findings = _measure(
-                config, policy, _two_prompts(config, policy, prompts), passes, where
-            )
         _judge(config, policy, findings)
     return findings
 
@@ -301,12 +297,10 @@ def _moved(factors: list[nn.Parameter], whole: Callable[..., Any]) -> Iterator[N
         kept = [factor.detach().clone() for factor in factors]
         for factor in factors:
             factor.data += NOISE * torch.randn(factor.shape, generator=generator).to(factor)
-    try:
-        yield
-    finally:
-        with torch.no_grad(), whole(factors, modifier_rank=0):
-            for factor, value in zip(factors, kept, strict=True):
-                factor.data.copy_(value)
+    yield  # what fails here ends the run: no rank may wait for others to undo this
+    with torch.no_grad(), whole(factors, modifier_rank=0):
+        for factor, value in zip(factors, kept, strict=True):
+            factor.data.copy_(value)
 
 
 @contextmanager

@@ -68,12 +68,17 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
 
 def recipe(name: str) -> Path:
     """The file of a recipe that ships. Raises `ConfigError` if there is none of that name."""
-    recipes = {path.stem: path for path in sorted(RECIPES.glob("*.yaml"))}
-    if name not in recipes:
+    return shipped("--config", "recipe", RECIPES, name)
+
+
+def shipped(option: str, what: str, folder: Path, name: str) -> Path:
+    """The YAML file of that name in a folder that ships. Raises `ConfigError`."""
+    files = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    if name not in files:
         raise ConfigError(
-            f"--config {BUILTIN}{name}: no such recipe ships; there are {', '.join(recipes)}"
+            f"{option} {BUILTIN}{name}: no such {what} ships; there are {', '.join(files)}"
         )
-    return recipes[name]
+    return files[name]
 
 
 def parse_config(settings: dict[str, Any]) -> Config:

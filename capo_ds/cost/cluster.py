@@ -10,13 +10,17 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import Field, ValidationError
 
-from capo_ds.config import ConfigError, expand
+from capo_ds.config import HOME, ConfigError, expand
+from capo_ds.config.reading import BUILTIN, shipped
 from capo_ds.config.section import Number, Section
 from capo_ds.config.text import decode, parse_yaml
 from capo_ds.parts import nearest
 
 Positive = Annotated[Number, Field(gt=0)]
 BEYOND = 2.4  # the power of N that a solve's time grows by at most (docs/scaling.md)
+CLUSTERS = HOME / "launchers" / "cluster"
+EXAMPLES = "builtin:h100 and builtin:a800"
+SHOWN = 40  # letters of a value that is no section
 Count = Annotated[int, Field(ge=1, strict=True)]
 
 
@@ -100,13 +104,13 @@ class Cluster(Section):
         if missing:
             raise ConfigError(
                 f"--nodes {machines}: the cluster's rates hold no link {' and '.join(missing)} "
-                f"(ranks: {self.ranks}); add it, as in launchers/cluster/a800.yaml, or measure on "
-                "two machines"
+                f"(ranks: {self.ranks}); add it, as {EXAMPLES} have it ({CLUSTERS}), or measure "
+                "on two machines"
             )
         if sketch not in {"none", *self.rates.sketch}:
             raise ConfigError(
                 f"gradients.sketch: the cluster's rates.sketch holds no {sketch!r}; add it as "
-                "launchers/cluster/a800.yaml has others; `--dry-run --nodes 1` measures it"
+                f"{EXAMPLES} have others ({CLUSTERS}); `--dry-run --nodes 1` measures it"
             )
 
     def text(self) -> str:
@@ -118,26 +122,31 @@ class Cluster(Section):
 def load_cluster(path: str) -> Cluster:
     """Read one.
 
+    path: of the file, or `builtin:NAME` for one that ships.
+
     Raises:
         ConfigError: naming the file, the key and the remedy.
     """
     name = f"--cluster {path}"
+    if path.startswith(BUILTIN):
+        path = str(shipped("--cluster", "cluster", CLUSTERS, path.removeprefix(BUILTIN)))
     try:
         content = Path(expand(path)).read_bytes()
     except OSError as error:
         raise ConfigError(
-            f"{name}: {error.strerror}; launchers/cluster/ has examples, and --dry-run --nodes 1 "
+            f"{name}: {error.strerror}; {EXAMPLES} ship, and --dry-run --nodes 1 "
             "prints what it measures as such a file"
         ) from error
     settings = parse_yaml(decode(content, path), path)
     try:
         return Cluster.model_validate(settings)
     except ValidationError as error:
-        lines = "\n".join(f"{name}: {line}" for line in _told(error))
-        raise ConfigError(f"{lines}\nwrite it as in launchers/cluster/a800.yaml") from error
+        lines = "\n".join(f"{name}: {line}" for line in _told(error, settings))
+        example = f"{EXAMPLES} are such files, in {CLUSTERS}"
+        raise ConfigError(f"{lines}\n{example}") from error
 
 
-def _told(error: ValidationError) -> list[str]:
+def _told(error: ValidationError, settings: object) -> list[str]:
     """A line for each problem; a key that is written wrongly is missing too, and told once."""
     problems, lines, meant = error.errors(), [], set()
     missing = [problem["loc"] for problem in problems if problem["type"] == "missing"]
@@ -145,15 +154,33 @@ def _told(error: ValidationError) -> list[str]:
         place, told = problem["loc"], f"{problem['msg'].lower()}, got {problem['input']!r}"
         if problem["type"] == "missing":
             continue
+        if problem["type"] in ("model_type", "dict_type"):
+            told = f"keys and values belong here, as `ranks: 8`; found {_shortly(problem['input'])}"
         if problem["type"] == "extra_forbidden":
-            absent = [str(other[-1]) for other in missing if other[:-1] == place[:-1]]
-            word = nearest(str(place[-1]), absent)
+            word = nearest(str(place[-1]), _absent(place[:-1], settings))
             meant.add((*place[:-1], word))
             told = f"no such key; did you mean {word}?" if word else "no such key; remove it"
         lines.append(f"{'.'.join(map(str, place)) or 'the file'}: {told}")
     return lines + [
         f"{'.'.join(map(str, place))}: is missing" for place in missing if place not in meant
     ]
+
+
+def _absent(place: tuple[int | str, ...], settings: object) -> list[str]:
+    """The keys of the section there that the settings lack."""
+    given = settings
+    for part in place:
+        given = given[part] if isinstance(given, dict) else None
+    sections = {(): Cluster, ("within",): Link, ("between",): Link, ("rates",): Rates}
+    section = sections.get(place, Sketching)
+    return [key for key in section.model_fields if isinstance(given, dict) and key not in given]
+
+
+def _shortly(value: object) -> str:
+    if value is None:
+        return "nothing"
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def _short(value: object) -> object:

@@ -46,7 +46,7 @@ def check_measurable(hosts: list[str], machines: int) -> None:
         raise ConfigError(
             f"--nodes {machines}: the link between machines cannot be measured on one; start "
             "--dry-run on two of them, or name a file of rates by --cluster "
-            "(such as launchers/cluster/a800.yaml)"
+            "(such as builtin:h100)"
         )
     if len({hosts.count(name) for name in names}) > 1:
         raise ConfigError(

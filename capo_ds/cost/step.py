@@ -25,6 +25,7 @@ from capo_ds.gradients.sketch import DEFAULT_DIM
 from capo_ds.gradients.store import held_samples
 from capo_ds.learning.mini_batches import mini_batches
 from capo_ds.memory import sketched_together
+from capo_ds.rollout.choose import shares_policy
 
 # A note is an object that every rank gathers: a collective for its size, another for its bytes.
 NOTES = {"rollout": 2, "sync": 2, "score": 2, "log_probs": 1, "log": 1}  # of a step
@@ -150,10 +151,9 @@ class Step:
         times = len(self.shape.factors)
         return Phase({}, [Exchange("all_gather", 4 * self.shape.trained / times, times)])
 
-    @property
+    @cached_property
     def _samples_itself(self) -> bool:
-        """Whether the training model does, and not an engine beside it."""
-        return self.config.rollout.sampler == "hf"
+        return shares_policy(self.config)
 
     def _score(self) -> Phase:
         phase = Phase()

@@ -301,7 +301,8 @@ def collective(phase: str) -> Iterator[None]:
     within seconds, with the same message.
 
     Raises:
-        PeerError: on a rank that fails, naming the phase, the rank and the error.
+        ConfigError: on every rank, if every rank has found a setting that cannot be used.
+        PeerError: on a rank that fails otherwise, naming the phase, the rank and the error.
     """
     _enter(phase)
     try:
@@ -309,6 +310,10 @@ def collective(phase: str) -> Iterator[None]:
     except PeerError:
         raise
     except (Exception, SystemExit) as error:
+        if isinstance(error, ConfigError):
+            found = _watchdog.found_by_all(str(error)) if _watchdog else str(error)
+            if found is not None:
+                raise ConfigError(found) from error
         text = f"{phase} failed on rank {rank()}: {type(error).__name__}: {told_error(error)}"
         tell_peers(text)
         raise PeerError(text) from error

@@ -23,6 +23,7 @@ import torch.distributed as dist
 from capo_ds.distributed.launch import launcher
 
 FAILURE = "failure"
+ERROR = "error/{}/{}"  # what a rank has found: its number, and the rank
 SIGN = "sign/{}"  # of life, of a rank: its count, machine and phase
 ENDED = "ended"  # the sign of a rank that has come to its end, and has no word for the store
 POLL = 0.5  # seconds
@@ -84,6 +85,7 @@ class Watchdog:
         self._signs = [""] * self._ranks  # as rank 0 has last read them; elsewhere they stay so
         self._answers = 0  # of the store
         self._lost = False  # the connection, at once: rank 0's process is gone
+        self._shown = 0  # errors of this rank, to be compared
         self._telling = False  # the failure in the store may be this rank's own
         self._parted: float | None = None  # when to wait for the others no longer
         self._stopping = threading.Event()
@@ -111,6 +113,22 @@ class Watchdog:
             self._leave()  # here: the process may end at once
         except dist.DistError:  # rank 0 is gone, and no store is left to tell
             self._stopping.set()  # this rank's own error stands
+
+    def found_by_all(self, error: str) -> str | None:
+        """Rank 0's error, if within seconds each rank has one to show here; None: some have not,
+        and are to be told of this one."""
+        self._shown += 1  # as often on all ranks, or they end
+        keys = [ERROR.format(self._shown, rank) for rank in range(self._ranks)]
+        try:
+            self._store.set(keys[self._rank], error)
+            patience = time.monotonic() + PARTING
+            while not self._store.check(keys):
+                if time.monotonic() > patience:
+                    return None
+                time.sleep(POLL / 10)
+            return self._store.get(keys[0]).decode()
+        except dist.DistError:  # rank 0 is gone
+            return None
 
     def stop(self) -> None:
         """This rank has come to its end: nobody need wait for a sign of it."""

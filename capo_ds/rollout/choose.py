@@ -59,10 +59,23 @@ def sampler_bytes(config: Config, shapes: SamplingShapes) -> SamplerBytes:
     if name in BUILT_IN["sampler"]:
         place = BUILT_IN["sampler"][name].memory
         return at(place)(shapes) if place else SamplerBytes()
-    maker = sampler_maker(config)
-    memory = getattr(maker.func if isinstance(maker, partial) else maker, "memory", None)
+    memory = getattr(_own(config), "memory", None)
     needed = memory(shapes) if memory else 0
     return needed if isinstance(needed, SamplerBytes) else SamplerBytes(int(needed))
+
+
+def shares_policy(config: Config) -> bool:
+    """Whether the sampler samples with the training model itself, and is no engine beside it; of
+    the user's, as its class says."""
+    if config.rollout.sampler in BUILT_IN["sampler"]:
+        return config.rollout.sampler == "hf"
+    return bool(getattr(_own(config), "shares_policy", False))
+
+
+def _own(config: Config) -> Callable[..., Sampler]:
+    """The user's class or function."""
+    maker = sampler_maker(config)
+    return maker.func if isinstance(maker, partial) else maker
 
 
 def sampler_maker(config: Config) -> Callable[[SamplerRun], Sampler]:

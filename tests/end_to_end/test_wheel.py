@@ -12,6 +12,7 @@ from tests.conftest import REPOSITORY, clean_environment
 
 pytestmark = pytest.mark.slow
 SHORT = ("train.steps=1", "train.eval_every=0", "rollout.prompts_per_step=4")
+FORECAST = ("--dry-run", "--nodes", "2", "--cluster", "builtin:h100")
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +54,7 @@ def test_trains_evaluates_and_plots_in_an_empty_folder(installed: Path, tmp_path
     for command in (
         ["train", "--config", "builtin:quickstart", *settings],
         ["train", "--config", "builtin:quickstart", *settings, "--dry-run"],
+        ["train", "--config", "builtin:quickstart", *FORECAST],
         ["plot", "runs/quickstart", "--only", "phases"],
         ["report", "runs/quickstart"],
         ["evaluate", "--config", "runs/quickstart/config.yaml", "--set", "evaluation.limit=4"],

@@ -2,9 +2,11 @@
 
 import json
 import math
+import sys
 
 import pytest
 
+from capo_ds import cli
 from capo_ds.config import HOME, ConfigError, parse_config
 from capo_ds.cost.cluster import Cluster, load_cluster
 from capo_ds.cost.collectives import Collectives
@@ -135,16 +137,20 @@ def test_the_files_that_ship_can_be_read_and_written(file, tmp_path):
     [
         ("ranks: 8", "backend: is missing"),
         (f"{FILES[0].read_text()}\nspeed: 1", "speed: no such key; remove it"),
+        (FILES[0].read_text().replace("between:", "betwen:"), "betwen: .*did you mean between?"),
+        (FILES[0].read_text().replace("{applied: 1.1e+10}", "{aplied: 1}"), "aplied: .* applied?"),
+        ("Rates of our machines, as told on the telephone, in no form", "the file: .*found 'Rates"),
+        ("rates: 3", r"rates: keys and values belong here.*found 3"),
         (FILES[0].read_text().replace("ranks: 8", "ranks: 0"), "ranks: .*got 0"),
         (FILES[0].read_text().replace("1.6e+11", "-1"), r"within\.bytes_per_second: .*got -1"),
         (FILES[0].read_text().replace("nccl", "mpi"), "backend: .*got 'mpi'"),
-        ("", "the file: .*got None"),
+        ("", "the file: keys and values belong here.*found nothing"),
     ],
 )
 def test_a_file_that_cannot_be_used(text, told, tmp_path):
     file = tmp_path / "cluster.yaml"
     file.write_text(text)
-    with pytest.raises(ConfigError, match=f"(?s)--cluster .*{told}.*a800.yaml"):
+    with pytest.raises(ConfigError, match=f"(?s)--cluster .*{told}.*builtin:a800"):
         load_cluster(str(file))
 
 
@@ -157,6 +163,17 @@ def test_a_wrong_key_is_told_once(tmp_path):
     assert told[0].endswith("rates.pases: no such key; did you mean passes?") and len(told) == 2
 
 
+def test_those_that_ship_have_a_name_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert [load_cluster(f"builtin:{file.stem}") for file in FILES] == [*map(load, FILES)]
+    with pytest.raises(ConfigError, match=r"--cluster builtin:h200: .* there are a800, h100"):
+        load_cluster("builtin:h200")
+
+
+def load(file) -> Cluster:
+    return load_cluster(str(file))
+
+
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(ConfigError, match=r"--cluster .*No such file.*--dry-run --nodes 1"):
         load_cluster(str(tmp_path / "none.yaml"))
@@ -165,7 +182,7 @@ def test_a_file_that_is_not_there(tmp_path):
 def test_rates_name_the_link_that_is_missing():
     known = cluster(ranks=2)
     known.model_copy(update={"between": None}).check(1, "none")  # one machine needs none
-    with pytest.raises(ConfigError, match=r"--nodes 2: .*no link between .*a800\.yaml"):
+    with pytest.raises(ConfigError, match=r"--nodes 2: .*no link between .*builtin:h100"):
         known.model_copy(update={"between": None}).check(2, "none")
     with pytest.raises(ConfigError, match="no link within"):
         known.model_copy(update={"within": None}).check(1, "none")
@@ -330,3 +347,25 @@ def test_lengths_beyond_the_bounds_are_refused(qwen, flag):
     config = parse_config({"model": {"path": str(qwen)}})
     with pytest.raises(ConfigError, match=rf"--{flag}-tokens 99999: more than rollout.max_"):
         foretell(config, 1, str(FILES[1]), **{flag: 99999})
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--prompt-tokens", "3"], "add --dry-run"),
+        (["--dry-run", "--prompt-tokens", "3"], "add --nodes K"),
+        (["--dry-run", "--nodes", "2", "--prompt-tokens", "0"], "'0' is no number from 1"),
+        (["--dry-run", "--nodes", "2", "--prompt-tokens", "3", "--response-tokens", "4"], None),
+    ],
+)
+def test_a_forecasts_arguments_come_together(words, told, monkeypatch, capsys):
+    given = []
+    monkeypatch.setattr(cli, "_run", lambda args, *_: given.append(args))
+    monkeypatch.setattr(sys, "argv", ["train", "--config", "builtin:smoke", *words])
+    if told is None:
+        cli.main("", lambda _: None, lambda *_: None)
+        assert (given[0].prompt_tokens, given[0].response_tokens) == (3, 4)
+    else:
+        with pytest.raises(SystemExit):
+            cli.main("", lambda _: None, lambda *_: None)
+        assert told in capsys.readouterr().err

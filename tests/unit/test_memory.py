@@ -27,6 +27,14 @@ from capo_ds.models import load_policy
 from capo_ds.rollout import colocated
 
 GIB = 2**30
+OWN_SAMPLERS = """
+class Beside:
+    def __init__(self, run):
+        pass
+
+class Shares(Beside):
+    shares_policy = True
+"""
 STORES = {"device": Capacity(8 * GIB, 0), "host": Capacity(0, 8 * GIB)}
 SKETCHED = STORES | {"recompute": Capacity(GIB, 0)}
 
@@ -157,6 +165,9 @@ def test_the_weights_that_a_rank_holds_at_zero_3(random_model, tmp_path):
     assert held("server", 2) == held("hf", 2) == [sum(sizes)]
     assert held("server", 3) == [sum(sizes) // 4, 4 * 1000 + max(sizes)]
     assert held("hf", 3) == [sum(sizes) // 4, sum(sizes)]
+    (tmp_path / "own.py").write_text(OWN_SAMPLERS)
+    assert held(f"{tmp_path / 'own.py'}:Shares", 3) == held("hf", 3)
+    assert held(f"{tmp_path / 'own.py'}:Beside", 3) == held("server", 3)
 
 
 @pytest.mark.parametrize(("shared", "row"), [(True, "the sampler"), (False, "larger of training")])
@@ -171,6 +182,8 @@ def test_vllm_is_in_the_plan_and_asleep_on_gpus(random_model, shared, row):
 
     of_vllm = next(count for name, count in needs("vllm").items() if row in name)
     assert 3 * GIB < of_vllm < (3.1 if shared else 3.2) * GIB
+    line = next(name for name in needs("vllm") if row in name)
+    assert line.endswith("(rollout.vllm_cache_gib)")  # which moves it
     stays = [count for name, count in needs("vllm").items() if "the sampler" in name]
     assert stays == [of_vllm if shared else colocated.GRAPHS]
     assert max(needs("server").values()) < GIB
