@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from capo_ds.commands import vllm_server
-from capo_ds.config import ConfigError
+from capo_ds.config import Config, ConfigError
 from capo_ds.rollout.server_key import VARIABLE, key_file, made_key, server_key
 from tests.unit.test_server import MODELS, Answering, sampler, serving
 
@@ -65,7 +65,7 @@ def test_with_the_key(random_model, tmp_path, url, monkeypatch):
 def test_the_launcher_shows_the_key_to_the_server_alone(tmp_path, monkeypatch, capsys):
     started = {}
     monkeypatch.setattr(vllm_server, "command", lambda *_: ["vllm", "serve"])
-    monkeypatch.setattr(vllm_server, "load_config", lambda *_: None)
+    monkeypatch.setattr(vllm_server, "load_config", lambda *_: Config())
     monkeypatch.setattr("sys.argv", ["vllm_server", "--config", "x.yaml"])
     for name in ("VLLM_API_KEY", "VLLM_ALLOW_RUNTIME_LORA_UPDATING", "PYTHONPATH"):
         monkeypatch.setenv(name, "")
