@@ -6,11 +6,11 @@ from benchmarks import soak
 from capo_ds.telemetry.metrics import whole_lines
 from tests.end_to_end.test_train import check_equal
 
-KILLS, STEPS = 20, 100
+KILLS, STEPS = 10, 60
 
 
 @pytest.mark.slow
-def test_killed_twenty_times(tmp_path):
+def test_killed_ten_times(tmp_path):
     """One rank or all, at random moments: in start-up, rollout, backward pass, step or save."""
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     soak.run(killed, 2, STEPS, soak.draw_kills(KILLS, STEPS, 2, seed=0))
