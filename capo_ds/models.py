@@ -20,7 +20,7 @@ from capo_ds.adapters import (
 )
 from capo_ds.architecture import checkpoint_layers, first_pass, layers_for, position_ids
 from capo_ds.causality import check_causal
-from capo_ds.compilation import compile_layers
+from capo_ds.compilation import compile_layers, uncompiled
 from capo_ds.config import ConfigError, ModelConfig
 from capo_ds.distributed import comm
 from capo_ds.distributed.alike import make_alike
@@ -128,7 +128,7 @@ def first_passes(
     Raises:
         ConfigError: if the model is not causal, or a pass fails.
     """
-    with first_pass(policy):
+    with first_pass(policy), uncompiled():  # of one row: no pass of training is like it
         check_causal(policy)
         if end:
             end()
