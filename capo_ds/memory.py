@@ -102,12 +102,7 @@ class MemoryPlan:
         there is, and what would lower it."""
         if self.fits(store) if self.stores else self.needed <= USABLE * self.capacity.device:
             return
-        kept, there = self.stores.get(store, Capacity(0, 0)), self.capacity
-        device = self.needed + kept.device + kept.host * there.shared
-        told = f"{readable(device)} of {readable(there.device)}"
-        if kept.host and not there.shared:
-            told += f", and {readable(kept.host)} of {readable(there.host)} on the host"
-        if self.needed <= USABLE * there.device:
+        if self.needed <= USABLE * self.capacity.device:
             others = [name for name in self.stores if self.fits(name)]
             least = FEWER if "recompute" in self.stores else SMALLER
             remedy = f"set gradients.store to {others[0]}" if others else least
@@ -115,7 +110,7 @@ class MemoryPlan:
             largest = max(self.needs, key=lambda name: self.needs[name])
             remedy = f"the most are {largest}, {readable(self.needs[largest])}: {_lower(largest)}"
         raise ConfigError(
-            f"does not fit: needs {told}, of which {USABLE:.0%} are for use; {remedy}"
+            f"does not fit: needs {self._all(store)}, of which {USABLE:.0%} are for use; {remedy}"
         )
 
     def told(self, store: str) -> str:
@@ -126,11 +121,17 @@ class MemoryPlan:
             parts[f"gradients (gradients.store: {store}; all: {self.describe_stores()})"] = (
                 kept.device + kept.host * self.capacity.shared
             )
-        rows = [f"{readable(sum(parts.values()))} of {readable(self.capacity.device)}"]
-        if kept.host and not self.capacity.shared:
-            rows[0] += f", and {readable(kept.host)} of {readable(self.capacity.host)} on the host"
-        rows += [f"  {readable(count):>10}  {name}" for name, count in parts.items()]
-        return "\n".join(rows)
+        rows = [f"  {readable(count):>10}  {name}" for name, count in parts.items()]
+        return "\n".join([self._all(store), *rows])
+
+    def _all(self, store: str) -> str:
+        """What is needed with this store, of the capacity."""
+        kept, there = self.stores.get(store, Capacity(0, 0)), self.capacity
+        device = self.needed + kept.device + kept.host * there.shared
+        told = f"{readable(device)} of {readable(there.device)}"
+        if kept.host and not there.shared:
+            told += f", and {readable(kept.host)} of {readable(there.host)} on the host"
+        return told
 
     def describe_stores(self) -> str:
         pins = "" if self.capacity.shared else ", pinned by powers of two"

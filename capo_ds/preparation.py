@@ -48,7 +48,9 @@ def prepare(config: Config, dry: bool = False) -> Prepared:
     if comm.is_main() and (idle := idle_line(config)):
         print(f"warning: {idle}", file=sys.stderr, flush=True)
     with comm.together("start-up"):
-        check_compilable(config.model, zero_stage(read_deepspeed_json(config.deepspeed)))
+        settings = read_deepspeed_json(config.deepspeed)
+        stage = zero_stage(settings)
+        check_compilable(config.model, stage)
         lock = claim_run(config, dry)
         tokenizer = load_tokenizer(config.model)
         judge = Judge(config.reward.time_limit, config.reward.workers)
@@ -58,10 +60,9 @@ def prepare(config: Config, dry: bool = False) -> Prepared:
         scorer.check(kept)
         order = prompt_order(config, kept)
         evaluator = Evaluator(config, tokenizer, judge) if config.train.eval_every else None
-        settings = read_deepspeed_json(config.deepspeed)
-        if zero_stage(settings) < 3:
+        if stage < 3:
             policy = load_policy(config.model, config.train.seed, comm.device())
-    if zero_stage(settings) == 3:
+    if stage == 3:
         policy = load_shared_policy(config.model, config.train.seed, settings)
     with comm.together("start-up"):
         context = model_context(policy)

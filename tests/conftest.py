@@ -6,6 +6,8 @@ import re
 import socket
 import subprocess
 import sys
+import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -180,3 +182,15 @@ def greedy(sampler: Sampler, prompts: list[list[int]]) -> Rollout:
     """The most likely response to each prompt."""
     draws = [Draw(0, 0, number) for number in range(len(prompts))]
     return sampler.sample(prompts, draws, 1, temperature=0.0)
+
+
+def wait_until_served(url: str, process: subprocess.Popen) -> None:
+    """Until a stand-in for a vLLM server answers there."""
+    deadline = time.monotonic() + TIMEOUT
+    while True:
+        try:
+            urllib.request.urlopen(f"{url}/v1/models", timeout=5).close()
+            return
+        except OSError:
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.1)

@@ -231,12 +231,12 @@ def _did_you_mean(location: list[str]) -> str:
     known = [key for key, _ in _fields(Config)]
     prefix = ".".join([*sections, ""])
     siblings = [key for key in known if key.startswith(prefix)] if sections else [*TOP_LEVEL]
-    if close := _closest(name, siblings, WORD):
+    if close := closest(name, siblings, WORD):
         return f"did you mean {close}?"
     if alike := [key for key in known if key.rpartition(".")[2] == name]:
         nearer = [key for key in alike if key.split(".")[0] in sections]
         return f"did you mean {' or '.join(nearer or alike)}?"
-    if close := _closest(name, known, SURE_WORD):
+    if close := closest(name, known, SURE_WORD):
         return f"did you mean {close}?"
     for depth in range(len(sections), 0, -1):  # such as reward_model, whatever is in it
         if told := elsewhere_called(sections[:depth]):
@@ -246,7 +246,7 @@ def _did_you_mean(location: list[str]) -> str:
     return "there is no such setting here; remove it"
 
 
-def _closest(name: str, keys: list[str], alike: float) -> str | None:
+def closest(name: str, keys: list[str], alike: float) -> str | None:
     """The key whose last word is most like the name."""
     words = {key.rpartition(".")[2]: key for key in reversed(keys)}
     found = difflib.get_close_matches(name, words, n=1, cutoff=alike)

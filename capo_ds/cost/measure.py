@@ -174,11 +174,9 @@ def measure_rates(config: Config, policy: PeftModel) -> Rates:
 def _passes(config: Config, policy: PeftModel, step: Step) -> tuple[float, float, float]:
     """Operations a second of passes, as many rows as a micro-batch has or are long enough; the
     seconds of those with per-sample gradients over theirs; bytes a second of a weighted sum."""
-    prompt, response = config.rollout.max_prompt_tokens, step.response
+    prompt, response = step.prompt, step.response
     per_sample = PerSampleGradients(policy)
-    rows, most = 1, max(1, config.train.micro_batch_size)
-    if config.train.micro_batch_tokens is not None:
-        most = max(1, config.train.micro_batch_tokens // (prompt + response))
+    rows, most = 1, step.rows
     try:
         while True:
             store = GradientStore(step.shape.factors, rows, comm.device())

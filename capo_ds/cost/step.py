@@ -219,7 +219,7 @@ class Step:
         each = 4 * self.shape.trained * self.updates
         if together:  # k multiplications a number
             each *= gradients.sketch_dim / DEFAULT_DIM
-        samples, rows = self.mine, self._rows
+        samples, rows = self.mine, self.rows
         groups, last = 1, samples
         if self._keeps_sketches:
             held = held_samples(math.ceil(samples), self.shape.trained) if together else 0
@@ -283,7 +283,7 @@ class Step:
         return samples * self.shape.forward(1, self.prompt, self.response)
 
     @property
-    def _rows(self) -> int:
+    def rows(self) -> int:
         """Of a micro-batch."""
         train, tokens = self.config.train, self.prompt + self.response
         if train.micro_batch_tokens is None:
@@ -291,7 +291,7 @@ class Step:
         return max(1, train.micro_batch_tokens // tokens)
 
     def _micro_batches(self, samples: float) -> int:
-        return math.ceil(samples / self._rows)
+        return math.ceil(samples / self.rows)
 
     @property
     def _is_partitioned(self) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterator
 from functools import cache
@@ -10,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from capo_ds.config.reading import WORD, first_lower
+from capo_ds.config.reading import WORD, closest, first_lower
 
 MICRO_BATCH = {"train_micro_batch_size_per_gpu": 1}  # without one DeepSpeed refuses any JSON
 # Whatever the reading of a section raises: DeepSpeed's own DeepSpeedConfigError is an Exception.
@@ -118,8 +117,8 @@ def _path(location: tuple[int | str, ...]) -> tuple[str, ...]:
 
 
 def _meant(key: str, keys: set[str]) -> str:
-    close = difflib.get_close_matches(key, sorted(keys), n=1, cutoff=WORD)
-    return f"; did you mean {close[0]}?" if close else ""
+    close = closest(key, sorted(keys), WORD)
+    return f"; did you mean {close}?" if close else ""
 
 
 def _model(title: str) -> type[BaseModel] | None:

@@ -5,10 +5,8 @@ import resource
 import shutil
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Qwen3Config
 
 from capo_ds.models import load_tokenizer
-from tests.conftest import REPOSITORY, TIMEOUT, clean_environment, free_port, launch
+from tests.conftest import REPOSITORY, clean_environment, free_port, launch, wait_until_served
 from tests.end_to_end.test_train import RECIPE, metrics
 
 pytestmark = pytest.mark.slow
@@ -89,22 +87,12 @@ def server(model: Path) -> Iterator[str]:
     own = [f"model.path={model}", f"model.lora_rank={OWN['model.lora_rank']}"]
     words = [sys.executable, "-m", "tests.model_server", str(port), "0", *own]
     process = subprocess.Popen(words, cwd=REPOSITORY, env=clean_environment())
-    deadline = time.monotonic() + TIMEOUT
     try:
-        while not _answers(url):
-            assert time.monotonic() < deadline and process.poll() is None
-            time.sleep(0.1)
+        wait_until_served(url, process)
         yield url
     finally:
         process.kill()
         process.wait()
-
-
-def _answers(url: str) -> bool:
-    with suppress(OSError):
-        urllib.request.urlopen(f"{url}/v1/models", timeout=5).close()
-        return True
-    return False
 
 
 def run(

@@ -4,17 +4,14 @@ import re
 import signal
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from tests.conftest import REPOSITORY, TIMEOUT, clean_environment, free_port, launch
+from tests.conftest import REPOSITORY, clean_environment, free_port, launch, wait_until_served
 from tests.end_to_end.test_train import (
     SIGNALLED,
     TRAIN,
@@ -90,24 +87,14 @@ def servers() -> Iterator[Callable[[], dict[str, subprocess.Popen]]]:
             process = subprocess.Popen(words, cwd=REPOSITORY, env=clean_environment())
             found[f"http://127.0.0.1:{port}"] = process
             processes.append(process)
-        deadline = time.monotonic() + TIMEOUT
-        for url in found:
-            while not _answers(url):
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
+        for url, process in found.items():
+            wait_until_served(url, process)
         return found
 
     yield start
     for process in processes:
         process.kill()
         process.wait()
-
-
-def _answers(url: str) -> bool:
-    with suppress(OSError):
-        urllib.request.urlopen(f"{url}/v1/models", timeout=5).close()
-        return True
-    return False
 
 
 @pytest.mark.slow
