@@ -15,6 +15,9 @@ from pathlib import Path
 
 import deepspeed.runtime.zero.muon.original_muon  # noqa: F401 # which takes torch's compiler along
 import matplotlib.pyplot  # noqa: F401
+import numpy as np
+import scipy.linalg
+import torch
 from tensorboard.compat.proto import event_pb2  # noqa: F401
 
 from capo_ds import cli, preparation
@@ -39,6 +42,9 @@ def watch() -> None:
 
 
 def train(config: Config) -> None:
+    size = 64  # enough for the linear algebra's own workspaces: 30 to 100 MiB, by processor
+    torch.linalg.eigh(torch.eye(size) @ torch.eye(size))
+    scipy.linalg.eigh(np.eye(size) @ np.eye(size))
     before = {name: status(name) for name in PEAKS}
     threading.Thread(target=watch, daemon=True).start()
 

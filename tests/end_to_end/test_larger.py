@@ -71,10 +71,11 @@ def make(folder: Path, layers: int) -> int:
 
 @pytest.fixture(autouse=True)
 def small_change(monkeypatch) -> Iterator[None]:
-    """Stacks of threads count in whole, and what glibc keeps for later: 32 MiB a thread."""
+    """Stacks of threads count in whole, and what glibc keeps for later: 32 MiB a thread, and a heap
+    that pieces still in use hold together (100 MiB, were activations in it)."""
     before = resource.getrlimit(resource.RLIMIT_STACK)
     resource.setrlimit(resource.RLIMIT_STACK, (MIB, before[1]))
-    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", str(2**18))
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", str(2**16))
     monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
     yield
     resource.setrlimit(resource.RLIMIT_STACK, before)
@@ -124,7 +125,8 @@ def factors(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "adapter" / "adapter_model.safetensors")
 
 
-# The limits are shares of the size of the weights. Beside its part a rank has 160 to 200 MiB.
+# The limits are shares of the size of the weights. Beside its part a rank has 140 to 190 MiB of
+# data, of which what libraries keep differs by machine: on two ranks 100 MiB more are left for it.
 def within_limit(
     train: Callable[..., dict[int, dict]], folder: Path, ranks: int, limit: int
 ) -> None:
@@ -144,7 +146,7 @@ def test_four_ranks_hold_their_parts(tmp_path):
 def test_no_rank_holds_the_model(tmp_path):
     """Under a limit below its size. What is learned is what is learned at ZeRO 0, and a run that
     goes on from a checkpoint ends in the same bits."""
-    limit = int(0.95 * make(tmp_path / "model", layers=12))
+    limit = int(0.95 * make(tmp_path / "model", layers=14))
     whole = {"zero_optimization": {"stage": 0}}
     with server(tmp_path / "model") as url:
         train = partial(run, 2, url, tmp_path / "model")
