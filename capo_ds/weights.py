@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -88,39 +88,60 @@ def load_base_model(config: ModelConfig, empty: bool = False) -> PreTrainedModel
     """
     location = find_location(config)
     check_folder(config.path, location)
+    try:
+        model, loaded = _read_weights(config, location, empty)
+    except (ConfigError, torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # of as many kinds as there are formats
+        raise _unreadable(config, "cannot load", location, error) from error
+    _check_complete(config, model, loaded["missing_keys"])
+    check_read(config, loaded["unexpected_keys"])
+    _tell_of_adapter(config, location)
+    keep_one_arithmetic(model, config)
+    return model.eval()
+
+
+def _read_weights(
+    config: ModelConfig, location: Path | str, empty: bool
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The model, and what transformers tells of its reading."""
     arguments = _source(config)
     if config.attn_implementation:
         arguments["attn_implementation"] = config.attn_implementation
     if config.load_in_4bit:
         arguments["quantization_config"] = four_bits(config)
-    try:
-        architecture = _read_config(config, location)
-        _without_dropout(architecture)
-        stored = prepare_quantised(architecture, config)
-        if empty and not (stored or config.load_in_4bit):
-            arguments["device_map"] = "meta"
-        with _without_adapter(location) as place:
-            # A pair, with output_loading_info.
-            model, loaded = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
-                place,
-                config=architecture,
-                dtype=getattr(torch, config.dtype),
-                output_loading_info=True,
-                **arguments,
-            )
-        given = config.path in BUILTIN_MODELS or Path(config.path).expanduser().is_dir()
-        model.name_or_path = model.config.name_or_path = str(location) if given else config.path
-    except (ConfigError, torch.OutOfMemoryError, MemoryError):
-        raise
-    except Exception as error:
-        raise _unreadable(config, "cannot load", location, error) from error
-    if missing := sorted(loaded["missing_keys"]):
+    architecture = _read_config(config, location)
+    _without_dropout(architecture)
+    stored = prepare_quantised(architecture, config)
+    if empty and not (stored or config.load_in_4bit):
+        arguments["device_map"] = "meta"
+    with _without_adapter(location) as place:
+        # A pair, with output_loading_info.
+        model, loaded = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
+            place,
+            config=architecture,
+            dtype=getattr(torch, config.dtype),
+            output_loading_info=True,
+            **arguments,
+        )
+    given = config.path in BUILTIN_MODELS or Path(config.path).expanduser().is_dir()
+    model.name_or_path = model.config.name_or_path = str(location) if given else config.path
+    setattr(model, STORED_AS, stored)
+    return model, loaded
+
+
+def _check_complete(config: ModelConfig, model: PreTrainedModel, missing: Iterable[str]) -> None:
+    """Raises `ConfigError` where tensors of the model were not read."""
+    if names := sorted(missing):
         raise ConfigError(
-            f"model.path: the weights at {config.path!r} lack {len(missing)} of the tensors of a "
-            f"{type(model).__name__} ({', '.join(missing[:NAMED])}, ...): files are missing, or "
+            f"model.path: the weights at {config.path!r} lack {len(names)} of the tensors of a "
+            f"{type(model).__name__} ({', '.join(names[:NAMED])}, ...): files are missing, or "
             "config.json is of another model; get the folder whole"
         )
-    check_read(config, loaded["unexpected_keys"])
+
+
+def _tell_of_adapter(config: ModelConfig, location: Path | str) -> None:
+    """Of an adapter's files beside whole weights, where the settings name no adapter."""
     folder = _on_disk(location)
     if folder and (folder / ADAPTER_CONFIG).is_file() and not config.adapter:
         tell(
@@ -129,9 +150,6 @@ def load_base_model(config: ModelConfig, empty: bool = False) -> PreTrainedModel
             "model.adapter to the same folder; if it is, move its files away: transformers puts "
             "it on once more"
         )
-    keep_one_arithmetic(model, config)
-    setattr(model, STORED_AS, stored)
-    return model.eval()
 
 
 def read_architecture(config: ModelConfig) -> PretrainedConfig:
