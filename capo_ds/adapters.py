@@ -44,6 +44,13 @@ def fresh_adapter(base: PreTrainedModel, config: ModelConfig, seed: int) -> Peft
     if targets == ALL_LINEAR:
         with whole_in_passes(base, decoder_layers(base)):
             targets = plain_linear_layers(base)
+        if not targets:
+            raise ConfigError(
+                f"model.lora_targets: {ALL_LINEAR} finds no layer in this "
+                f"{base.config.model_type} model that a pass calls once: those that run more than "
+                "once (a model that goes through its layers again) have no LoRA gradient per "
+                "sample; choose another model.path"
+            )
     lora = LoraConfig(
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,  # pyright: ignore[reportArgumentType] # any number will do
