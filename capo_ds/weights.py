@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from capo_ds.causality import check_kind
-from capo_ds.config import BUILTIN_MODELS, ConfigError, ModelConfig
+from capo_ds.config import BUILTIN_MODELS, ConfigError, ModelConfig, folder_named
 from capo_ds.config.text import LFS_POINTER
 from capo_ds.distributed.launch import tell
 from capo_ds.hub import whole_snapshot
@@ -46,7 +46,8 @@ from capo_ds.tokenizer_files import (
 ADAPTER_CONFIG = "adapter_config.json"
 WEIGHTS = (".safetensors", ".bin", ".model")
 WHOLE_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
-JSON_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+MODEL_FILES = ("config.json", "generation_config.json")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")  # of some, 20 MiB to read
 NAMED = 3  # of the weights that are missing, how many are named
 
 
@@ -57,7 +58,7 @@ def load_tokenizer(model: ModelConfig | str) -> PreTrainedTokenizerBase:
     """
     config = ModelConfig(path=model) if isinstance(model, str) else model
     location = find_location(config)
-    check_folder(config.path, location)
+    check_folder(config.path, location, MODEL_FILES + TOKENIZER_FILES)
     folder = _on_disk(location)
     if folder and not stands_alone(folder):
         _read_config(config, location)
@@ -87,7 +88,7 @@ def load_base_model(config: ModelConfig, empty: bool = False) -> PreTrainedModel
         ConfigError: naming the file or the settings, if it cannot be loaded whole.
     """
     location = find_location(config)
-    check_folder(config.path, location)
+    check_folder(config.path, location, MODEL_FILES)
     try:
         model, loaded = _read_weights(config, location, empty)
     except (ConfigError, torch.OutOfMemoryError, MemoryError):
@@ -124,7 +125,7 @@ def _read_weights(
             output_loading_info=True,
             **arguments,
         )
-    given = config.path in BUILTIN_MODELS or Path(config.path).expanduser().is_dir()
+    given = config.path in BUILTIN_MODELS or folder_named("model.path", config.path)
     model.name_or_path = model.config.name_or_path = str(location) if given else config.path
     setattr(model, STORED_AS, stored)
     return model, loaded
@@ -164,19 +165,17 @@ def find_location(config: ModelConfig) -> Path | str:
         ConfigError: for what looks like a folder and is none.
     """
     path = config.path
-    location = BUILTIN_MODELS.get(path, path)
-    folder = Path(path).expanduser()
-    if path.startswith(("/", ".", "~")) and not folder.is_dir():
-        raise ConfigError(f"model.path: no folder {path!r}")
-    if location != path:
-        return location
-    return folder if folder.is_dir() else whole_snapshot(path, config.revision) or path
+    if path in BUILTIN_MODELS:
+        return BUILTIN_MODELS[path]
+    return folder_named("model.path", path) or whole_snapshot(path, config.revision) or path
 
 
-def check_folder(path: str, location: Path | str) -> None:
+def check_folder(path: str, location: Path | str, json_files: Sequence[str]) -> None:
     """Refuse a folder whose files are not what their names say, naming the file.
 
-    Of a hub name, the copy in the cache, if there is one. Reads headers only.
+    Of a hub name, the copy in the cache, if there is one. Of weights it reads headers only.
+
+    json_files: those to read as well.
     """
     folder = _on_disk(location)
     if folder is None:
@@ -188,7 +187,7 @@ def check_folder(path: str, location: Path | str) -> None:
             f"base model, {base!r}"
         )
     for file in sorted(folder.iterdir()):
-        if (file.suffix in WEIGHTS or file.name in JSON_FILES) and (problem := _problem(file)):
+        if (file.suffix in WEIGHTS or file.name in json_files) and (problem := _problem(file)):
             raise ConfigError(f"model.path: {file} {problem}")
     for index in folder.glob("*.index.json"):
         _check_shards(index)
@@ -307,7 +306,7 @@ def _problem(file: Path) -> str | None:
             return _safetensors_problem(file, start + opened.read(8))
     if file.stat().st_size == 0:
         return "is empty; download it again"
-    if file.name in JSON_FILES:
+    if file.suffix == ".json":
         try:
             json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
