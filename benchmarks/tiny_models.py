@@ -46,6 +46,9 @@ MAMBA = {
     "mamba_n_groups": 1,
     "mamba_chunk_size": 8,
 }
+INDEXER = {"index_n_heads": 8, "index_head_dim": 16, "index_topk": 8}
+NGRAMS = {"ngram_vocab_size_base": 50, "make_ngram_vocab_size_divisible_by": 2}
+NGRAMS |= {"split_ngram_parts": 1, "heads_per_ngram": 2, "ple_layer_ids": [1]}
 VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
 VISION |= {"num_attention_heads": 2, "image_size": 16, "patch_size": 8}
 OLD = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256, "n_inner": 48}
@@ -115,6 +118,12 @@ MODELS: dict[str, Tiny] = {
     "diffllama": Tiny("dense", TEXT | {"head_dim": 8}),
     "nanochat": Tiny("dense", TEXT),
     "bitnet": Tiny("dense", TEXT),
+    "cwm": Tiny("dense", TEXT | {"head_dim": 8, "sliding_window": 8}),
+    "inkling_text": Tiny("dense", TEXT | {"head_dim": 8}),
+    "jais2": Tiny("dense", TEXT | {"head_dim": 8}),
+    "ministral3": Tiny("dense", TEXT | {"head_dim": 8}),
+    "modernbert-decoder": Tiny("dense", TEXT | {"local_attention": 8}),
+    "vaultgemma": Tiny("dense", TEXT | {"head_dim": 8, "sliding_window": 8}),
     # Mixtures of experts
     "mixtral": Tiny("experts", MOE | {"router_jitter_noise": 0.1}),
     "phimoe": Tiny("experts", MOE | {"router_jitter_noise": 0.1, "input_jitter_noise": 0.1}),
@@ -152,12 +161,33 @@ MODELS: dict[str, Tiny] = {
         | {"num_experts_per_tok": 1},
     ),
     "minimax_m2": Tiny("experts", MOE | {"head_dim": 16}),
+    "minimax_m3_vl_text": Tiny("experts", MOE | SHARED | {"head_dim": 16}),
+    "afmoe": Tiny("experts", MOE | {"head_dim": 8, "sliding_window": 8, "num_dense_layers": 1}),
+    "cohere2_moe": Tiny("experts", MOE | {"head_dim": 8, "sliding_window": 8}),
+    "exaone_moe": Tiny("experts", MOE | SHARED | {"head_dim": 8, "sliding_window": 8}),
+    "granitemoeshared": Tiny("experts", MOE | {"shared_intermediate_size": 24}),
+    "hy_v3": Tiny("experts", MOE | SHARED | {"head_dim": 8, "first_k_dense_replace": 1}),
+    "laguna": Tiny("experts", MOE | SHARED | {"head_dim": 8, "sliding_window": 8}),
+    "mellum": Tiny("experts", MOE | {"head_dim": 8, "sliding_window": 8}),
+    "mimo_v2_flash": Tiny(
+        "experts", MOE | SHARED | {"head_dim": 8, "v_head_dim": 8, "sliding_window": 8}
+    ),
+    "solar_open": Tiny("experts", MOE | SHARED | {"head_dim": 8, "first_k_dense_replace": 1}),
     # Latent attention
     "deepseek_v2": Tiny("latent", DEEPSEEK | {"q_lora_rank": None}),
     "deepseek_v3": Tiny("latent", DEEPSEEK | {"q_lora_rank": 16}),
     "minicpm3": Tiny("latent", TEXT | LATENT | {"q_lora_rank": 16, "num_key_value_heads": 4}),
     "youtu": Tiny("latent", DEEPSEEK | {"q_lora_rank": 16}),
     "glm4_moe_lite": Tiny("latent", DEEPSEEK | {"q_lora_rank": 16}),
+    "deepseek_v32": Tiny("latent", DEEPSEEK | INDEXER | {"q_lora_rank": 16}),
+    "deepseek_v4": Tiny("latent", DEEPSEEK | INDEXER | {"q_lora_rank": 16}),
+    "glm_moe_dsa": Tiny("latent", DEEPSEEK | INDEXER | {"q_lora_rank": 16}),
+    "longcat_flash": Tiny(
+        "latent",
+        DEEPSEEK
+        | {"q_lora_rank": 16, "head_dim": 8, "num_layers": 2, "zero_expert_num": 2, "moe_topk": 2}
+        | {"expert_ffn_hidden_size": 24, "ffn_hidden_size": 48},
+    ),
     # Hybrids and state spaces
     "qwen3_next": Tiny("hybrid", MOE | DELTA),
     "qwen3_5_text": Tiny("hybrid", TEXT | DELTA),
@@ -220,6 +250,17 @@ MODELS: dict[str, Tiny] = {
         TEXT
         | {"hidden_size": 64, "num_heads": 4, "num_blocks": 2, "chunk_size": 16}
         | {"qk_dim_factor": 1.0, "mode": "inference"},
+    ),
+    "qwen4_exp_text": Tiny(
+        "hybrid",
+        MOE
+        | DELTA
+        | NGRAMS
+        | {"hc_count": 2, "hc_lowrank": 8, "indexer_n_heads": 2, "indexer_kv_heads": 1}
+        | {"indexer_head_dim": 16, "indexer_budget": 8, "indexer_compress_ratio": 2},
+    ),
+    "zaya": Tiny(
+        "hybrid", MOE | {"head_dim": 8, "num_experts_per_tok": 1, "router_hidden_size": 16}
     ),
     "rwkv": Tiny("hybrid", TEXT | {"attention_hidden_size": 32, "context_length": 256}),
     # Composite: a language model and towers beside it

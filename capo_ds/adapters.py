@@ -19,8 +19,9 @@ from capo_ds.architecture import (
     outside_the_decoder,
     plain_linear_layers,
 )
-from capo_ds.config import ConfigError, ModelConfig
+from capo_ds.config import ConfigError, ModelConfig, folder_named
 from capo_ds.distributed.zero import whole_in_passes
+from capo_ds.hub import adapter_snapshot
 from capo_ds.peft_internals import active_adapter
 from capo_ds.weights import ADAPTER_CONFIG
 
@@ -43,6 +44,13 @@ def fresh_adapter(base: PreTrainedModel, config: ModelConfig, seed: int) -> Peft
     if targets == ALL_LINEAR:
         with whole_in_passes(base, decoder_layers(base)):
             targets = plain_linear_layers(base)
+        if not targets:
+            raise ConfigError(
+                f"model.lora_targets: {ALL_LINEAR} finds no layer in this "
+                f"{base.config.model_type} model that a pass calls once: those that run more than "
+                "once (a model that goes through its layers again) have no LoRA gradient per "
+                "sample; choose another model.path"
+            )
     lora = LoraConfig(
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,  # pyright: ignore[reportArgumentType] # any number will do
@@ -68,10 +76,9 @@ def read_adapter(folder: str, key: str = "model.adapter") -> LoraConfig:
     Raises:
         ConfigError: if there is none, or it is more than LoRA factors of linear layers.
     """
-    check_adapter_folder(folder, key)
-    place = str(Path(folder).expanduser())
+    place = adapter_place(folder, key)
     try:
-        adapter = PeftConfig.from_pretrained(place if Path(place).is_dir() else folder)
+        adapter = PeftConfig.from_pretrained(place)
     except Exception as error:  # of as many kinds as there are broken files
         raise ConfigError(
             f"{key}: no PEFT adapter at {folder!r} (a folder with {ADAPTER_CONFIG}): {error}"
@@ -96,15 +103,21 @@ def read_adapter(folder: str, key: str = "model.adapter") -> LoraConfig:
     return adapter
 
 
-def check_adapter_folder(folder: str, key: str) -> None:
-    """Raises `ConfigError` for a path that is none, of which PEFT would ask the hub for long."""
-    place = Path(folder).expanduser()
-    if folder.startswith(("/", ".", "~")) and not place.is_dir():
-        raise ConfigError(f"{key}: no folder {folder!r}")
-    if place.is_dir() and not (place / ADAPTER_CONFIG).is_file():
+def adapter_place(folder: str, key: str = "model.adapter") -> str:
+    """Where to read an adapter from: its folder, that of a hub name in the hub's cache, or the name
+    itself, of which PEFT asks the hub, on every rank and for each file.
+
+    Raises:
+        ConfigError: for a path that is none, or a folder that holds no adapter.
+    """
+    place = folder_named(key, folder)
+    if place is None:
+        return str(adapter_snapshot(folder) or folder)
+    if not (place / ADAPTER_CONFIG).is_file():
         inside = sorted(place.glob(f"*/{ADAPTER_CONFIG}"))
         meant = f"; did you mean {Path(folder) / inside[0].parent.name}?" if inside else ""
         raise ConfigError(f"{key}: no PEFT adapter at {folder!r}: no {ADAPTER_CONFIG}{meant}")
+    return str(place)
 
 
 def continued_adapter(base: PreTrainedModel, folder: str, shapes_only: bool = False) -> PeftModel:
@@ -153,8 +166,7 @@ def reference_policy(policy: PeftModel) -> Iterator[PeftModel]:
 
 def _load_factors(policy: PeftModel, folder: str, name: str) -> None:
     try:
-        place = Path(folder).expanduser()
-        weights = load_peft_weights(str(place) if place.is_dir() else folder, device="cpu")
+        weights = load_peft_weights(adapter_place(folder), device="cpu")
         result = set_peft_model_state_dict(policy, weights, adapter_name=name)
     except Exception as error:
         raise ConfigError(

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, is_grad_enabled, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -77,6 +78,8 @@ def check_positions(config: PretrainedConfig, longest: int) -> None:
 def decoder_name(model: Any) -> str:
     """Name of the submodule that is the language model without its output layer."""
     decoder = model.get_decoder()
+    if decoder is model.get_output_embeddings():  # which ModernBERT's decoder calls its decoder
+        decoder = model.base_model
     return next((name for name, module in model.named_modules() if module is decoder), "")
 
 
@@ -113,8 +116,9 @@ def plain_linear_layers(model: PreTrainedModel) -> list[str]:
     """Whole names of the language model's layers that are linear and nothing more.
 
     Not the output layer; not routers; not what PEFT takes for routed experts (their names are
-    those of dense and shared MLPs too); not those that state-space layers use without calling; nor
-    those that a pass calls twice or never (layers that share keys with others: Gemma-3n, Zamba2).
+    those of dense and shared MLPs too); not those that state-space layers use without calling; not
+    those that a pass calls twice or never (layers that share keys with others: Gemma-3n, Zamba2);
+    nor those that get no gradient, of which a pass takes a ranking alone (DeepSeek-V3.2's indexer).
 
     Raises:
         ConfigError: if a pass through the model fails.
@@ -134,25 +138,53 @@ def plain_linear_layers(model: PreTrainedModel) -> list[str]:
         and name.rpartition(".")[2] not in left_out
         and module is not head
     }
-    calls = _calls(model, plain.values())
-    return [name for name, module in plain.items() if calls[module] == 1]
+    felt = _felt_once(model, plain.values())
+    return [name for name, module in plain.items() if module in felt]
 
 
-def _calls(model: PreTrainedModel, modules: Iterable[nn.Module]) -> Counter[nn.Module]:
-    """How often a pass over a few tokens calls each of the modules."""
+def _felt_once(model: PreTrainedModel, modules: Iterable[nn.Module]) -> set[nn.Module]:
+    """Those of the modules that a pass over a few tokens calls once, and whose output the logits
+    can be differentiated by. No backward pass is made, and nothing is kept for one."""
     calls: Counter[nn.Module] = Counter()
-    hooks = [m.register_forward_pre_hook(lambda m, _: calls.update([m])) for m in modules]
+    added: dict[Tensor, nn.Module] = {}
+
+    def add_zero(module: nn.Module, _: Any, output: Tensor) -> Tensor:
+        calls.update([module])
+        zero = torch.zeros((), dtype=output.dtype, device=output.device, requires_grad=True)
+        added[zero] = module
+        return output + zero
+
+    hooks = [module.register_forward_hook(add_zero) for module in modules]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
-        with first_pass(model), torch.no_grad():
+        model.requires_grad_(False)
+        nothing = saved_tensors_hooks(lambda _: None, lambda _: None)  # weights of ZeRO 3 must go
+        with first_pass(model), torch.enable_grad(), nothing:
             ids = torch.arange(FEW_TOKENS, device=model.device)[None]
             told: dict[str, Any] = {"use_cache": False}
             if ids.is_meta:  # a mask must then not be told from the numbers
                 told["attention_mask"] = torch.ones_like(ids)
-            model(input_ids=ids, **taken(model, **told))
+            logits = model(input_ids=ids, **taken(model, **told)).logits
     finally:
         for hook in hooks:
             hook.remove()
-    return calls
+        for parameter in trained:
+            parameter.requires_grad_(True)
+    felt = {added[leaf] for leaf in _leaves(logits) if leaf in added}
+    return {module for module in felt if calls[module] == 1}
+
+
+def _leaves(value: Tensor) -> Iterator[Tensor]:
+    """The tensors at the ends of a value's autograd graph."""
+    nodes, seen = [value.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if (leaf := getattr(node, "variable", None)) is not None:
+            yield leaf
+        nodes += [before for before, _ in node.next_functions]
 
 
 @contextmanager

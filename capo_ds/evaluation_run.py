@@ -12,7 +12,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
-from capo_ds.adapters import check_adapter_folder
+from capo_ds.adapters import adapter_place
 from capo_ds.config import Config, ConfigError
 from capo_ds.distributed import comm
 from capo_ds.evaluation import Evaluation, Evaluator, summarise, table, write_completions
@@ -64,14 +64,13 @@ def run(config: Config) -> None:
 def load_model(config: Config) -> PreTrainedModel | PeftModel:
     """The causal LM with the adapter of `evaluation.adapter`. Raises `ConfigError`."""
     adapter = config.evaluation.adapter
-    if adapter is not None:
-        check_place("evaluation.adapter", adapter)
-        check_adapter_folder(adapter, "evaluation.adapter")
-    model = load_base_model(config.model)
     if adapter is None:
-        return model
+        return load_base_model(config.model)
+    check_place("evaluation.adapter", adapter)
+    place = adapter_place(adapter, "evaluation.adapter")
+    model = load_base_model(config.model)
     try:
-        return PeftModel.from_pretrained(model, adapter)
+        return PeftModel.from_pretrained(model, place)
     except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"evaluation.adapter: {adapter!r} is no adapter of {config.model.path}: {error}"

@@ -7,7 +7,8 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from capo_ds.config import BUILTIN_MODELS, Config, ConfigError
@@ -19,6 +20,8 @@ from capo_ds.parts import built_in, ships
 WEIGHTS = ("model*.safetensors", "adapter_model*.safetensors")
 OLDER_WEIGHTS = ("pytorch_model*.bin", "adapter_model*.bin")
 SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.tiktoken")
+SETTINGS = ("config.json", "adapter_config.json")
+ADAPTER_FILES = (("adapter_config.json",), ("adapter_model.safetensors", "adapter_model.bin"))
 TOKENIZERS = ("tokenizer*", "*.model", "vocab*", "*.tiktoken")
 OFFLINE = "HF_HUB_OFFLINE"  # of the Hugging Face libraries: use the cache alone
 
@@ -54,25 +57,39 @@ def _fetch(
 ) -> None:
     """What the loaders will ask for. Raises `ConfigError`."""
     import datasets
-    import huggingface_hub
 
-    try:
+    with _fetching(key, name):
         if kind == "dataset":
             datasets.disable_progress_bars()
             datasets.load_dataset(name, subset)
+        else:
+            revision = config.model.revision if key == "model.path" else None
+            _fetch_model(name, revision, shapes_only)
+
+
+def _fetch_model(name: str, revision: str | None = None, shapes_only: bool = False) -> None:
+    """Or an adapter."""
+    import huggingface_hub
+
+    for weights in [()] if shapes_only else [WEIGHTS, OLDER_WEIGHTS]:
+        patterns = [*SMALL_FILES, *weights]
+        folder = huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns)
+        if _any(Path(folder), weights):
             return
-        revision = config.model.revision if key == "model.path" else None
-        for weights in [()] if shapes_only else [WEIGHTS, OLDER_WEIGHTS]:
-            patterns = [*SMALL_FILES, *weights]
-            folder = huggingface_hub.snapshot_download(
-                name, revision=revision, allow_patterns=patterns
-            )
-            if any(file for pattern in weights for file in Path(folder).glob(pattern)):
-                return
+
+
+@contextmanager
+def _fetching(key: str, name: str) -> Iterator[None]:
+    try:
+        yield
     except Exception as error:  # of as many kinds as there are libraries below
         raise ConfigError(
             f"{key}: {name!r} cannot be fetched from the hub: {type(error).__name__}: {error}"
         ) from error
+
+
+def _any(folder: Path, patterns: Iterable[str]) -> bool:
+    return any(file for pattern in patterns for file in folder.glob(pattern))
 
 
 def whole_snapshot(name: str, revision: str | None) -> Path | None:
@@ -81,22 +98,42 @@ def whole_snapshot(name: str, revision: str | None) -> Path | None:
 
     From a folder the loaders read files; of a name they ask the hub for each, on every rank.
     """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    try:
-        folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
-    except (HFValidationError, LocalEntryNotFoundError):
+    folder = _snapshot(name, revision)
+    if folder is None:
         return None
     named = {
         shard
         for index in folder.glob("*.index.json")
         for shard in json.loads(index.read_text())["weight_map"].values()
     }
-    weights = [file for pattern in (*WEIGHTS, *OLDER_WEIGHTS) for file in folder.glob(pattern)]
-    tokenizer = [file for pattern in TOKENIZERS for file in folder.glob(pattern)]
-    whole = weights and tokenizer and (folder / "config.json").exists()
-    return folder if whole and all((folder / shard).exists() for shard in named) else None
+    whole = (
+        _any(folder, (*WEIGHTS, *OLDER_WEIGHTS))
+        and _any(folder, TOKENIZERS)
+        and (folder / "config.json").exists()
+        and all((folder / shard).exists() for shard in named)
+    )
+    return folder if whole else None
+
+
+def adapter_snapshot(name: str) -> Path | None:
+    """`whole_snapshot` of an adapter: its settings and its weights."""
+    folder = _snapshot(name, None)
+    return folder if folder and all(_any(folder, kind) for kind in ADAPTER_FILES) else None
+
+
+def _snapshot(name: str, revision: str | None) -> Path | None:
+    """The folder of a hub name in the cache, whatever else lacks: of all its files, huggingface_hub
+    would miss those that nobody has fetched, such as README.md."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = snapshot_download(
+            name, revision=revision, local_files_only=True, allow_patterns=SETTINGS
+        )
+    except (HFValidationError, LocalEntryNotFoundError):
+        return None
+    return Path(folder)
 
 
 def check_hub(config: Config, shapes_only: bool = False) -> None:
@@ -113,12 +150,17 @@ def check_hub(config: Config, shapes_only: bool = False) -> None:
         check_name(key, name, kind)
 
 
-def check_place(key: str, name: str) -> None:
-    """`check_hub` of one model or adapter, if it is neither built in nor here."""
+def check_place(key: str, name: str, fetch: bool = False) -> None:
+    """`check_hub` of one model or adapter, if it is neither built in nor here; fetch: and download
+    it, so that it is asked for once."""
     from capo_ds.tasks.sources import is_local
 
-    if name not in BUILTIN_MODELS and not is_local(str(Path(name).expanduser())):
-        check_name(key, name, "model")
+    if name in BUILTIN_MODELS or is_local(os.path.expanduser(name)):
+        return
+    check_name(key, name, "model")
+    if fetch and not _is_offline():
+        with _fetching(key, name):
+            _fetch_model(name)
 
 
 def check_name(key: str, name: str, kind: str) -> None:

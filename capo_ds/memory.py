@@ -158,62 +158,94 @@ def _lower(need: str) -> str:
 def plan_memory(config: Config, policy: PeftModel, ranks: int, capacity: Capacity) -> MemoryPlan:
     """The plan for the run's shapes, if all responses are as long as they may be."""
     trainable = sum(parameter_count(p) for p in policy.parameters() if p.requires_grad)
-    rollout, architecture = config.rollout, text_config(policy.config)
-    samples = -(-rollout.prompts_per_step // ranks) * rollout.group_size
-    vocabulary = architecture.vocab_size
-    heads, head_size = cache_heads(architecture)
-    tokens = rollout.max_prompt_tokens + rollout.max_new_tokens
-    layers, number = architecture.num_hidden_layers, getattr(torch, config.model.dtype).itemsize
-    sampled = min(samples, rollout.batch_size)
-    cache = sampled * tokens * layers * 2 * heads * head_size * number
-    train = config.train
-    passed = min(samples, train.micro_batch_size) * tokens  # positions of a training pass
-    if train.micro_batch_tokens is not None:
-        passed = min(samples * tokens, max(train.micro_batch_tokens, tokens))
-    logit_rows = LOGIT_CHUNK_TOKENS
-    if getattr(policy, WHOLE_LOGITS, False):
-        logit_rows += passed
-    width = architecture.hidden_size
-    kept = passed * number * (KEPT_OF_WIDTH * width + KEPT_OF_MLP * mlp_width(architecture))
-    if config.model.gradient_checkpointing:  # one layer's, and what goes into each
-        activations = kept + passed * number * width * layers
-    else:
-        activations = kept * layers
-    weights = sum(parameter_count(p) * p.element_size() for p in policy.parameters())
-    sampler = sampler_bytes(
-        config,
-        SamplingShapes(
-            config,
-            sampled,
-            tokens,
-            cache,
-            vocabulary,
-            weights - 4 * trainable,
-            capacity.shared,
-            layer=kept // max(passed, 1),
-        ),
-    )
+    samples = -(-config.rollout.prompts_per_step // ranks) * config.rollout.group_size
+    sampler = sampler_bytes(config, _sampling_shapes(config, policy, samples, capacity.shared))
     needs = {
         **_weights(config, policy, ranks),
         "LoRA and optimizer (model.lora_rank)": trainable * TRAINED_BYTES,
-        **_passing(config, activations + 2 * 4 * logit_rows * vocabulary, sampler),
+        **_passing(config, _training_pass(config, policy, samples), sampler),
     }
     if sampler.always:
         needs[f"the sampler ({sampler.key or 'rollout.sampler'})"] = sampler.always
-    stores = {}
-    if config.uses_per_sample_gradients:
-        # Mini-batches are drawn at random: one rank may hold most of one.
-        in_update = -(-rollout.prompts_per_step // config.objective.minibatches)
-        per_update = min(samples, in_update * rollout.group_size)
-        gradients = per_update * trainable * getattr(torch, config.gradients.dtype).itemsize
-        sketched = config.gradients.sketch != "none"
-        sketches = per_update * config.gradients.sketch_dim * 4 if sketched else 0
-        stores["device"] = Capacity(gradients + sketches, 0)
-        stores["host"] = Capacity(sketches, gradients if capacity.shared else pinned(gradients))
-        if sketched:
-            waiting = held_samples(per_update, trainable) if sketched_together(config) else 0
-            stores["recompute"] = Capacity(sketches + 4 * trainable * (1 + waiting), 0)
-    return MemoryPlan(needs, stores, capacity)
+    stores = _stores(config, samples, trainable, capacity.shared)
+    return MemoryPlan(needs, stores if config.uses_per_sample_gradients else {}, capacity)
+
+
+def _sampling_shapes(
+    config: Config, policy: PeftModel, samples: int, on_cpu: bool
+) -> SamplingShapes:
+    """Of a rank that samples so many responses in a step."""
+    architecture, rollout = text_config(policy.config), config.rollout
+    heads, head_size = cache_heads(architecture)
+    sampled, tokens = min(samples, rollout.batch_size), _row_tokens(config)
+    layers, number = architecture.num_hidden_layers, _number_bytes(config)
+    return SamplingShapes(
+        config,
+        sampled,
+        tokens,
+        cache=sampled * tokens * layers * 2 * heads * head_size * number,
+        vocabulary=architecture.vocab_size,
+        weights=sum(_frozen_bytes(policy)),
+        on_cpu=on_cpu,
+        layer=_kept_of_a_token(config, architecture),
+    )
+
+
+def _training_pass(config: Config, policy: PeftModel, samples: int) -> int:
+    """Bytes of the activations and logits of a micro-batch, of so many samples at most."""
+    architecture, train, tokens = text_config(policy.config), config.train, _row_tokens(config)
+    positions = min(samples, train.micro_batch_size) * tokens
+    if train.micro_batch_tokens is not None:
+        positions = min(samples * tokens, max(train.micro_batch_tokens, tokens))
+    logit_rows = LOGIT_CHUNK_TOKENS
+    if getattr(policy, WHOLE_LOGITS, False):
+        logit_rows += positions
+    layers = architecture.num_hidden_layers
+    kept = _kept_of_a_token(config, architecture)
+    if config.model.gradient_checkpointing:  # one layer's, and what goes into each
+        kept += _number_bytes(config) * architecture.hidden_size * layers
+    else:
+        kept *= layers
+    return positions * kept + 2 * 4 * logit_rows * architecture.vocab_size
+
+
+def _row_tokens(config: Config) -> int:
+    """The longest row."""
+    return config.rollout.max_prompt_tokens + config.rollout.max_new_tokens
+
+
+def _number_bytes(config: Config) -> int:
+    return getattr(torch, config.model.dtype).itemsize
+
+
+def _frozen_bytes(policy: PeftModel) -> list[int]:
+    """Of each of the base's weights."""
+    frozen = [p for p in policy.parameters() if not p.requires_grad]
+    return [parameter_count(p) * p.element_size() for p in frozen]
+
+
+def _kept_of_a_token(config: Config, architecture: PretrainedConfig) -> int:
+    """Bytes that a layer keeps of a token for its backward pass."""
+    numbers = KEPT_OF_WIDTH * architecture.hidden_size + KEPT_OF_MLP * mlp_width(architecture)
+    return _number_bytes(config) * numbers
+
+
+def _stores(config: Config, samples: int, trainable: int, shared: bool) -> dict[str, Capacity]:
+    """What each store takes of the per-sample gradients of an update."""
+    # Mini-batches are drawn at random: one rank may hold most of one.
+    in_update = -(-config.rollout.prompts_per_step // config.objective.minibatches)
+    per_update = min(samples, in_update * config.rollout.group_size)
+    gradients = per_update * trainable * getattr(torch, config.gradients.dtype).itemsize
+    sketched = config.gradients.sketch != "none"
+    sketches = per_update * config.gradients.sketch_dim * 4 if sketched else 0
+    stores = {
+        "device": Capacity(gradients + sketches, 0),
+        "host": Capacity(sketches, gradients if shared else pinned(gradients)),
+    }
+    if sketched:
+        waiting = held_samples(per_update, trainable) if sketched_together(config) else 0
+        stores["recompute"] = Capacity(sketches + 4 * trainable * (1 + waiting), 0)
+    return stores
 
 
 def _passing(config: Config, training: int, sampler: SamplerBytes) -> dict[str, int]:
@@ -232,14 +264,13 @@ def _passing(config: Config, training: int, sampler: SamplerBytes) -> dict[str, 
 def _weights(config: Config, policy: PeftModel, ranks: int) -> dict[str, int]:
     """Of the base. At ZeRO 3 a rank's part, and what is gathered at a time: what DeepSpeed may keep
     for the next pass, with the largest tensor; or all, where the policy itself samples."""
-    frozen = [p for p in policy.parameters() if not p.requires_grad]
-    sizes = [parameter_count(p) * p.element_size() for p in frozen]
+    sizes = _frozen_bytes(policy)
     settings = read_deepspeed_json(config.deepspeed)
     if zero_stage(settings) < 3:
         return {WEIGHTS: sum(sizes)}
     part, key, gathered = sum(sizes) // ranks, "rollout.sampler", sum(sizes)
     if not shares_policy(config):
-        live = settings["zero_optimization"].get(LIVE_KEY, LIVE) * frozen[0].element_size()
+        live = settings["zero_optimization"].get(LIVE_KEY, LIVE) * _number_bytes(config)
         key, gathered = LIVE_KEY, min(gathered, live + max(sizes))
     return {PART: part, f"weights gathered ({key})": gathered}
 

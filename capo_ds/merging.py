@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from peft import PeftConfig, PeftModel
+from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from capo_ds.adapters import continued_adapter, read_adapter
@@ -21,7 +21,7 @@ CHECKED_TOKENS = 24
 
 
 def merge(config: ModelConfig, adapter: str, output: Path) -> None:
-    """Save the merged model and its tokenizer, and read it again.
+    """Save the merged model and its tokenizer, and read it again. adapter: checked by `base_of`.
 
     Raises:
         ConfigError: if something cannot be read, the folder is not empty, or the merged model's
@@ -29,8 +29,7 @@ def merge(config: ModelConfig, adapter: str, output: Path) -> None:
     """
     if output.exists() and any(output.iterdir()):
         raise ConfigError(f"--output: {output} is not empty; choose another folder")
-    check_place("--adapter", adapter)
-    check_place("--model", config.path)
+    check_place("--model", config.path, fetch=True)
     tokenizer = load_tokenizer(config)
     policy = continued_adapter(load_base_model(config), adapter).eval()
     expected = _greedy(policy, tokenizer)
@@ -50,14 +49,16 @@ def merge(config: ModelConfig, adapter: str, output: Path) -> None:
         )
 
 
-def base_of(adapter: str) -> str:
-    check_place("--adapter", adapter)
-    read_adapter(adapter, "--adapter")
-    base = PeftConfig.from_pretrained(str(Path(adapter).expanduser())).base_model_name_or_path
+def base_of(adapter: str, given: str | None = None) -> str:
+    """The base model's folder or name: the given one, or else what the adapter names; the adapter
+    is fetched and looked at before. Raises `ConfigError`."""
+    check_place("--adapter", adapter, fetch=True)
+    own_base = read_adapter(adapter, "--adapter").base_model_name_or_path
+    base = given or own_base
     if not base:
         raise ConfigError(f"--adapter: {adapter!r} does not name its base model; give --model")
-    own = {str(folder): name for name, folder in BUILTIN_MODELS.items()}
-    return own.get(base, base)
+    built_in = {str(folder): name for name, folder in BUILTIN_MODELS.items()}
+    return built_in.get(base, base)
 
 
 def _greedy(

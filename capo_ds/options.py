@@ -41,6 +41,23 @@ def check_options(
             missing.
     """
     known, takes_all = _parameters(part, first, given)
+    _check_names(key, name, options, known, takes_all)
+    needed = [option for option, parameter in known.items() if parameter.default is parameter.empty]
+    filled = columns and not isinstance(part, type)
+    if missing := [option for option in needed if option not in options and not filled]:
+        raise ConfigError(f"{key}.{missing[0]}: {name} needs it, and it is not set")
+    taken = {option: parameter for option, parameter in known.items() if option in options}
+    return dict(options) | _checked_values(key, name, options, taken)
+
+
+def _check_names(
+    key: str,
+    name: str,
+    options: Mapping[str, Any],
+    known: Mapping[str, inspect.Parameter],
+    takes_all: bool,
+) -> None:
+    """Raises `ConfigError` for an option that the part does not have."""
     if unknown := [option for option in options if option not in known and not takes_all]:
         close = difflib.get_close_matches(unknown[0], known, n=1)
         hint = f"did you mean {close[0]}? It" if close else "it"
@@ -48,12 +65,14 @@ def check_options(
             f"{key}.{unknown[0]}: {name} has no such option; {hint} has "
             f"{', '.join(known) or 'none'}"
         )
-    needed = [option for option, parameter in known.items() if parameter.default is parameter.empty]
-    filled = columns and not isinstance(part, type)
-    if missing := [option for option in needed if option not in options and not filled]:
-        raise ConfigError(f"{key}.{missing[0]}: {name} needs it, and it is not set")
+
+
+def _checked_values(
+    key: str, name: str, options: Mapping[str, Any], taken: Mapping[str, inspect.Parameter]
+) -> dict[str, Any]:
+    """Of the options that the part names, in its types. Raises `ConfigError`."""
     fields: dict[str, Any] = {
-        option: (_type(parameter), ...) for option, parameter in known.items() if option in options
+        option: (_type(parameter), ...) for option, parameter in taken.items()
     }
     try:
         section = create_model("Options", __base__=Section, **fields)
@@ -71,7 +90,7 @@ def check_options(
         raise ConfigError(
             f"{place}: bad value {problem['input']!r} for {name}; {told[0].lower() + told[1:]}"
         ) from error
-    return dict(options) | {option: getattr(values, option) for option in fields}
+    return {option: getattr(values, option) for option in fields}
 
 
 def _parameters(

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -104,24 +105,11 @@ def _measure(
     passes: Passes,
     where: list[str],
 ) -> Findings:
-    def log_probs(rows: Rollout) -> Tensor:
-        return token_log_probs(
-            policy,
-            rows.input_ids(),
-            rows.attention_mask(),
-            rows.completion_mask,
-            config.rollout.temperature,
-        )
-
+    log_probs = partial(_log_probs, config, policy)
     factors = [p for p in policy.parameters() if p.requires_grad]
     with _random_numbers_kept(), _moved(factors, passes.whole), torch.no_grad():
         where.append("sampling with the model's cache")
-        sampled = config.rollout.sampler in ("hf", "process")
-        if sampled:
-            rows = _sample(config, policy, prompts, passes.lockstep)
-        else:
-            rows = _cut_in_two(policy, prompts)
-        rows = rows.take(rows.widths.argsort(stable=True))
+        rows = _rows(config, policy, prompts, passes.lockstep)
         parts = [
             rows.take(list(part)) for part in micro_batches(rows.widths.tolist(), config.train)
         ]
@@ -137,11 +125,9 @@ def _measure(
             gradient=None,
             largest_logit=largest_logit(policy, parts[0].input_ids(), parts[0].attention_mask()),
         )
-        if sampled:
-            findings.sampler = max(
-                _difference(part.log_probs, values, part)
-                for part, values in zip(parts, together, strict=True)
-            )
+        if _samples_itself(config):
+            sampled = [part.log_probs for part in parts]
+            findings.sampler = max(map(_difference, sampled, together, parts))
         some = rows.take([0, len(rows) - 1][: max(map(len, parts))])
         if config.model.compile:
             where.append("a pass through compiled layers (set model.compile to false)")
@@ -152,6 +138,17 @@ def _measure(
             with torch.enable_grad():
                 findings.gradient = _gradient_error(policy, lambda: log_probs(some).sum(1), passes)
     return findings
+
+
+def _log_probs(config: Config, policy: PeftModel, rows: Rollout) -> Tensor:
+    """Of the training pass."""
+    ids, attention = rows.input_ids(), rows.attention_mask()
+    return token_log_probs(policy, ids, attention, rows.completion_mask, config.rollout.temperature)
+
+
+def _samples_itself(config: Config) -> bool:
+    """Whether the run's responses are decoded as here: with the model's cache."""
+    return config.rollout.sampler in ("hf", "process")
 
 
 def _judge(config: Config, policy: PeftModel, found: Findings) -> None:
@@ -205,6 +202,15 @@ def _two_prompts(config: Config, policy: PeftModel, prompts: list[list[int]]) ->
     lengths = [min(length, room - number) for number, length in enumerate(PROMPT_TOKENS)]
     chosen = [prompts[0], prompts[min(1, len(prompts) - 1)]]
     return [prompt[-length:] for prompt, length in zip(chosen, lengths, strict=True)]
+
+
+def _rows(config: Config, policy: PeftModel, prompts: list[list[int]], lockstep: bool) -> Rollout:
+    """Prompts with responses, in the order of their widths, as training takes them."""
+    if _samples_itself(config):
+        rows = _sample(config, policy, prompts, lockstep)
+    else:
+        rows = _cut_in_two(policy, prompts)
+    return rows.take(rows.widths.argsort(stable=True))
 
 
 def _sample(config: Config, policy: PeftModel, prompts: list[list[int]], lockstep: bool) -> Rollout:

@@ -8,13 +8,13 @@ over all such tokens of the global batch. It does not depend on how many ranks s
 how many micro-batches a rank cuts its share into.
 """
 
-import json
 import math
 import random
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import cast
 
@@ -43,10 +43,10 @@ from capo_ds.tasks.prompts import encode as encode_prompts
 from capo_ds.tasks.prompts import render
 from capo_ds.warmup_folder import (
     CHECKPOINTS,
-    STATE_FILE,
     check_saving,
     checkpoint_name,
     deciding_settings,
+    last_word,
     saved_state,
     write_state,
 )
@@ -102,34 +102,22 @@ def run(config: Config) -> Outcome:
         model = load_model(config.model, settings.seed)
         check_saving(model, tokenizer, config.model.path)
     state = saved_state(config)
+    first_step = state["step"] if state else 0
     engine = SupervisedEngine(
         model, config.deepspeed, config.train.micro_batch_size, micro_batches_per_step(config)
     )
-    sampler = HuggingFaceSampler(
-        engine.module,
-        end_tokens(engine.module, tokenizer),
-        pad_token(tokenizer),
-        config.rollout.max_new_tokens,
-        config.rollout.batch_size,
-        stop_at(tokenizer, config.prompt.stop),
-    )
+    sampler = _greedy_sampler(config, engine.module, tokenizer)
     batches = shuffled_batches(demonstrations, settings.batch_size, settings.seed)
     checkpoints = folder / CHECKPOINTS
-    if state:
-        engine.load(checkpoints, checkpoint_name(state["step"]))
-        for _ in range(state["step"]):
-            next(batches)
+    if first_step:
+        engine.load(checkpoints, checkpoint_name(first_step))
+        batches = islice(batches, first_step, None)
 
     def test_accuracy() -> float:
         return evaluator.evaluate(sampler)[0].accuracy
 
-    def save_checkpoint(step: int) -> None:
-        state = {"step": step, "ranks": comm.world_size(), "settings": deciding_settings(config)}
-        engine.save(checkpoints, checkpoint_name(step))
-        comm.on_main("saving", lambda: write_state(checkpoints, state))
-
-    with Interruption(partial(_last_word, checkpoints), FINISHING) as interruption:
-        progress = Progress(state["step"] if state else 0, save_checkpoint, interruption)
+    with Interruption(partial(last_word, checkpoints), FINISHING) as interruption:
+        progress = Progress(first_step, partial(_save_checkpoint, config, engine), interruption)
         args = engine, batches, pad_token(tokenizer), settings, test_accuracy
         outcome = train(*args, progress)
     if outcome.finished:
@@ -326,16 +314,29 @@ def summed_loss(model: torch.nn.Module, inputs: torch.Tensor, labels: torch.Tens
     )
 
 
+def _greedy_sampler(
+    config: Config, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> HuggingFaceSampler:
+    return HuggingFaceSampler(
+        model,
+        end_tokens(model, tokenizer),
+        pad_token(tokenizer),
+        config.rollout.max_new_tokens,
+        config.rollout.batch_size,
+        stop_at(tokenizer, config.prompt.stop),
+    )
+
+
+def _save_checkpoint(config: Config, engine: SupervisedEngine, step: int) -> None:
+    state = {"step": step, "ranks": comm.world_size(), "settings": deciding_settings(config)}
+    checkpoints = Path(config.warmup.output_dir) / CHECKPOINTS
+    engine.save(checkpoints, checkpoint_name(step))
+    comm.on_main("saving", lambda: write_state(checkpoints, state))
+
+
 def _finish(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     save(model, tokenizer, folder)
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-
-
-def _last_word(checkpoints: Path) -> str:
-    if not (checkpoints / STATE_FILE).exists():
-        return "no checkpoint has been written yet"
-    step = json.loads((checkpoints / STATE_FILE).read_text())["step"]
-    return f"warmup.resume=auto goes on after step {step}"
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -82,6 +82,14 @@ def write_state(folder: Path, state: dict[str, Any]) -> None:
             shutil.rmtree(path)
 
 
+def last_word(folder: Path) -> str:
+    """What is left to go on from, for one who ends a warm-up at once."""
+    state = _read(folder / STATE_FILE)
+    if state is None:
+        return "no checkpoint has been written yet"
+    return f"warmup.resume=auto goes on after step {state['step']}"
+
+
 def deciding_settings(config: Config) -> dict[str, Any]:
     """`section.key` to value (JSON), of what decides the weights that a warm-up ends with."""
     return _deciding(config.model_dump(mode="json"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from capo_ds.causality import check_kind
-from capo_ds.config import BUILTIN_MODELS, ConfigError, ModelConfig
+from capo_ds.config import BUILTIN_MODELS, ConfigError, ModelConfig, folder_named
 from capo_ds.config.text import LFS_POINTER
 from capo_ds.distributed.launch import tell
 from capo_ds.hub import whole_snapshot
@@ -46,7 +46,8 @@ from capo_ds.tokenizer_files import (
 ADAPTER_CONFIG = "adapter_config.json"
 WEIGHTS = (".safetensors", ".bin", ".model")
 WHOLE_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
-JSON_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+MODEL_FILES = ("config.json", "generation_config.json")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")  # of some, 20 MiB to read
 NAMED = 3  # of the weights that are missing, how many are named
 
 
@@ -57,7 +58,7 @@ def load_tokenizer(model: ModelConfig | str) -> PreTrainedTokenizerBase:
     """
     config = ModelConfig(path=model) if isinstance(model, str) else model
     location = find_location(config)
-    check_folder(config.path, location)
+    check_folder(config.path, location, MODEL_FILES + TOKENIZER_FILES)
     folder = _on_disk(location)
     if folder and not stands_alone(folder):
         _read_config(config, location)
@@ -87,40 +88,61 @@ def load_base_model(config: ModelConfig, empty: bool = False) -> PreTrainedModel
         ConfigError: naming the file or the settings, if it cannot be loaded whole.
     """
     location = find_location(config)
-    check_folder(config.path, location)
+    check_folder(config.path, location, MODEL_FILES)
+    try:
+        model, loaded = _read_weights(config, location, empty)
+    except (ConfigError, torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # of as many kinds as there are formats
+        raise _unreadable(config, "cannot load", location, error) from error
+    _check_complete(config, model, loaded["missing_keys"])
+    check_read(config, loaded["unexpected_keys"])
+    _tell_of_adapter(config, location)
+    keep_one_arithmetic(model, config)
+    return model.eval()
+
+
+def _read_weights(
+    config: ModelConfig, location: Path | str, empty: bool
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The model, and what transformers tells of its reading."""
     arguments = _source(config)
     if config.attn_implementation:
         arguments["attn_implementation"] = config.attn_implementation
     if config.load_in_4bit:
         arguments["quantization_config"] = four_bits(config)
-    try:
-        architecture = _read_config(config, location)
-        _without_dropout(architecture)
-        stored = prepare_quantised(architecture, config)
-        if empty and not (stored or config.load_in_4bit):
-            arguments["device_map"] = "meta"
-        with _without_adapter(location) as place:
-            # A pair, with output_loading_info.
-            model, loaded = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
-                place,
-                config=architecture,
-                dtype=getattr(torch, config.dtype),
-                output_loading_info=True,
-                **arguments,
-            )
-        given = config.path in BUILTIN_MODELS or Path(config.path).expanduser().is_dir()
-        model.name_or_path = model.config.name_or_path = str(location) if given else config.path
-    except (ConfigError, torch.OutOfMemoryError, MemoryError):
-        raise
-    except Exception as error:
-        raise _unreadable(config, "cannot load", location, error) from error
-    if missing := sorted(loaded["missing_keys"]):
+    architecture = _read_config(config, location)
+    _without_dropout(architecture)
+    stored = prepare_quantised(architecture, config)
+    if empty and not (stored or config.load_in_4bit):
+        arguments["device_map"] = "meta"
+    with _without_adapter(location) as place:
+        # A pair, with output_loading_info.
+        model, loaded = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
+            place,
+            config=architecture,
+            dtype=getattr(torch, config.dtype),
+            output_loading_info=True,
+            **arguments,
+        )
+    given = config.path in BUILTIN_MODELS or folder_named("model.path", config.path)
+    model.name_or_path = model.config.name_or_path = str(location) if given else config.path
+    setattr(model, STORED_AS, stored)
+    return model, loaded
+
+
+def _check_complete(config: ModelConfig, model: PreTrainedModel, missing: Iterable[str]) -> None:
+    """Raises `ConfigError` where tensors of the model were not read."""
+    if names := sorted(missing):
         raise ConfigError(
-            f"model.path: the weights at {config.path!r} lack {len(missing)} of the tensors of a "
-            f"{type(model).__name__} ({', '.join(missing[:NAMED])}, ...): files are missing, or "
+            f"model.path: the weights at {config.path!r} lack {len(names)} of the tensors of a "
+            f"{type(model).__name__} ({', '.join(names[:NAMED])}, ...): files are missing, or "
             "config.json is of another model; get the folder whole"
         )
-    check_read(config, loaded["unexpected_keys"])
+
+
+def _tell_of_adapter(config: ModelConfig, location: Path | str) -> None:
+    """Of an adapter's files beside whole weights, where the settings name no adapter."""
     folder = _on_disk(location)
     if folder and (folder / ADAPTER_CONFIG).is_file() and not config.adapter:
         tell(
@@ -129,9 +151,6 @@ def load_base_model(config: ModelConfig, empty: bool = False) -> PreTrainedModel
             "model.adapter to the same folder; if it is, move its files away: transformers puts "
             "it on once more"
         )
-    keep_one_arithmetic(model, config)
-    setattr(model, STORED_AS, stored)
-    return model.eval()
 
 
 def read_architecture(config: ModelConfig) -> PretrainedConfig:
@@ -146,19 +165,17 @@ def find_location(config: ModelConfig) -> Path | str:
         ConfigError: for what looks like a folder and is none.
     """
     path = config.path
-    location = BUILTIN_MODELS.get(path, path)
-    folder = Path(path).expanduser()
-    if path.startswith(("/", ".", "~")) and not folder.is_dir():
-        raise ConfigError(f"model.path: no folder {path!r}")
-    if location != path:
-        return location
-    return folder if folder.is_dir() else whole_snapshot(path, config.revision) or path
+    if path in BUILTIN_MODELS:
+        return BUILTIN_MODELS[path]
+    return folder_named("model.path", path) or whole_snapshot(path, config.revision) or path
 
 
-def check_folder(path: str, location: Path | str) -> None:
+def check_folder(path: str, location: Path | str, json_files: Sequence[str]) -> None:
     """Refuse a folder whose files are not what their names say, naming the file.
 
-    Of a hub name, the copy in the cache, if there is one. Reads headers only.
+    Of a hub name, the copy in the cache, if there is one. Of weights it reads headers only.
+
+    json_files: those to read as well.
     """
     folder = _on_disk(location)
     if folder is None:
@@ -170,7 +187,7 @@ def check_folder(path: str, location: Path | str) -> None:
             f"base model, {base!r}"
         )
     for file in sorted(folder.iterdir()):
-        if (file.suffix in WEIGHTS or file.name in JSON_FILES) and (problem := _problem(file)):
+        if (file.suffix in WEIGHTS or file.name in json_files) and (problem := _problem(file)):
             raise ConfigError(f"model.path: {file} {problem}")
     for index in folder.glob("*.index.json"):
         _check_shards(index)
@@ -289,7 +306,7 @@ def _problem(file: Path) -> str | None:
             return _safetensors_problem(file, start + opened.read(8))
     if file.stat().st_size == 0:
         return "is empty; download it again"
-    if file.name in JSON_FILES:
+    if file.suffix == ".json":
         try:
             json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:

@@ -27,7 +27,7 @@ def main() -> None:
     from capo_ds import merging  # heavy imports only once the arguments are known to be good
 
     try:
-        base = args.model or merging.base_of(args.adapter)
+        base = merging.base_of(args.adapter, args.model)
         config = ModelConfig(
             path=base,
             dtype=args.dtype,

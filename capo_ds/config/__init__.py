@@ -3,7 +3,7 @@
 from capo_ds.config.errors import ConfigError
 from capo_ds.config.method import CapoConfig, ObjectiveConfig
 from capo_ds.config.model import ModelConfig
-from capo_ds.config.paths import expand
+from capo_ds.config.paths import expand, folder_named, looks_like_a_path
 from capo_ds.config.reading import (
     BUILTIN_MODELS,
     HOME,
@@ -51,7 +51,9 @@ __all__ = [
     "config_reference",
     "decode",
     "expand",
+    "folder_named",
     "load_config",
+    "looks_like_a_path",
     "parse_config",
     "resolve_path",
 ]

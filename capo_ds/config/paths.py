@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator
+
+from capo_ds.config.errors import ConfigError
 
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|([A-Za-z_]\w*))")
 
@@ -35,6 +38,26 @@ def expand(path: str) -> str:
             "folder of that name"
         )
     return path
+
+
+def looks_like_a_path(name: str) -> bool:
+    """Whether it could be no name of the hub."""
+    return name.startswith(("/", ".", "~"))
+
+
+def folder_named(key: str, name: str) -> Path | None:
+    """The folder of that name here, which comes before the hub's; None for a name of the hub.
+
+    key: for the message.
+    Raises:
+        ConfigError: for what looks like a path and is none: libraries would ask the hub for long.
+    """
+    folder = Path(os.path.expanduser(name))
+    if folder.is_dir():
+        return folder
+    if looks_like_a_path(name):
+        raise ConfigError(f"{key}: no folder {name!r}")
+    return None
 
 
 PathText = Annotated[str, AfterValidator(expand)]

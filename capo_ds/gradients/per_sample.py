@@ -143,8 +143,8 @@ class PerSampleGradients:
             missing = sorted({name for i, name in enumerate(self.names) if i not in one.seen})
             raise RuntimeError(
                 f"only {len(one.seen)} of {len(self.factors)} LoRA factors were used: not those of "
-                f"{', '.join(missing[:NAMED])}, ...: the model does not call these layers; leave "
-                "them out of model.lora_targets"
+                f"{', '.join(missing[:NAMED])}, ...: the model does not call these layers, or "
+                "takes no more than a ranking from them; name them in model.lora_exclude"
             )
 
     def _begin_pass(self, _: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:

@@ -8,7 +8,6 @@ decodes padded rows rightly; those whose padding reaches the state are batched b
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
@@ -41,11 +40,10 @@ from capo_ds.rollout.base import (
     uniforms,
 )
 from capo_ds.rollout.caches import select_rows
+from capo_ds.rollout.drawing import draw
 from capo_ds.rollout.rollout import Rollout, concatenate, left_pad
 
 LOGIT_BYTES = 4 * 4  # a vocabulary entry: logits, log-probs, probs, and one of them padded
-BLOCK = 512  # tokens that are added up together
-FLOOR = torch.finfo(torch.float32).min
 TRIAL = (7, 5, 3, 11, 2)  # tokens that padded and unpadded decoding are compared on
 MORE_TOKENS = 8  # than a stop string has bytes, for tokens without any text, that are looked at
 PADDING = 3  # columns of padding before them
@@ -187,43 +185,22 @@ class HuggingFaceSampler:
     ) -> Rollout:
         device = next(self.model.parameters()).device
         group, limit = noise.shape[1:]
-        prompt_ids, prompt_mask = left_pad(prompts, self.pad, device)
-        n = len(prompts) * group
+        prompt_ids, mask = left_pad(prompts, self.pad, device)
+        result = _unwritten(prompt_ids, mask, group, limit, self.pad)
+        if not prompts:
+            return result
+        n = len(result)
         ends = self._ends.to(device)
         uniform = torch.as_tensor(noise, device=device).reshape(n, limit)
-        result = Rollout(
-            prompt_ids=prompt_ids.repeat_interleave(group, 0),
-            prompt_mask=prompt_mask.repeat_interleave(group, 0),
-            completion_ids=torch.full((n, limit), self.pad, device=device),
-            completion_mask=torch.zeros(n, limit, dtype=torch.bool, device=device),
-            log_probs=torch.zeros(n, limit, device=device),
-            entropy=torch.zeros(n, limit, device=device),
-            truncated=torch.zeros(n, dtype=torch.bool, device=device),
-        )
-        if n == 0:
-            return result
-        mask = prompt_mask.long()
-        if self._fixed_rows:
-            prompt_ids, mask = (part.repeat_interleave(group, 0) for part in (prompt_ids, mask))
-        logits, cache = self._forward(prompt_ids, mask, position_ids(mask), None)
-        if group > 1 and not self._fixed_rows:
-            each = torch.arange(len(prompts), device=device).repeat_interleave(group)
-            select_rows(cache, len(prompts), each)
-            logits, mask = logits[each], mask[each]
+        logits, mask, cache = self._read(prompt_ids, mask.long(), group)
         rows = torch.arange(n, device=device)  # of `result`, one per row still in the batch
         alive = torch.ones(n, dtype=torch.bool, device=device)
         width = 0
         while True:
-            tokens, log_probs, entropy = _draw(
-                logits, uniform[:, width][rows], temperature, truncation
-            )
-            # Rows that have ended write as well, what stands there already: masks would have to
-            # become lists first, for which a GPU's host waits.
-            result.completion_ids[:, width][rows] = tokens.where(alive, self.pad)
-            result.completion_mask[:, width][rows] = alive
-            result.log_probs[:, width][rows] = log_probs.where(alive, 0.0)
-            result.entropy[:, width][rows] = entropy.where(alive, 0.0)
+            drawn = draw(logits, uniform[:, width][rows], temperature, truncation)
+            self._write(result, width, rows, alive, drawn)
             width += 1
+            tokens = drawn[0]
             ended = torch.isin(tokens, ends)
             if self.stop:
                 ended |= self.stop(result.completion_ids[:, :width][rows])
@@ -239,9 +216,38 @@ class HuggingFaceSampler:
             positions = mask.sum(1, keepdim=True) - 1
             logits, cache = self._forward(tokens[:, None], mask, positions, cache)
         result.truncated[rows] = alive
-        for name in ("completion_ids", "completion_mask", "log_probs", "entropy"):
-            setattr(result, name, getattr(result, name)[:, :width])
-        return result
+        return result.cut(range(n), prompt_ids.shape[1], width)
+
+    def _read(self, ids: Tensor, mask: Tensor, group: int) -> tuple[Tensor, Tensor, Any]:
+        """Prompts (prompts, width) for G responses each: logits of the first token and mask, a row
+        a response, and the cache."""
+        if self._fixed_rows:
+            ids, mask = (part.repeat_interleave(group, 0) for part in (ids, mask))
+        logits, cache = self._forward(ids, mask, position_ids(mask), None)
+        if group > 1 and not self._fixed_rows:
+            each = torch.arange(len(ids), device=ids.device).repeat_interleave(group)
+            select_rows(cache, len(ids), each)
+            logits, mask = logits[each], mask[each]
+        return logits, mask, cache
+
+    def _write(
+        self,
+        result: Rollout,
+        column: int,
+        rows: Tensor,
+        alive: Tensor,
+        drawn: tuple[Tensor, Tensor, Tensor],
+    ) -> None:
+        """The tokens of a column, with their log-probabilities and entropies.
+
+        Rows that have ended write as well, what stands there already: masks would have to become
+        lists first, for which a GPU's host waits.
+        """
+        tokens, log_probs, entropy = drawn
+        result.completion_ids[:, column][rows] = tokens.where(alive, self.pad)
+        result.completion_mask[:, column][rows] = alive
+        result.log_probs[:, column][rows] = log_probs.where(alive, 0.0)
+        result.entropy[:, column][rows] = entropy.where(alive, 0.0)
 
     def _forward(
         self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any
@@ -267,6 +273,22 @@ class HuggingFaceSampler:
         return output.logits[:, -1].float(), getattr(output, self._cache_name, cache)
 
 
+def _unwritten(
+    prompt_ids: Tensor, prompt_mask: Tensor, group: int, limit: int, pad: int
+) -> Rollout:
+    """G rows of each prompt, whose responses are still to be written."""
+    n, device = len(prompt_ids) * group, prompt_ids.device
+    return Rollout(
+        prompt_ids=prompt_ids.repeat_interleave(group, 0),
+        prompt_mask=prompt_mask.repeat_interleave(group, 0),
+        completion_ids=torch.full((n, limit), pad, device=device),
+        completion_mask=torch.zeros(n, limit, dtype=torch.bool, device=device),
+        log_probs=torch.zeros(n, limit, device=device),
+        entropy=torch.zeros(n, limit, device=device),
+        truncated=torch.zeros(n, dtype=torch.bool, device=device),
+    )
+
+
 def stop_at(
     tokenizer: PreTrainedTokenizerBase, strings: Sequence[str]
 ) -> Callable[[Tensor], Tensor] | None:
@@ -285,62 +307,3 @@ def stop_at(
         return torch.tensor(found, device=ids.device)
 
     return come_to
-
-
-def _draw(
-    logits: Tensor, uniform: Tensor, temperature: float, truncation: Truncation = WHOLE
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Token, its log-probability, and the distribution's entropy, for each row of logits."""
-    all_log_probs = torch.log_softmax(logits / (temperature or 1.0), -1)
-    if temperature and truncation != WHOLE:
-        all_log_probs = truncate(all_log_probs, truncation)
-    probs = all_log_probs.exp()
-    tokens = drawn(probs, uniform) if temperature else logits.argmax(-1)
-    log_probs = all_log_probs.gather(1, tokens[:, None]).squeeze(1)
-    # vecdot: one reading of both. What cannot be drawn has -inf beside its 0.
-    finite = all_log_probs if truncation == WHOLE else all_log_probs.clamp(min=FLOOR)
-    entropy = -torch.linalg.vecdot(probs, finite)
-    return tokens, log_probs, entropy
-
-
-def drawn(probs: Tensor, uniform: Tensor) -> Tensor:
-    """The least token of each row whose cumulative probability exceeds the row's number.
-
-    Sums are in float64. Of a large vocabulary first those of blocks, then within the block that the
-    number falls into, so that no cumulative sum over all of it is ever written.
-
-    probs: (rows, vocabulary). uniform: (rows,), float64, in [0, 1).
-    """
-    rows = torch.arange(len(probs), device=probs.device)
-    size = BLOCK if probs.shape[1] > 8 * BLOCK else probs.shape[1]
-    blocks = torch.nn.functional.pad(probs, (0, -probs.shape[1] % size)).unflatten(1, (-1, size))
-    sums = blocks.sum(2, dtype=torch.float64).cumsum(1)
-    # Scaled to the sum actually reached, so that rounding never points beyond the last token.
-    point = uniform[:, None] * sums[:, -1:]
-    block = torch.searchsorted(sums, point, right=True)
-    before = torch.nn.functional.pad(sums, (1, 0)).gather(1, block)
-    within = blocks[rows, block[:, 0]]
-    token = torch.searchsorted(within.double().cumsum(1) + before, point, right=True)[:, 0]
-    # The sum within may fall short of the block's by rounding: then the last that can be drawn.
-    last = size - 1 - (within > 0).int().flip(1).argmax(1)
-    return block[:, 0] * size + token.minimum(last)
-
-
-def truncate(log_probs: Tensor, truncation: Truncation) -> Tensor:
-    """The distributions (rows, vocabulary) on the tokens that may be drawn; -inf elsewhere.
-
-    As vLLM does: min_p, then top_k (equals of the last stay), then the least number of likeliest
-    tokens that have top_p of what is left.
-    """
-    if truncation.min_p:
-        least = log_probs.amax(-1, keepdim=True) + math.log(truncation.min_p)
-        log_probs = log_probs.masked_fill(log_probs < least, -math.inf)
-    if 0 < truncation.top_k < log_probs.shape[-1]:
-        least = log_probs.topk(truncation.top_k, -1).values[:, -1:]
-        log_probs = log_probs.masked_fill(log_probs < least, -math.inf)
-    if truncation.top_p < 1:
-        ordered, places = log_probs.sort(-1)
-        below = ordered.double().softmax(-1).cumsum(-1) <= 1 - truncation.top_p
-        below[:, -1] = False
-        log_probs = log_probs.masked_fill(below.scatter(-1, places, below), -math.inf)
-    return log_probs.log_softmax(-1)

@@ -180,8 +180,10 @@ def _problem(
 
 def is_local(path: str) -> bool:
     """Whether a path is no name of the hub: it exists here, or could not be one."""
+    from capo_ds.config import looks_like_a_path
+
     place = Path(path)
-    return place.exists() or bool(ending(place)) or path.startswith(("/", ".", "~"))
+    return place.exists() or bool(ending(place)) or looks_like_a_path(path)
 
 
 def load_rows(

@@ -46,6 +46,10 @@ def hub(folder: Path) -> Iterator[Hub]:
     """A hub whose model is in the folder."""
     hub = Hub()
 
+    def names() -> list[str]:
+        """Of its files, and of one that no trainer fetches, as every repository has."""
+        return [*(file.name for file in folder.iterdir()), ".gitattributes"]
+
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -58,10 +62,10 @@ def hub(folder: Path) -> Iterator[Hub]:
             elif path == f"/api/models/{MODEL}/auth-check":
                 self.answer({})
             elif path in (f"/api/models/{MODEL}", f"/api/models/{MODEL}/revision/main"):
-                files = [{"rfilename": file.name} for file in folder.iterdir()]
+                files = [{"rfilename": name} for name in names()]
                 self.answer({"id": MODEL, "sha": COMMIT, "siblings": files})
             elif path in (f"/api/models/{MODEL}/tree/main", f"/api/models/{MODEL}/tree/{COMMIT}"):
-                files = [{"type": "file", "path": f.name, "oid": "0"} for f in folder.iterdir()]
+                files = [{"type": "file", "path": name, "oid": "0"} for name in names()]
                 self.answer([file | {"size": 1} for file in files])
             else:
                 self.answer({"error": "not found"}, 404, {"X-Error-Code": "EntryNotFound"})

@@ -17,7 +17,8 @@ from capo_ds.distributed import comm
 from capo_ds.models import load_policy, load_tokenizer
 from capo_ds.rollout.base import WHOLE, Draw, Sampler, SamplerRun, Truncation
 from capo_ds.rollout.choose import sampler_maker
-from capo_ds.rollout.hf import hf, truncate
+from capo_ds.rollout.drawing import truncate
+from capo_ds.rollout.hf import hf
 from capo_ds.rollout.rollout import Rollout
 from capo_ds.tasks import load_problems
 from capo_ds.tasks.prompts import encode, render

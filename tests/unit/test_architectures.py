@@ -6,6 +6,7 @@ import pytest
 import torch
 from peft import get_peft_model_state_dict
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     Gemma3Config,
     LlamaConfig,
@@ -30,6 +31,9 @@ LET_PADDING_IN = ["rwkv", "recurrent_gemma", "xlstm", "minimax"]  # where it sta
 SHARED_LAYERS = ["zamba2"]
 EXPERTS = ["mixtral", "phimoe", "gpt_oss", "granitemoe", "deepseek_v3"]
 OTHERS = ["granite", "gemma3"]
+# An indexer of which a ranking is all that is taken; buffers without tokens; positions in planes;
+# an output layer that is called `decoder`.
+NEWER = ["deepseek_v32", "deepseek_v4", "qwen4_exp_text", "modernbert-decoder"]
 pytestmark = pytest.mark.usefixtures("process_group")
 
 
@@ -39,7 +43,7 @@ def saved(config, folder) -> str:
     return str(folder)
 
 
-@pytest.mark.parametrize("name", STATES + LET_PADDING_IN + SHARED_LAYERS + EXPERTS + OTHERS)
+@pytest.mark.parametrize("name", STATES + LET_PADDING_IN + SHARED_LAYERS + EXPERTS + OTHERS + NEWER)
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_rehearsal_finds_nothing(name, checkpointing, tmp_path):
     build_listed(name, tmp_path)
@@ -113,6 +117,21 @@ def test_a_layer_that_mixes_the_rows_of_a_batch_is_refused(random_model):
         rehearse(config, policy, PROMPTS)
 
 
+def test_of_an_indexer_all_linear_takes_nothing(tmp_path):
+    build_listed("deepseek_v32", tmp_path)
+    policy = load_policy(settings(str(tmp_path), lora_targets="all-linear").model, seed=0)
+    names = [name for name, _ in policy.named_parameters() if "lora_A" in name]
+    assert any("q_a_proj" in name for name in names)
+    assert not any("indexer" in name for name in names)
+    assert not any(module._forward_hooks for module in policy.modules())
+
+
+def test_layers_that_run_more_than_once_are_told(tmp_path):
+    model = saved(AutoConfig.for_model("hrm_text", **TEXT | {"head_dim": 8}), tmp_path)
+    with pytest.raises(ConfigError, match=r"model\.lora_targets: .*hrm_text .*choose another"):
+        load_policy(settings(model, lora_targets="all-linear").model, seed=0)
+
+
 def test_noise_in_a_pass_is_refused(random_model):
     config = settings(random_model)
     policy = load_policy(config.model, seed=0)
@@ -145,6 +164,12 @@ def test_rows_of_any_cache_are_selected():
     assert cache.more[1] is inner.states[0]  # shared before and after
     assert torch.equal(cache.pair[0], 2 * expected)
     assert inner.length == 7
+    cache.position_ids = torch.arange(12).view(3, 2, 2)  # planes, rows, tokens
+    cache.layers, cache.more, cache.pair = [torch.zeros(2, 0)], [], ()
+    select_rows(cache, 2, torch.tensor([1, 1, 0]))
+    assert cache.position_ids[0].tolist() == [[2, 3], [2, 3], [0, 1]]
+    assert cache.layers[0].shape == (3, 0)  # a buffer without tokens has rows all the same
+    cache.more = [torch.zeros(4, 2)]
     with pytest.raises(ValueError, match="shape"):
         select_rows(cache, 5, torch.tensor([0]))
     with pytest.raises(ValueError, match="no tensors"):

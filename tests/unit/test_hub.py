@@ -9,6 +9,7 @@ import pytest
 from huggingface_hub import constants
 
 from capo_ds import hub, merging
+from capo_ds.adapters import fresh_adapter
 from capo_ds.config import BUILTIN_MODELS, ConfigError, ModelConfig, parse_config
 from capo_ds.evaluation_run import load_model
 from capo_ds.weights import load_base_model, load_tokenizer
@@ -155,6 +156,23 @@ def test_a_merge_asks_once_for_names_of_the_hub(endpoint, tmp_path):
         merging.base_of("me/typo")
     with pytest.raises(ConfigError, match="--model: there is no model 'me/typo'"):
         merging.merge(ModelConfig(path="me/typo"), str(tmp_path), tmp_path / "merged")
+
+
+def test_an_adapter_of_the_hub_is_asked_for_once_and_then_read_from_the_cache(
+    tmp_path, monkeypatch
+):
+    base = ModelConfig(path="builtin:tiny", lora_rank=2)
+    fresh_adapter(load_base_model(base), base, seed=0).save_pretrained(tmp_path / "adapter")
+    with fake_hub(tmp_path / "adapter") as served:
+        use(served.address, tmp_path, monkeypatch)
+        assert merging.base_of(MODEL) == "builtin:tiny"
+        merging.merge(base, MODEL, tmp_path / "merged")
+        assert load_model(parse_config({"evaluation": {"adapter": MODEL}})).peft_config
+    assert served.asked.pop(f"GET /api/models/{MODEL}/auth-check") == 2  # merge and evaluation
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= {
+        path.rpartition("/")[2] for path in served.asked
+    }
+    assert set(served.asked.values()) == {1}, served.asked
 
 
 @pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin"])

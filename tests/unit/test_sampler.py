@@ -17,8 +17,9 @@ from capo_ds.rollout import colocated
 from capo_ds.rollout.adapter import adapter_settings, adapter_tensors
 from capo_ds.rollout.base import Draw, Truncation, end_tokens, request_seed
 from capo_ds.rollout.colocated import ColocatedSampler
+from capo_ds.rollout.drawing import BLOCK, drawn, truncate
 from capo_ds.rollout.engine import PROBE_LENGTHS, max_rank
-from capo_ds.rollout.hf import BLOCK, HuggingFaceSampler, drawn, truncate
+from capo_ds.rollout.hf import HuggingFaceSampler
 from capo_ds.rollout.probe import Probe, SamplerMismatch
 from capo_ds.rollout.process import ProcessSampler
 from capo_ds.rollout.rollout import Rollout

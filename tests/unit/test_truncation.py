@@ -12,7 +12,7 @@ from transformers import (
 
 from capo_ds.config import ConfigError, parse_config
 from capo_ds.rollout.base import Draw, Truncation, request_settings
-from capo_ds.rollout.hf import _draw, truncate
+from capo_ds.rollout.drawing import draw, truncate
 
 CASES = [Truncation(top_p=0.7), Truncation(top_k=5), Truncation(min_p=0.2)]
 CASES += [Truncation(0.8, 10, 0.05), Truncation(top_p=1e-6), Truncation(top_k=1000)]
@@ -40,7 +40,7 @@ def test_draws_follow_it_and_do_not_depend_on_the_batch(truncation):
     count = 4000
     one = logits(1).repeat(count, 1)
     uniform = torch.as_tensor(np.random.default_rng(0).random(count))
-    tokens, log_probs, entropy = _draw(one, uniform, 0.9, truncation)
+    tokens, log_probs, entropy = draw(one, uniform, 0.9, truncation)
     distribution = truncate((one[:1] / 0.9).log_softmax(-1), truncation)[0]
     torch.testing.assert_close(log_probs, distribution[tokens])
     assert torch.isfinite(log_probs).all()
@@ -51,12 +51,12 @@ def test_draws_follow_it_and_do_not_depend_on_the_batch(truncation):
     assert chi_square < 2 * likely.sum() + 20
     known = distribution[distribution.isfinite()]
     torch.testing.assert_close(entropy[0], -(known.exp() * known).sum())
-    alone = [int(_draw(one[:1], uniform[n : n + 1], 0.9, truncation)[0]) for n in range(20)]
+    alone = [int(draw(one[:1], uniform[n : n + 1], 0.9, truncation)[0]) for n in range(20)]
     assert alone == tokens[:20].tolist()
 
 
 def test_greedy_decoding_knows_none():
-    whole, cut = (_draw(logits(), torch.zeros(50), 0.0, t) for t in (Truncation(), CASES[3]))
+    whole, cut = (draw(logits(), torch.zeros(50), 0.0, t) for t in (Truncation(), CASES[3]))
     assert all(map(torch.equal, whole, cut))
 
 
