@@ -5,9 +5,9 @@
 As root on Linux: each rank is on a machine of its own, a network namespace, and the machines are
 joined by a switch of chosen rate and latency (switch.py). On each network the ranks measure alpha,
 beta and their own rates, as `--dry-run --nodes` does; forecast the log-probabilities and the update
-of N responses, all of one length, by each of the `VARIANTS`; and make some. The update's phases are
-rank 0's, and hold what it waits for others. Four ranks on one network take two minutes on two idle
-cores; `uptime` should show a load below 3, for seconds are compared.
+of N responses, all of one length, by each of the `VARIANTS`; and make some, in rounds, so that both
+meet what else the machine does: compared are the medians. The update's phases are rank 0's, and
+hold what it waits for others.
 
 Prints tables and writes benchmarks/results/foretold.json.
 """
@@ -15,6 +15,7 @@ Prints tables and writes benchmarks/results/foretold.json.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import statistics
@@ -115,8 +116,8 @@ def changed(now: Network) -> None:
     comm.max_over_ranks(0)
 
 
-def measured(learner: Learner, updates: int) -> dict[str, float]:
-    """Median seconds of each phase, and of the whole."""
+def measured(learner: Learner, updates: int) -> list[dict[str, float]]:
+    """Seconds of each phase and of the whole, of each update after one that is not counted."""
     rollout, advantages, numbers = responses()
     rows = []
     for number in range(updates + 1):
@@ -129,7 +130,7 @@ def measured(learner: Learner, updates: int) -> dict[str, float]:
         whole = time.perf_counter() - start
         row = {name.removeprefix("time/"): spent for name, spent in learner.timer.take().items()}
         rows.append(row | {"whole": whole})
-    return {name: statistics.median(row[name] for row in rows[1:]) for name in rows[0]}
+    return rows[1:]
 
 
 def foretold(config: Config, policy: PeftModel) -> dict[str, Any]:
@@ -142,32 +143,42 @@ def foretold(config: Config, policy: PeftModel) -> dict[str, Any]:
     parts = [found[name] for name in (*PHASES, "meet")]
     row["whole"] = sum(part.seconds for part in parts)
     row["exchange"] = sum(part.exchange for part in parts)
-    link = cluster.between
-    return row | {"link": link and link.model_dump(), "all_to_all": cluster.all_to_all}
+    assert cluster.between
+    return row | cluster.between.model_dump() | {"all_to_all": cluster.all_to_all}
+
+
+def typical(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """The median of each phase, and of the whole."""
+    return {name: statistics.median(row[name] for row in rows) for name in rows[0]}
 
 
 def rank(args: argparse.Namespace) -> None:
     """One of the ranks, in its place."""
-    updates, folder = args.updates, args.rank
+    folder = args.rank
     comm.init()
     config = settings("exact", folder)
     policy = load_policy(config.model, 0, comm.device())
     for parameter in policy.parameters():
         if parameter.requires_grad:  # B = 0 would leave the gradients of A at 0
             torch.nn.init.normal_(parameter, std=0.02)
+    plain = copy.deepcopy(policy)  # without an engine's hooks, as where a forecast is measured
     engine = CapoEngine(policy, config, 1000, Path(folder))
     for now in map(parsed, args.networks):
         changed(now)
         for variant in args.variants:
             chosen = settings(variant, folder)
-            before = foretold(chosen, engine.module)
             learner = Learner(chosen, engine, chosen.gradients.store, PhaseTimer())
-            after = measured(learner, updates)
+            before: list[dict[str, Any]] = []
+            after: list[dict[str, float]] = []
+            for _ in range(args.rounds):
+                before.append(foretold(chosen, plain))
+                after += measured(learner, args.updates)
             if learner.per_sample:
                 learner.per_sample.remove()
             if comm.is_main():
                 row = {"network": now._asdict(), "variant": variant, "ranks": comm.world_size()}
-                row |= {"foretold": before, "measured": after}
+                row |= {"foretold": typical(before), "measured": typical(after)}
+                row["all"] = [[row["whole"] for row in rows] for rows in (before, after)]
                 print("row", json.dumps(row), flush=True)
     comm.finish()
 
@@ -177,8 +188,8 @@ def rank(args: argparse.Namespace) -> None:
 
 def started(names: list[str], args: argparse.Namespace, folder: str) -> list[subprocess.Popen]:
     found = []
-    asked = ["--updates", str(args.updates), "--networks", *args.networks]
-    asked += ["--variants", *args.variants]
+    asked = ["--rounds", str(args.rounds), "--updates", str(args.updates)]
+    asked += ["--networks", *args.networks, "--variants", *args.variants]
     for number, name in enumerate(names):
         own = {
             "RANK": str(number),
@@ -242,7 +253,8 @@ def tell(row: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4])
-    parser.add_argument("--updates", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="of measuring rates and updating")
+    parser.add_argument("--updates", type=int, default=2, help="of a round")
     parser.add_argument(
         "--networks", nargs="+", default=NETWORKS, metavar="RATE,DELAY", help="Mbit/s, milliseconds"
     )

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+import numpy as np
 
 _files: set[str] = set()
 
@@ -16,21 +21,35 @@ class PartError(RuntimeError):
 
 
 @contextmanager
-def torch_as_it_was() -> Iterator[None]:
-    """Inside runs a user's code, such as a reward model's, which may switch gradients off for good,
-    or change the type or the device of new tensors: that is undone at the end."""
-    before = _state_of_torch()
+def as_it_was() -> Iterator[None]:
+    """Inside runs a user's code, such as a reward model's, which may go to another folder, take
+    Ctrl-C and SIGTERM for itself, switch gradients off for good, change the type or the device of
+    new tensors, or make NumPy raise: that is undone at the end."""
+    torch_before = _state_of_torch()
+    folder, handlers, errors = os.getcwd(), _handlers(), np.geterr()
     try:
         yield
     finally:
-        if (now := _state_of_torch()) and now != before:
+        os.chdir(folder)
+        np.seterr(**errors)
+        for number, handler in _handlers().items():
+            if handler is not handlers[number] and handlers[number] is not None:
+                signal.signal(number, handlers[number])
+        if (now := _state_of_torch()) and now != torch_before:
             import torch
 
-            grad, dtype, device = before or (True, torch.float32, torch.device("cpu"))
+            grad, dtype, device = torch_before or (True, torch.float32, torch.device("cpu"))
             torch.set_grad_enabled(grad)
             torch.set_default_dtype(dtype)
             if now[2] != device:
                 torch.set_default_device(device if device.type != "cpu" else None)
+
+
+def _handlers() -> dict[int, Any]:
+    """Of the signals that a run ends by; empty in threads that may not set them."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    return {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
 
 def _state_of_torch() -> tuple[Any, Any, Any] | None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from capo_ds.config import ConfigError, resolve_path
 from capo_ds.options import check_options
-from capo_ds.own_code import place, remember, torch_as_it_was
+from capo_ds.own_code import as_it_was, place, remember
 from capo_ds.parts import built_in, ships
 
 
@@ -37,7 +37,7 @@ def make_part(
     if not isinstance(target, type):
         return part
     try:
-        with torch_as_it_was():
+        with as_it_was():
             return part()
     except KeyboardInterrupt:
         raise
@@ -101,7 +101,7 @@ def named(key: str, name: str) -> Callable[..., Any]:
     file = resolve_path(key, path)
     remember(str(file.resolve()))
     try:
-        with torch_as_it_was():
+        with as_it_was():
             module = _load(file.resolve())
     except KeyboardInterrupt:
         raise

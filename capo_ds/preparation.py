@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
-from capo_ds.architecture import check_positions
 from capo_ds.compilation import check_compilable
 from capo_ds.config import Config, ConfigError
 from capo_ds.config.idle import idle_line
@@ -16,7 +15,7 @@ from capo_ds.distributed import comm
 from capo_ds.distributed.deepspeed_json import read_deepspeed_json, zero_stage
 from capo_ds.evaluation import Evaluator
 from capo_ds.models import load_policy, load_shared_policy, load_tokenizer
-from capo_ds.rollout.base import check_length, model_context
+from capo_ds.rollout.base import check_room, model_context
 from capo_ds.run_folder import FolderLock, claim_run
 from capo_ds.tasks import Judge, Problem, Scorer, load_problems
 from capo_ds.tasks.mixture import PromptOrder, by_source
@@ -65,12 +64,10 @@ def prepare(config: Config, dry: bool = False) -> Prepared:
     if stage == 3:
         policy = load_shared_policy(config.model, config.train.seed, settings)
     with comm.together("start-up"):
-        context = model_context(policy)
         longest = max(map(len, encode(tokenizer, kept)))
-        check_positions(policy.config, longest + config.rollout.max_new_tokens)
-        check_length(longest, config.rollout.max_new_tokens, context)
+        check_room(policy.config, longest, config.rollout.max_new_tokens)
         if evaluator:
-            evaluator.check_lengths(context)
+            evaluator.check_lengths(model_context(policy))
     if comm.is_main() and asks_the_day(config.prompt, tokenizer):
         told = f"where the chat template asks for the day, it is prompt.date = {config.prompt.date}"
         print(told, file=sys.stderr, flush=True)

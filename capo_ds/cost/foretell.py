@@ -6,6 +6,7 @@ import socket
 
 from peft import PeftModel
 
+from capo_ds.capacity import Capacity
 from capo_ds.config import Config, ConfigError
 from capo_ds.cost.cluster import Cluster, load_cluster
 from capo_ds.cost.forecast import forecast, table
@@ -14,10 +15,12 @@ from capo_ds.cost.shape import Shape
 from capo_ds.cost.step import Step, step_of
 from capo_ds.cost.unloaded import random_base, unloaded_policy
 from capo_ds.distributed import comm
-from capo_ds.memory import Capacity, MemoryPlan, plan_memory
+from capo_ds.memory import MemoryPlan, plan_memory
 from capo_ds.models import load_policy
+from capo_ds.rollout.base import check_room
 from capo_ds.rollout.colocated import check_groups
 from capo_ds.rollout.engine import check_precision
+from capo_ds.weights import read_architecture
 
 
 def foretell(
@@ -43,6 +46,8 @@ def foretell(
         if file:
             known = load_cluster(file)
             known.check(nodes, config.gradients.sketch)
+    with comm.together("reading the model's config"):
+        _check_room(config, prompt)
     policy, cluster = _measured(config, nodes) if known is None else (_unloaded(config), known)
     _check_sampler(config, nodes, cluster)
     ranks = nodes * cluster.ranks
@@ -72,6 +77,18 @@ def _check_lengths(config: Config, prompt: int | None, response: int | None) -> 
             raise ConfigError(
                 f"{flag} {count}: more than rollout.{key} ({most}); raise that, or take fewer"
             )
+
+
+def _check_room(config: Config, prompt: int | None) -> None:
+    """As a run refuses its longest prompt; here the bound, where it is not told."""
+    rollout, architecture = config.rollout, read_architecture(config.model)
+    longest = prompt or rollout.max_prompt_tokens
+    try:
+        check_room(architecture, longest, rollout.max_new_tokens)
+    except ConfigError as error:
+        if prompt:
+            raise
+        raise ConfigError(f"{error}; or say by --prompt-tokens how long yours are") from error
 
 
 def _check_sampler(config: Config, nodes: int, cluster: Cluster) -> None:

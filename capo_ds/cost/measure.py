@@ -12,6 +12,7 @@ import torch.distributed as dist
 from peft import PeftModel
 
 from capo_ds.aggregation.update import Samples
+from capo_ds.capacity import measure_capacity
 from capo_ds.config import Config, ConfigError
 from capo_ds.configured import make_solver, sketches
 from capo_ds.cost.cluster import Cluster, Link, Rates, Sketching
@@ -23,13 +24,13 @@ from capo_ds.distributed.gram import product_with_itself
 from capo_ds.gradients.per_sample import PerSampleGradients
 from capo_ds.gradients.sketch import DEFAULT_DIM
 from capo_ds.gradients.store import GradientStore
-from capo_ds.memory import measure_capacity, sketched_together
+from capo_ds.memory import sketched_together
 from capo_ds.models import token_log_probs
 from capo_ds.rollout.base import Draw
 from capo_ds.rollout.hf import HuggingFaceSampler
 from capo_ds.seeding import Stream, generator
 
-LONG_ENOUGH = 0.2  # seconds of what is timed
+LONG_ENOUGH = 0.05  # seconds of what is timed, with all ranks at it
 ROWS, DECODED, COLUMNS = 64, 8, 1 << 14
 SOLVED = (256, 2048)
 TIMES, ECHOES = 5, 8
@@ -107,23 +108,24 @@ def link(pairs: list[tuple[int, int]], together: bool = False) -> Link | None:
 
 def _exchange(other: int | None, size: int, times: int = 1) -> float:
     """Seconds until as much has come from the other rank as was sent, the mean of some in a row,
-    as a ring's stages are; 0 without one.
+    as a ring's stages are, after a first that may find the other not ready; 0 without one.
 
     Receives are asked for first: where a rank begins to send before it is ready to receive, its
-    own message goes before the word that it is (gloo)."""
+    own message goes before the word that it is (gloo). The first exchange, which may find the other
+    rank not ready, does not count."""
     comm.max_over_ranks(0)
     if other is None:
         return 0.0
     sent = torch.ones(size, dtype=torch.uint8, device=comm.device())
     received = torch.empty_like(sent)
-    _settle()
-    start = time.perf_counter()
-    for _ in range(times):
+
+    def once() -> None:
         operations = [dist.P2POp(dist.irecv, received, other), dist.P2POp(dist.isend, sent, other)]
         for request in dist.batch_isend_irecv(operations):
             request.wait()
-    _settle()
-    return (time.perf_counter() - start) / times
+
+    once()
+    return _seconds(once, times)
 
 
 def _share_of_all_to_all(links: Collectives) -> float:
@@ -296,25 +298,32 @@ def _solve(config: Config, samples: int) -> float:
 
 
 def timed(call: Callable[[], object]) -> float:
-    """Median seconds of a call without collectives, of which ranks make unequally many; the slowest
-    rank's, after one that is not counted (all ranks)."""
+    """Seconds of a call without collectives which all ranks make at once: the median of some turns,
+    of each the slowest rank's (all ranks)."""
     return in_turns(call)[0]
 
 
 def in_turns(*calls: Callable[[], object]) -> list[float]:
     """`timed` of each, one after the other again and again, for what is compared."""
+    spent = []
     for call in calls:
-        call()
+        call()  # which may load or compile
+        spent.append(_seconds(call, 1))
+    slowest = np.max(comm.gather(spent), axis=0)  # that ranks make equally many, to the last
+    counts = [max(1, round(LONG_ENOUGH / seconds)) for seconds in slowest]
     comm.max_over_ranks(0)
+    turns = [list(map(_seconds, calls, counts)) for _ in range(TIMES)]
+    return np.median(np.max(comm.gather(turns), axis=0), axis=0).tolist()
+
+
+def _seconds(call: Callable[[], object], times: int) -> float:
+    """Of one of so many in a row."""
     _settle()
-    began, spent = time.perf_counter(), [[] for _ in calls]
-    while time.perf_counter() - began < LONG_ENOUGH or len(spent[0]) < 3:
-        for call, seconds in zip(calls, spent, strict=True):
-            start = time.perf_counter()
-            call()
-            _settle()
-            seconds.append(time.perf_counter() - start)
-    return [max(comm.gather(median(seconds))) for seconds in spent]
+    start = time.perf_counter()
+    for _ in range(times):
+        call()
+    _settle()
+    return (time.perf_counter() - start) / times
 
 
 def _settle() -> None:

@@ -19,7 +19,7 @@ import torch
 from capo_ds.config import Config
 from capo_ds.cost.shape import Shape
 from capo_ds.distributed.deepspeed_json import read_deepspeed_json, zero_stage
-from capo_ds.distributed.gram import BAND_ROWS, BUFFER_ENTRIES
+from capo_ds.distributed.gram import BAND_ROWS, columns_at_a_time
 from capo_ds.distributed.zero import EXCHANGED, ROUNDS
 from capo_ds.gradients.sketch import DEFAULT_DIM
 from capo_ds.gradients.store import held_samples
@@ -191,14 +191,14 @@ class Step:
         number = getattr(torch, settings.dtype).itemsize
         if settings.sketch != "none":
             columns, number = [settings.sketch_dim], 4
-        width = max(self.ranks, BUFFER_ENTRIES // self.samples * self.ranks)
-        times = sum(-(-count // width) for count in columns)
+        blocks = 1 if settings.sketch != "none" else self._blocks
+        width = columns_at_a_time(self.samples, self.ranks)
+        times = max(blocks, -(-sum(columns) // width))
         sent = self.mine * sum(columns) * number
         exchanges = [Exchange("all_to_all", sent / times, times * self.updates)]
         for first in range(0, self.samples, BAND_ROWS):
             rows = min(BAND_ROWS, self.samples - first)
             entries = rows * (self.samples - first) - rows * (rows - 1) // 2
-            blocks = 1 if settings.sketch != "none" else self._blocks
             exchanges.append(Exchange("reduce", 8 * entries, self.updates * blocks))
         phase = Phase({}, exchanges)
         phase.work["products"] = 2 * self.samples**2 * sum(columns) / self.ranks * self.updates
@@ -261,7 +261,7 @@ class Step:
             again = self.shape.backward(1, *size, twice) * self.mine
             phase.work = {"passes": again * self.updates}  # of dg; g_0 is the sum that was kept
         if sums == 2:
-            times = len(self.shape.factors)
+            times = -(-trained // columns_at_a_time(2 * self.ranks, self.ranks))  # two rows a rank
             exchanged = Exchange("all_to_all", 8 * trained / times, times * self.updates)
             phase.exchanges += [exchanged, Exchange("all_reduce", 16, self.updates)]
         return phase

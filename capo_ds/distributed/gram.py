@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import repeat
 
 import numpy as np
@@ -12,7 +12,8 @@ from torch import Tensor
 
 from capo_ds.distributed import comm
 
-BUFFER_ENTRIES = 1 << 24  # of all samples' columns that a rank holds at a time: 64 MiB in float32
+BUFFER_ENTRIES = 1 << 22  # of all samples' columns that a rank holds at a time: 16 MiB in float32
+SUMMED = 1 << 14  # columns whose products are summed in float32 before they are in float64
 BAND_ROWS = 256  # of a Gram matrix that are reduced at a time
 
 
@@ -31,18 +32,17 @@ def gram_matrices(
     matrices: this rank's rows (n, columns) of G, one block of columns at a time; the blocks are
     the same on all ranks, n may differ and be 0. Samples are in rank order. Each rank forms the
     product of its share of the columns, so that the arithmetic and the buffers are shared out.
-    Columns travel in the matrices' dtype; products are in float32 (or wider), their sum over
-    blocks and ranks in float64.
+    Columns travel in the matrices' dtype, those of many matrices together; products are in float32
+    (or wider), their sum over blocks of columns and ranks in float64.
 
     blocks: of each matrix, the number of the Gram matrix that it is a part of.
     """
     total = sum(samples_per_rank)
     grams = torch.zeros(count, total, total, dtype=torch.float64, device=comm.device())
-    width = max(comm.world_size(), BUFFER_ENTRIES // max(1, total) * comm.world_size())
     exchange = _Exchange(samples_per_rank)
-    for matrix, number in zip(matrices, blocks, strict=False):  # blocks may go on for ever
-        for block in matrix.split(width, dim=1):
-            exchange.add_in_order(grams[number], product_with_itself(exchange(block)))
+    for number, rows in exchange.all(matrices, blocks):
+        for part in rows.split(SUMMED, dim=1):
+            exchange.add_in_order(grams[number], product_with_itself(part))
     for gram in grams:
         _symmetric_sum(gram)
     return grams.cpu().numpy() if comm.is_main() else None
@@ -83,10 +83,10 @@ def norms_of_sums(*vectors: list[Tensor]) -> list[float]:
     Every rank sums its share of the columns, as a reduce-scatter does.
     """
     squares = torch.zeros(len(vectors), dtype=torch.float64, device=comm.device())
+    matrices = (torch.stack([b.flatten() for b in blocks]) for blocks in zip(*vectors, strict=True))
     exchange = _Exchange([len(vectors)] * comm.world_size())
-    for blocks in zip(*vectors, strict=True):
-        parts = torch.stack([block.flatten() for block in blocks])
-        sums = exchange(parts).view(comm.world_size(), len(vectors), -1).double().sum(0)
+    for _, parts in exchange.all(matrices, repeat(0)):
+        sums = parts.view(comm.world_size(), len(vectors), -1).double().sum(0)
         squares += sums.square().sum(1)
     return [math.sqrt(square) for square in comm.sum_over_ranks(*squares.tolist())]
 
@@ -95,12 +95,15 @@ class _Exchange:
     """From (n, D), some samples and all columns, to (N, D / ranks), all samples, some columns:
     this rank's first, then the others' in rank order.
 
-    One block after another goes through the same memory: fresh memory costs a CPU as much as what
-    is written to it. What stays on the rank is copied once, and not by the collective.
+    Blocks of columns travel together, as many as there is room for: an exchange of little costs as
+    much as its messages. One exchange after another goes through the same memory: fresh memory
+    costs a CPU as much as what is written to it. What stays on the rank is copied once, and not by
+    the collective.
     """
 
     def __init__(self, samples_per_rank: list[int]):
         self._counts, self._total = samples_per_rank, sum(samples_per_rank)
+        self._columns = columns_at_a_time(self._total, comm.world_size())
         self._sent = self._whole = torch.empty(0)
         rank = comm.rank()
         before, mine = sum(samples_per_rank[:rank]), samples_per_rank[rank]
@@ -111,24 +114,32 @@ class _Exchange:
             own, earlier = slice(before, before + mine), slice(0, before)
             self._places[:1] = [(own, slice(0, mine)), (earlier, slice(mine, before + mine))]
 
-    def __call__(self, matrix: Tensor) -> Tensor:
-        """The result is good until the next call."""
-        if comm.world_size() == 1:
-            return matrix
-        parts, rank = matrix.tensor_split(comm.world_size(), dim=1), comm.rank()
-        own = parts[rank]
-        samples, width = own.shape
-        sizes = [0 if other == rank else part.numel() for other, part in enumerate(parts)]
-        self._sent = _at_least(self._sent, matrix, sum(sizes))
+    def all(
+        self, matrices: Iterable[Tensor], numbers: Iterable[int]
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Each exchange's rows, good until the next, with the number of the matrices in it."""
+        for number, blocks in _together(matrices, numbers, self._columns):
+            if comm.world_size() == 1:
+                yield from ((number, block) for block in blocks)
+            else:
+                yield number, self._exchanged(blocks)
+
+    def _exchanged(self, blocks: list[Tensor]) -> Tensor:
+        ranks, rank, samples = comm.world_size(), comm.rank(), len(blocks[0])
+        by_rank = list(zip(*(block.tensor_split(ranks, dim=1) for block in blocks), strict=True))
+        widths = [sum(part.shape[1] for part in parts) for parts in by_rank]
+        sizes = [0 if other == rank else samples * width for other, width in enumerate(widths)]
+        self._sent = _at_least(self._sent, blocks[0], sum(sizes))
         sent = self._sent[: sum(sizes)]
-        for part, size, room in zip(parts, sizes, sent.split(sizes), strict=True):
-            if size:
-                room.view_as(part).copy_(part)
-        self._whole = _at_least(self._whole, matrix, self._total * width)
+        for other, room in enumerate(sent.split(sizes)):
+            if other != rank:
+                _put_beside(by_rank[other], room.view(samples, widths[other]))
+        width = widths[rank]
+        self._whole = _at_least(self._whole, blocks[0], self._total * width)
         whole = self._whole[: self._total * width].view(self._total, width)
-        whole[:samples].copy_(own)
-        counts = [0 if other == rank else count for other, count in enumerate(self._counts)]
-        comm.all_to_all(sent, sizes, whole[samples:], [count * width for count in counts])
+        _put_beside(by_rank[rank], whole[:samples])
+        counts = [0 if other == rank else count * width for other, count in enumerate(self._counts)]
+        comm.all_to_all(sent, sizes, whole[samples:], counts)
         return whole
 
     def add_in_order(self, gram: Tensor, product: Tensor) -> None:
@@ -136,6 +147,35 @@ class _Exchange:
         for rows, from_rows in self._places:
             for columns, from_columns in self._places:
                 gram[rows, columns] += product[from_rows, from_columns]
+
+
+def columns_at_a_time(samples: int, ranks: int) -> int:
+    """Of all samples' columns, how many one exchange takes: a rank holds its share of them."""
+    return max(ranks, BUFFER_ENTRIES // max(1, samples) * ranks)
+
+
+def _together(
+    matrices: Iterable[Tensor], numbers: Iterable[int], most: int
+) -> Iterator[tuple[int, list[Tensor]]]:
+    """Neighbours of one number, as long as they have no more than `most` columns; a wider matrix is
+    cut. `numbers` may go on for ever."""
+    waiting: list[Tensor] = []
+    last = columns = 0
+    for matrix, number in zip(matrices, numbers, strict=False):
+        for block in matrix.split(most, dim=1):
+            columns += block.shape[1]
+            if waiting and (number != last or columns > most):
+                yield last, waiting
+                waiting, columns = [], block.shape[1]
+            waiting, last = [*waiting, block], number
+    if waiting:
+        yield last, waiting
+
+
+def _put_beside(parts: Sequence[Tensor], room: Tensor) -> None:
+    """The parts' columns (n, d_1), (n, d_2), ... into (n, D)."""
+    for part, columns in zip(parts, room.split([p.shape[1] for p in parts], dim=1), strict=True):
+        columns.copy_(part)
 
 
 def _at_least(memory: Tensor, like: Tensor, count: int) -> Tensor:

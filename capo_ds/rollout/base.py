@@ -12,7 +12,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from capo_ds.architecture import context_of
+from capo_ds.architecture import check_positions, context_of
 from capo_ds.config import Config, ConfigError
 from capo_ds.rollout.rollout import Rollout
 from capo_ds.seeding import Stream, generator
@@ -213,6 +213,13 @@ def check_length(
             f"{key}: {max_new_tokens} after a prompt of {prompt} tokens exceed a "
             f"context of {context}; lower it, or rollout.max_prompt_tokens to leave out the prompt"
         )
+
+
+def check_room(architecture: PretrainedConfig, prompt: int, max_new_tokens: int) -> None:
+    """Whether prompts and responses of so many tokens can be passed through such a model, each as
+    if it were alone. Raises `ConfigError`."""
+    check_positions(architecture, prompt + max_new_tokens)
+    check_length(prompt, max_new_tokens, context_of(architecture))
 
 
 def check_prompts(prompts: list[list[int]], max_new_tokens: int, context: int) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
+import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
 from functools import cache
 from itertools import islice
 from typing import Any
 
 from capo_ds.config import ConfigError
-from capo_ds.own_code import PartError, torch_as_it_was
+from capo_ds.own_code import PartError, as_it_was
 from capo_ds.plugins import what
 from capo_ds.tasks.base import Problem
 
@@ -39,6 +40,8 @@ def check_arguments(functions: Mapping[str, RewardFunction], columns: Iterable[s
             did_you = (
                 f"did you mean {', '.join(meant)} (lists, all of them)? else " if meant else ""
             )
+            if missing[0] == "self":
+                did_you = "name the method of an object (model = Model(), then file.py:model.f); "
             raise ConfigError(
                 f"reward.functions: {name} needs {', '.join(missing)}, which is no column of the "
                 f"data and none of {', '.join(OURS)}; {did_you}give it a default, or take it out "
@@ -47,7 +50,7 @@ def check_arguments(functions: Mapping[str, RewardFunction], columns: Iterable[s
         if by_place := _by_place_only(function):
             raise ConfigError(
                 f"reward.functions: {name} takes {', '.join(by_place)} by place alone; arguments "
-                "are given by name: take out the / behind them"
+                "are given by name: name those that it needs (completions, ...), without / or *"
             )
 
 
@@ -77,7 +80,7 @@ def call_all(
         returned[name] = _guarded(name, lambda f=function, given=accepted: f(**given))
     waiting = {name: value for name, value in returned.items() if inspect.isawaitable(value)}
     if waiting:
-        with torch_as_it_was():
+        with as_it_was():
             returned |= _loop().run_until_complete(_finish(waiting))
     return {name: _read(name, returned[name], len(completions)) for name in functions}
 
@@ -112,33 +115,41 @@ def _own(value: Any) -> Any:
 
 
 def _by_place_only(function: RewardFunction) -> list[str]:
-    """Arguments without a default that cannot be given by name."""
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
-        return []
+    """Arguments that cannot be given by name, where there is no other way to give them."""
+    parameters = _parameters(function).values()
+    kinds = {p.kind for p in parameters}
+    if kinds == {inspect.Parameter.VAR_POSITIONAL}:
+        return [f"*{p.name}" for p in parameters]
     return [p.name for p in parameters if p.kind is p.POSITIONAL_ONLY and p.default is p.empty]
 
 
 def _arguments(function: RewardFunction) -> tuple[set[str], bool]:
     """The keywords that a function cannot do without, and whether it takes any."""
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # of some that are written in C
-        return set(), True
+    parameters = _parameters(function).values()
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     needed = {p.name for p in named if p.default is p.empty}
     return needed, any(p.kind is p.VAR_KEYWORD for p in parameters)
 
 
 def _accepted(function: RewardFunction, given: dict[str, Any]) -> dict[str, Any]:
-    names = inspect.signature(function).parameters
+    names = _parameters(function)
     return {name: value for name, value in given.items() if name in names}
+
+
+def _parameters(function: RewardFunction) -> Mapping[str, inspect.Parameter]:
+    """Of a torch module, whose `__call__` hands on what it gets, those of its forward pass."""
+    torch: Any = sys.modules.get("torch")
+    if torch is not None and isinstance(function, torch.nn.Module):
+        function = function.forward
+    try:
+        return inspect.signature(function).parameters
+    except (TypeError, ValueError):  # of some that are written in C
+        return {"any": inspect.Parameter("any", inspect.Parameter.VAR_KEYWORD)}
 
 
 def _guarded(name: str, run: Callable[[], Any]) -> Any:
     try:
-        with torch_as_it_was():
+        with as_it_was():
             return run()
     except KeyboardInterrupt:
         raise

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from capo_ds.own_code import PartError, torch_as_it_was
+from capo_ds.own_code import PartError, as_it_was
 from capo_ds.plugins import make_part, what
 from capo_ds.tasks.base import Problem
 from capo_ds.tasks.judge import Judge
@@ -57,7 +57,7 @@ def own_verdict(name: str, function: Callable[..., Any]) -> Callable[..., list[V
     ) -> list[Verdict]:
         more = {JUDGE: judge} if judged else {}
         try:
-            with torch_as_it_was():
+            with as_it_was():
                 found = function(completions, problems, **more)
                 found = found.tolist() if hasattr(found, "tolist") else found  # of NumPy and torch
                 # Generators may have no end.

@@ -1,11 +1,15 @@
 """Checks of the collectives, run on several ranks by test_collectives.py."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from capo_ds.config import ConfigError
 from capo_ds.distributed import comm, gram
-from capo_ds.distributed.gram import gram_matrix
+from capo_ds.distributed.gram import gram_matrices, gram_matrix, norms_of_sums
 
 
 def check_gram(samples_per_rank: list[int], dtype: torch.dtype = torch.float64) -> None:
@@ -38,18 +42,50 @@ def check_bytes(sent: dict[str, int], samples: int, columns: int, size: int) -> 
     assert reduced == (ranks - 1) * samples * (samples + 1) * 4
 
 
-def check_bounded_buffers(samples_per_rank: list[int]) -> None:
-    """The same matrix, and no exchange larger than the buffer."""
-    largest, all_to_all = [0], comm.all_to_all
+@contextmanager
+def watched_exchanges() -> Iterator[list[int]]:
+    """Entries that each exchange inside receives."""
+    received_entries: list[int] = []
+    all_to_all = comm.all_to_all
 
     def watched(sent: torch.Tensor, sizes: list[int], received: torch.Tensor, counts: list[int]):
-        largest[0] = max(largest[0], received.numel())
+        received_entries.append(received.numel())
         all_to_all(sent, sizes, received, counts)
 
-    entries, gram.BUFFER_ENTRIES, comm.all_to_all = gram.BUFFER_ENTRIES, 100, watched
-    check_gram(samples_per_rank)
-    gram.BUFFER_ENTRIES, comm.all_to_all = entries, all_to_all
-    assert largest[0] <= 100
+    comm.all_to_all = watched
+    try:
+        yield received_entries
+    finally:
+        comm.all_to_all = all_to_all
+
+
+def check_bounded_buffers(samples_per_rank: list[int]) -> None:
+    """The same matrix, and no exchange larger than the buffer."""
+    entries, gram.BUFFER_ENTRIES = gram.BUFFER_ENTRIES, 100
+    with watched_exchanges() as exchanges:
+        check_gram(samples_per_rank)
+    gram.BUFFER_ENTRIES = entries
+    assert max(exchanges, default=0) <= 100
+
+
+def check_exchanges_together() -> None:
+    """Neighbouring matrices of one Gram matrix travel together, and give what each gives alone."""
+    world, generator = comm.world_size(), torch.Generator().manual_seed(comm.rank())
+    matrices = [torch.randn(2, width, generator=generator) for width in (5, 9, 1, 70, 3)]
+    numbers = [0, 0, 1, 1, 1]
+    with watched_exchanges() as exchanges:
+        found = gram_matrices(matrices, [2] * world, numbers, count=2)
+    assert len(exchanges) == (2 if world > 1 else 0)
+    alone = [gram_matrix([matrix], [2] * world) for matrix in matrices]
+    if comm.is_main():
+        np.testing.assert_allclose(found[0], sum(alone[:2]), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(found[1], sum(alone[2:]), rtol=1e-5, atol=1e-5)
+    with watched_exchanges() as exchanges:
+        norms = norms_of_sums(matrices, [2 * matrix for matrix in matrices])
+    assert len(exchanges) == (1 if world > 1 else 0)
+    whole = torch.cat([matrix.flatten() for matrix in matrices])
+    dist.all_reduce(whole)
+    np.testing.assert_allclose(norms, [whole.norm(), 2 * whole.norm()], rtol=1e-5)
 
 
 def check_sharing() -> None:
@@ -94,6 +130,7 @@ def check_all() -> None:
     check_gram([4] + [0] * (world - 1))
     check_gram([3] * world, torch.bfloat16)
     check_bounded_buffers(list(range(1, world + 1)))
+    check_exchanges_together()
     check_sharing()
     check_failures_reach_everyone()
     print("collectives are sound", flush=True)

@@ -349,6 +349,22 @@ def test_lengths_beyond_the_bounds_are_refused(qwen, flag):
         foretell(config, 1, str(FILES[1]), **{flag: 99999})
 
 
+@pytest.mark.usefixtures("process_group")
+def test_what_exceeds_the_context_is_refused_as_by_a_run(qwen, capsys):
+    known = json.loads((qwen / "config.json").read_text())
+    (qwen / "config.json").write_text(json.dumps(known | {"max_position_embeddings": 40}))
+    rollout = {"max_prompt_tokens": 30, "max_new_tokens": 20}
+    config = parse_config({"model": {"path": str(qwen)}, "rollout": rollout})
+    run = "rollout.max_new_tokens: 20 after a prompt of 30 tokens exceed a context of 40; lower it"
+    with pytest.raises(ConfigError, match=rf"^{run}.* by --prompt-tokens how long yours are$"):
+        foretell(config, 8, str(FILES[1]))
+    with pytest.raises(ConfigError, match=r"after a prompt of 21 tokens.*leave out the prompt$"):
+        foretell(config, 8, str(FILES[1]), prompt=21, response=1)  # a run's may be longer
+    assert capsys.readouterr().out == ""
+    foretell(config, 8, str(FILES[1]), prompt=20)
+    assert "prompts of 20 tokens" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

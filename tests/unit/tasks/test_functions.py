@@ -1,9 +1,12 @@
 """Reward functions of every kind that a user may write, and what they may return."""
 
+import os
 import pickle
+import signal
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -58,6 +61,15 @@ def switches(completions):
     torch.set_grad_enabled(False)
     torch.set_default_dtype(torch.float64)
     return [1.0] * len(completions)
+def moves(completions):
+    import os, signal
+    os.chdir("/")
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    np.seterr(all="raise")
+    return [1.0] * len(completions)
+class Network(torch.nn.Module):
+    def forward(self, completions): return torch.ones(len(completions))
+def starred(*completions): return [1.0] * len(completions)
 def wants(completions, nowhere): return [1.0] * len(completions)
 def talk(completions, prompts, **kwargs):
     return [float(c[0]["content"] == "yes" and p[0]["role"] == "user")
@@ -102,7 +114,19 @@ def rewards(judge, file, *names, problem=PROBLEM, texts=("yes", "no")):
 
 
 @pytest.mark.parametrize(
-    "name", ["plain", "array", "tensor", "flags", "Model", "model", "model.method", "part", "opens"]
+    "name",
+    [
+        "plain",
+        "array",
+        "tensor",
+        "flags",
+        "Model",
+        "model",
+        "model.method",
+        "part",
+        "opens",
+        "Network",
+    ],
 )
 def test_every_kind_of_function(judge, file, name):
     assert rewards(judge, file, name) == [1.0, 1.0]
@@ -147,6 +171,10 @@ def test_arguments_of_other_trainers_are_told_their_names_here(judge, file):
         rewards(judge, file, "one_by_one")
     with pytest.raises(ConfigError, match="by_place takes completions by place alone"):
         rewards(judge, file, "by_place")
+    with pytest.raises(ConfigError, match=r"starred takes \*completions by place alone"):
+        rewards(judge, file, "starred")
+    with pytest.raises(ConfigError, match=r"needs self, .*name the method of an object"):
+        rewards(judge, file, "Model.method")
 
 
 def test_a_function_that_changes_its_lists_changes_no_problem(judge, file):
@@ -158,6 +186,12 @@ def test_a_function_that_changes_its_lists_changes_no_problem(judge, file):
 def test_what_a_function_switches_in_torch_is_switched_back(judge, file):
     assert rewards(judge, file, "switches") == [1.0, 1.0]
     assert torch.is_grad_enabled() and torch.get_default_dtype() == torch.float32
+
+
+def test_where_the_run_is_and_what_ends_it_stay_as_they_were(judge, file):
+    before = os.getcwd(), signal.getsignal(signal.SIGTERM), np.geterr()
+    assert rewards(judge, file, "moves") == [1.0, 1.0]
+    assert (os.getcwd(), signal.getsignal(signal.SIGTERM), np.geterr()) == before
 
 
 def test_a_reward_that_is_none_needs_no_traceback_of_ours(judge, file):
