@@ -40,7 +40,8 @@ def fresh_adapter(base: PreTrainedModel, config: ModelConfig, seed: int) -> Peft
         ConfigError: if no layer is named by `lora_targets`, or none has so high a rank.
     """
     _check_rank(base, config.lora_rank)
-    targets = config.lora_targets
+    targets, linear = config.lora_targets, linear_names(base)
+    _check_names(base, config, linear)
     if targets == ALL_LINEAR:
         with whole_in_passes(base, decoder_layers(base)):
             targets = plain_linear_layers(base)
@@ -65,8 +66,7 @@ def fresh_adapter(base: PreTrainedModel, config: ModelConfig, seed: int) -> Peft
         return get_peft_model(base, lora)
     except (ValueError, re.error) as error:
         raise ConfigError(
-            f"model.lora_targets: {config.lora_targets}: {error} The linear layers of its language "
-            f"model: {', '.join(linear_names(base))}; or write {ALL_LINEAR} for all of them"
+            f"model.lora_targets: {config.lora_targets}: {str(error).rstrip('.')}. {_there(linear)}"
         ) from error
 
 
@@ -189,8 +189,43 @@ def _excluded(base: PreTrainedModel, config: ModelConfig) -> str | None:
     if isinstance(own, str):
         patterns.append(own)
     else:
-        patterns += [rf"(.*\.)?{re.escape(name)}" for name in own]
+        patterns += [rf"(.*\.)?{re.escape(name)}(\..*)?" for name in own]
     return "|".join(f"({pattern})" for pattern in patterns) or None
+
+
+def _check_names(base: PreTrainedModel, config: ModelConfig, linear: list[str]) -> None:
+    """Refuse a name among targets and exclusions that no layer has: of several, PEFT passes over
+    those. (The default names do not all have to be there.)"""
+    targets, excluded = config.lora_targets, config.lora_exclude
+    names = {"lora_exclude": [excluded] if isinstance(excluded, str) else excluded}
+    if not isinstance(targets, str) and targets != ModelConfig().lora_targets:
+        names["lora_targets"] = targets
+    layers = [f".{name}" for name, _ in base.named_modules()]
+    for key, given in names.items():
+        for name in given:
+            if isinstance(excluded, str) and key == "lora_exclude":
+                there = any(_matches(key, name, layer[1:]) for layer in layers)
+            else:
+                there = any(layer.endswith(f".{name}") for layer in layers)
+            if not there:
+                raise ConfigError(
+                    f"model.{key}: no layer of this {base.config.model_type} model has the name "
+                    f"{name!r}. {_there(linear)}"
+                )
+
+
+def _matches(key: str, pattern: str, name: str) -> bool:
+    try:
+        return re.fullmatch(pattern, name) is not None
+    except re.error as error:
+        raise ConfigError(f"model.{key}: {pattern!r} is no regular expression: {error}") from error
+
+
+def _there(linear: list[str]) -> str:
+    return (
+        f"The linear layers of its language model: {', '.join(linear)}; or write {ALL_LINEAR} for "
+        "all of them"
+    )
 
 
 def _check_rank(base: nn.Module, rank: int) -> None:

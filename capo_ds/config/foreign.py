@@ -14,7 +14,7 @@ KEYS = {
     "rollout.max_prompt_tokens": "max_prompt_length prompt_max_len",
     "rollout.dynamic_sampling": "filter_groups dynamic_filtering max_num_gen_batches",
     "rollout.max_prompt_tokens and rollout.max_new_tokens": "max_model_len max_model_length "
-    "vllm_max_model_length max_length max_seq_length max_len",
+    "vllm_max_model_length max_length max_seq_length max_seq_len max_len cutoff_len",
     "rollout.sampler": "use_vllm vllm_mode rollout.name fast_inference",
     "rollout.server_url": "vllm_server_base_url vllm_server_host vllm_server_port",
     "rollout.timeout": "vllm_server_timeout",
@@ -22,7 +22,7 @@ KEYS = {
     "rollout.tensor_parallel": "tensor_model_parallel_size vllm_tensor_parallel_size",
     "rollout.temperature": "temp",
     "rollout.importance_correction": "vllm_importance_sampling_correction rollout_is "
-    "importance_sampling_level rollout_correction vllm_importance_sampling_mode",
+    "rollout_correction vllm_importance_sampling_mode",
     "rollout.importance_cap": "vllm_importance_sampling_cap tis_imp_ratio_cap rollout_is_threshold",
     "rollout.ahead": "max_staleness staleness_threshold max_async_level max_head_offpolicyness "
     "async_level",
@@ -37,7 +37,7 @@ KEYS = {
     "objective.epochs": "num_iterations ppo_epochs num_ppo_epochs max_epochs",
     "objective.minibatches": "ppo_mini_batch_size num_mini_batches steps_per_generation",
     "objective.loss_aggregation": "loss_agg_mode",
-    "objective.name": "policy_loss loss_mode surrogate loss",
+    "objective.name": "policy_loss loss_mode surrogate loss importance_sampling_level",
     "objective.name and objective.loss_aggregation": "loss_type",
     "objective.baseline": "advantages advantage mean_level",
     "objective.scale_advantages": "scale_rewards norm_adv_by_std_in_grpo whiten_advantages "

@@ -37,8 +37,8 @@ class ModelConfig(Section):
     )
     lora_exclude: list[str] | str = Field(
         default=[],
-        description="names of layers among them that get none, or a regular expression of whole "
-        "names",
+        description="names of layers or whole blocks (mlp) that get none, or a regular expression "
+        "of whole names",
     )
     adapter: str | None = Field(
         default=None,

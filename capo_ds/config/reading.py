@@ -23,7 +23,7 @@ from capo_ds.config.foreign import elsewhere_called
 from capo_ds.config.paths import expand
 from capo_ds.config.section import Section
 from capo_ds.config.settings import Config
-from capo_ds.config.text import decode, parse_yaml
+from capo_ds.config.text import decode, parse_value, parse_yaml
 from capo_ds.parts import nearest
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -130,7 +130,7 @@ def _apply_override(settings: dict[str, Any], override: str) -> None:
         if not isinstance(settings.setdefault(section, {}), dict):
             raise ConfigError(f"--set {override}: {section} is a value, not a section")
         settings = settings[section]
-    settings[name] = parse_yaml(value, f"--set {override}")
+    settings[name] = parse_value(value, f"--set {override}")
 
 
 def _explain(problem: dict[str, Any]) -> str:
@@ -191,7 +191,7 @@ def _remedy(key: str, kind: str, value: Any, told: dict[str, Any]) -> str:
         return ""
     if isinstance(value, bool):
         return "; YAML reads on, off, yes and no as true and false: put text in quotes"
-    if isinstance(value, int | float | date) and key != "deepspeed":
+    if isinstance(value, int | float | date | dict | list) and key != "deepspeed":
         return "; put it in quotes to make it text"
     if isinstance(value, str) and (
         word := nearest(value, re.findall(r"'([^']+)'", told.get("expected", "")))
@@ -226,6 +226,11 @@ def _unknown(key: str, location: list[str], value: Any) -> Iterator[str]:
 
 def _did_you_mean(location: list[str]) -> str:
     *sections, name = location
+    if "." in name and not sections and name in dict(_fields(Config)):
+        section, _, rest = name.partition(".")
+        return (
+            f"keys are nested: write `{section}:`, and in the lines below it, indented, `{rest}:`"
+        )
     if told := elsewhere_called(location):
         return told
     known = [key for key, _ in _fields(Config)]

@@ -60,6 +60,25 @@ def parse_yaml(text: str, name: str) -> Any:
         raise ConfigError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from error
 
 
+def parse_value(text: str, name: str) -> Any:
+    """A value that stands alone, as on a command line. Raises `ConfigError` also for signs that
+    YAML passes over: a comment, a name for what follows.
+
+    name: of what it stands in.
+    """
+    remedy = "; put text with such signs in quotes of its own: 'KEY=\"TEXT\"'"
+    try:
+        value = parse_yaml(text, name)
+    except ConfigError as error:
+        raise ConfigError(f"{error}{remedy}") from error
+    tokens = [token for token in yaml.scan(text) if not isinstance(token, yaml.StreamEndToken)]
+    rest = text[tokens[-1].end_mark.index :].strip()
+    if rest or any(isinstance(token, yaml.AnchorToken) for token in tokens):
+        sign = "# a comment" if rest else "& a name for what follows it"
+        raise ConfigError(f"{name}: YAML takes {sign}{remedy}")
+    return value
+
+
 class _Loader(yaml.SafeLoader):
     """PyYAML keeps the last of two equal keys without a word."""
 

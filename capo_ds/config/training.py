@@ -50,7 +50,10 @@ class TrainConfig(Section):
         "least, and fewer where that saves more padding than a pass costs",
     )
     seed: StrictInt = Field(
-        default=0, ge=0, description="seed of sampling and of the LoRA initialisation"
+        default=0,
+        ge=0,
+        lt=2**63,  # which torch takes
+        description="seed of sampling and of the LoRA initialisation",
     )
     eval_every: StrictInt = Field(
         default=20, ge=0, description="steps between evaluations; 0 = never"
@@ -119,4 +122,6 @@ class WarmupConfig(Section):
         description="shares of demonstration styles: worked (steps, boxed answer), direct (boxed "
         "answer alone), plain (steps, answer not boxed)",
     )
-    seed: StrictInt = Field(default=0, ge=0, description="seed of initialisation and order")
+    seed: StrictInt = Field(
+        default=0, ge=0, lt=2**63, description="seed of initialisation and order"
+    )

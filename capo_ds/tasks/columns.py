@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from capo_ds.tasks.files import exact_text
 
 MEDIA = ("image", "images", "video", "videos", "audio", "audios")
+MESSAGE_KEYS = ({"role", "content"}, {"from", "value"})
 
 
 def holds(row: dict[str, Any], name: str) -> bool:
@@ -48,17 +50,30 @@ def check_media(row: dict[str, Any]) -> None:
 
 
 def decoded(value: Any) -> Any:
-    """A conversation that is stored as the text of its JSON; any other value as it is."""
+    """A conversation that is stored as the text of its JSON, or of its Python (as pandas writes a
+    list into a CSV file); any other value as it is.
+
+    Raises:
+        ValueError: it begins as one, but cannot be read.
+    """
     if not isinstance(value, str) or not re.match(r"\s*\[\s*\{", value):
         return value
-    try:
-        messages = json.loads(value)
-    except ValueError:
-        return value
-    are = all(
-        isinstance(message, dict) and {*message} >= {"role", "content"} for message in messages
-    )
-    return messages if are else value
+    for read in (json.loads, ast.literal_eval):
+        try:
+            messages = read(value)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+        are = all(
+            isinstance(message, dict) and any({*message} >= keys for keys in MESSAGE_KEYS)
+            for message in messages
+        )
+        return messages if are else value
+    if re.match(r"\s*\[\s*\{\s*(['\"])(role|content)\1\s*:", value):
+        raise ValueError(
+            f"holds what looks like messages, {value[:40]!r}..., but is neither JSON nor a list of "
+            "Python's; store them as JSON, or in Parquet as a list"
+        )
+    return value
 
 
 def conversation(value: list[Any], name: str) -> list[dict[str, Any]]:

@@ -23,6 +23,8 @@ SPLIT_WORDS = {
     "validation": {"validation", "valid", "val", "dev"},
 }
 
+SPLIT_NAME = r"(?:^|\+)\s*(\w+)"  # in the words of the `datasets` library: train[:100]+test
+
 
 def ending(path: Path) -> str | None:
     """The format by a file's name, such as `.jsonl` for Rows.JSONL.gz; None for others."""
@@ -57,7 +59,7 @@ def read_split(place: Path, spec: str) -> list[Row]:
 
     spec: its name, or a part of it in the words of the `datasets` library: `train[:100]`.
     """
-    names = re.findall(r"(?:^|\+)\s*(\w+)", spec)
+    names = re.findall(SPLIT_NAME, spec)
     if place.is_file():
         rows = {"train": read_file(place)}
     else:
@@ -82,9 +84,15 @@ def saved_split(place: Path, spec: str | None, own_split: str) -> list[Row]:
 
 
 def _parts(splits: Mapping[str, Sized], spec: str) -> list[tuple[str, range]]:
-    """Names of splits and their rows that a spec names."""
+    """Names of splits and their rows that a spec names. Raises `ConfigError`."""
     import datasets
 
+    unknown = [name for name in re.findall(SPLIT_NAME, spec) if name not in splits]
+    if unknown:
+        raise ConfigError(
+            f"it has no split {unknown[0]!r}, which train_split, test_split or split asks for, but "
+            f"{', '.join(splits)}" + (" (a file is one split)" if [*splits] == ["train"] else "")
+        )
     sizes = {name: len(rows) for name, rows in splits.items()}
     parts = datasets.ReadInstruction.from_spec(spec).to_absolute(sizes)
     return [(part.splitname, range(part.from_, part.to)) for part in parts]

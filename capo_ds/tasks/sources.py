@@ -157,7 +157,10 @@ def _problem(
     check_media(row)
     values = {column: value_at(row, column) for column in (prompt, answer)}
     messages = None
-    values[prompt] = decoded(values[prompt])
+    try:
+        values[prompt] = decoded(values[prompt])
+    except ValueError as error:
+        raise ValueError(f"column {prompt!r} {error}") from error
     if isinstance(values[prompt], list):
         messages = conversation(values[prompt], prompt)
         values[prompt] = last_words(messages)
@@ -174,6 +177,8 @@ def _problem(
     reference = source.read_answer(told[answer])
     if not reference:
         raise ValueError(f"column {answer!r} holds no answer")
+    if not told[prompt]:
+        raise ValueError(f"column {prompt!r} holds blanks alone")
     text = values[prompt] if isinstance(values[prompt], str) else told[prompt]
     return Problem(text, reference, worked, dict(row), messages=messages)
 

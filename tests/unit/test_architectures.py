@@ -210,6 +210,26 @@ def test_layers_are_excluded_by_name_and_pattern(random_model):
         assert not any("k_proj" in name for name in names)
 
 
+def test_names_that_no_layer_has_are_told(random_model):
+    def load(**keys):
+        load_policy(ModelConfig(path=random_model, lora_rank=2, **keys), seed=0)
+
+    with pytest.raises(ConfigError, match=r"model\.lora_targets: .*'qproj'.*k_proj.*all-linear"):
+        load(lora_targets=["v_proj", "qproj"])
+    for exclude in (["nothing"], r".*\.nothing"):
+        with pytest.raises(ConfigError, match=r"model\.lora_exclude: no layer .*nothing"):
+            load(lora_exclude=exclude)
+    with pytest.raises(ConfigError, match=r"model\.lora_exclude: '\*x' is no regular"):
+        load(lora_exclude="*x")
+
+
+def test_what_is_inside_an_excluded_block_gets_none(random_model):
+    keys = {"lora_targets": "all-linear", "lora_exclude": ["mlp"]}
+    config = ModelConfig(path=random_model, lora_rank=2, **keys)
+    names = get_peft_model_state_dict(load_policy(config, seed=0))
+    assert names and all("self_attn" in name for name in names)
+
+
 def test_router_noise_is_off_in_every_pass(tmp_path):
     sizes = {"num_local_experts": 4, "num_experts_per_tok": 2, "router_jitter_noise": 0.5}
     path = saved(MixtralConfig(**TEXT | sizes), tmp_path)

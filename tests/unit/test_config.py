@@ -109,6 +109,36 @@ def test_bad_overrides(tmp_path, override):
         load_config(path, [override])
 
 
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("Answer # now", "takes # a comment; .*in quotes of its own"),
+        ("#1", "takes # a comment"),
+        ("&a", "takes & a name"),
+        ("*bold*", "not valid YAML: .*in quotes of its own"),
+        ("Answer: now", "bad value {'Answer': 'now'}.* put it in quotes"),
+    ],
+)
+def test_text_on_the_command_line_that_yaml_reads_otherwise(tmp_path, value, message):
+    path = tmp_path / "config.yaml"
+    path.write_text("")
+    with pytest.raises(ConfigError, match=message):
+        load_config(path, [f"prompt.instruction={value}"])
+    quoted = load_config(path, [f'prompt.instruction="{value}"'])
+    assert quoted.prompt.instruction == value
+
+
+def test_keys_with_dots_in_a_file_are_told_to_be_nested():
+    with pytest.raises(ConfigError, match=r"train\.steps: .*write `train:`, .*`steps:`"):
+        parse_config({"train.steps": 3})
+
+
+def test_seeds_are_what_torch_takes():
+    assert parse_config({"train": {"seed": 2**63 - 1}}).train.seed == 2**63 - 1
+    with pytest.raises(ConfigError, match=r"train\.seed: bad value"):
+        parse_config({"train": {"seed": 2**63}})
+
+
 @pytest.mark.parametrize("text", ["- a\n- b\n", "a: [1", "a: 2026-13-01", None])
 def test_unreadable_files(tmp_path, text):
     path = tmp_path / "config.yaml"

@@ -208,6 +208,11 @@ def test_a_hub_name_becomes_these_arguments_of_load_dataset(monkeypatch, config,
             {"name": "gsm8k", "path": "{chat}"},
             "row 0: the content of a user|row 0: column 'question': the content of a user",
         ),
+        ({"name": "gsm8k", "path": "{spaces}"}, "row 0: column 'question' holds blanks alone"),
+        (
+            {"name": "gsm8k", "path": "{rows}", "train_split": "dev[:9]"},
+            "no split 'dev', which tra",
+        ),
         ({"name": "gsm8k", "path": "./nowhere"}, r"no file or folder './nowhere'"),
         ({"name": "gsm8k", "path": "nowhere.jsonl"}, "no file or folder 'nowhere.jsonl'"),
         ({"name": "gsm8k", "path": "{folder}", "train_split": "dev"}, "'{folder}' cannot be"),
@@ -220,6 +225,7 @@ def test_data_that_cannot_be_used_is_told(tmp_path, config, message):
         "bad": jsonl(tmp_path / "bad.jsonl", [GSM8K[0], {"question": "?", "answer": "72"}]),
         "empty": jsonl(tmp_path / "empty.jsonl", [{"question": "?", "answer": ""}]),
         "blank": jsonl(tmp_path / "blank.jsonl", [{"question": "?", "answer": "#### "}]),
+        "spaces": jsonl(tmp_path / "spaces.jsonl", [{"question": " \n", "answer": "#### 7"}]),
         "chat": jsonl(tmp_path / "chat.jsonl", [{"question": [{"role": "user"}], "answer": "a"}]),
         "folder": str(tmp_path),
     }
@@ -283,7 +289,7 @@ def test_trls_and_verls_data_sets(tmp_path):
 def test_conversations_in_other_clothes(tmp_path):
     talk = [{"role": "user", "content": "What is 1+1?"}]
     parts = [{"type": "text", "text": "What is "}, {"type": "text", "text": "1+1?"}]
-    for told in (json.dumps(talk), [{"role": "user", "content": parts}]):
+    for told in (json.dumps(talk), str(talk), [{"role": "user", "content": parts}]):
         path = jsonl(tmp_path / "rows.jsonl", [{"q": told, "a": "2"}])
         (problem,) = benchmark("custom", path, prompt_column="q", answer_column="a")
         assert problem.messages == talk and problem.prompt == "What is 1+1?"
@@ -292,8 +298,12 @@ def test_conversations_in_other_clothes(tmp_path):
         (problem,) = benchmark("custom", path, prompt_column="q", answer_column="a")
         assert problem.messages is None and problem.prompt == told
     shared = [{"from": "human", "value": "1+1?"}]
-    path = jsonl(tmp_path / "rows.jsonl", [{"q": shared, "a": "2"}])
-    with pytest.raises(ConfigError, match="rename from and value"):
+    for told in (shared, json.dumps(shared)):
+        path = jsonl(tmp_path / "rows.jsonl", [{"q": told, "a": "2"}])
+        with pytest.raises(ConfigError, match="rename from and value"):
+            benchmark("custom", path, prompt_column="q", answer_column="a")
+    path = jsonl(tmp_path / "rows.jsonl", [{"q": "[{'role': 'user'} {'role': 'x'}]", "a": "2"}])
+    with pytest.raises(ConfigError, match="row 0: column 'q' holds what looks like messages"):
         benchmark("custom", path, prompt_column="q", answer_column="a")
     keys = {"prompt_column": "a", "answer_column": "a", "solution_column": "steps"}
     with pytest.raises(ConfigError, match="no column 'steps'; set solution_column to one of 'q'"):
