@@ -12,9 +12,10 @@ from __future__ import annotations
 from peft import PeftModel
 from step_shapes import Size, unloaded
 
+from capo_ds.capacity import Capacity, readable
 from capo_ds.config import HOME, ConfigError, parse_config
 from capo_ds.cost.cluster import load_cluster
-from capo_ds.memory import Capacity, plan_memory, readable
+from capo_ds.memory import plan_memory
 
 PROMPT, RESPONSE, MICRO_BATCH = 256, 1024, 8
 UPDATE = (64, 512, PROMPT, RESPONSE, MICRO_BATCH, "bfloat16")  # of LoRA rank 64 and 512 samples

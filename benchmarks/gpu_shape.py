@@ -17,11 +17,12 @@ from step import PLAIN, VARIANTS, plain_update
 from step_shapes import SIZES, Size, clock, make_model, settings
 from torch import Tensor
 
+from capo_ds.capacity import used_memory
 from capo_ds.config import Config
 from capo_ds.distributed import comm
 from capo_ds.distributed.engine import CapoEngine
 from capo_ds.learner import Learner
-from capo_ds.memory import plan_on_all_ranks, used_memory
+from capo_ds.memory import plan_on_all_ranks
 from capo_ds.models import load_policy
 from capo_ds.rollout.base import Draw
 from capo_ds.rollout.hf import HuggingFaceSampler

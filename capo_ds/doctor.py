@@ -16,9 +16,9 @@ import torch
 import torch.distributed as dist
 
 from capo_ds import machines
+from capo_ds.capacity import GIB, readable
 from capo_ds.config import HOME, Config, ConfigError, load_config
 from capo_ds.distributed import comm, launch
-from capo_ds.memory import GIB, readable
 from capo_ds.telemetry.metrics import read_metrics
 from capo_ds.telemetry.provenance import PACKAGES
 

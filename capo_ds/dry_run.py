@@ -10,6 +10,7 @@ import torch
 import yaml
 from peft import PeftModel
 
+from capo_ds.capacity import readable
 from capo_ds.config import Config
 from capo_ds.cost.shape import Shape
 from capo_ds.cost.step import Step, step_of
@@ -17,7 +18,7 @@ from capo_ds.distributed import comm
 from capo_ds.distributed.deepspeed_json import read_deepspeed_json, zero_stage
 from capo_ds.distributed.engine import CapoEngine
 from capo_ds.facts import without_prompts
-from capo_ds.memory import plan_on_all_ranks, readable
+from capo_ds.memory import plan_on_all_ranks
 from capo_ds.preparation import prepare
 from capo_ds.rehearsal import Passes, rehearse
 from capo_ds.rollout.base import SamplerRun

@@ -17,9 +17,9 @@ import torch
 import torch.distributed as dist
 import yaml
 
+from capo_ds.capacity import readable
 from capo_ds.config import BUILTIN_MODELS, HOME, Config
 from capo_ds.distributed import comm, launch
-from capo_ds.memory import readable
 from capo_ds.parts import MARK
 from capo_ds.telemetry.provenance import PACKAGES, version
 from capo_ds.terminal import aligned

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import psutil
 import torch
 from peft import PeftModel
 from transformers import PretrainedConfig
 
 from capo_ds.architecture import text_config
+from capo_ds.capacity import NOTHING, Capacity, measure_capacity, readable
 from capo_ds.config import Config, ConfigError
 from capo_ds.distributed import comm, launch
 from capo_ds.distributed.deepspeed_json import read_deepspeed_json, zero_stage
@@ -17,10 +17,10 @@ from capo_ds.distributed.zero import parameter_count
 from capo_ds.gradients.store import held_samples
 from capo_ds.log_probs import LOGIT_CHUNK_TOKENS, WHOLE_LOGITS
 from capo_ds.parts import built_in, names
+from capo_ds.quantization import is_four_bit
 from capo_ds.rollout.base import SamplerBytes, SamplingShapes
 from capo_ds.rollout.choose import sampler_bytes, shares_policy
 
-GIB = 2**30
 WEIGHTS, PART = "weights", "weights, this rank's part"
 USABLE = 0.9  # of the memory: the rest goes to fragments, and to what is not estimated
 TRAINED_BYTES = 5 * 4  # a LoRA factor, its gradient, ZeRO's bucket, AdamW's two moments: float32
@@ -37,24 +37,10 @@ SMALLER = (
     "set gradients.sketch to sparse (recompute then keeps sketches alone), or raise "
     "objective.minibatches"
 )
-
-
-@dataclass(frozen=True)
-class Capacity:
-    """Bytes of one rank. shared: device and host are one memory (CPU)."""
-
-    device: int
-    host: int
-    shared: bool = False
-
-    @staticmethod
-    def least(capacities: list[Capacity]) -> Capacity:
-        """What every rank has."""
-        return Capacity(
-            min(capacity.device for capacity in capacities),
-            min(capacity.host for capacity in capacities),
-            capacities[0].shared,
-        )
+UNQUANTISED = (
+    "weights in 4 bits are whole on each rank while they load; those in model.dtype come in parts "
+    "(model.load_in_4bit: false, or the unquantised model)"
+)
 
 
 @dataclass(frozen=True)
@@ -62,12 +48,13 @@ class MemoryPlan:
     """Estimated bytes on one rank by purpose; in brackets, the key that lowers it.
 
     needs: on the device, whatever the store. stores: on the device and on the host, for each store
-    that these settings allow, the fastest first.
+    that these settings allow, the fastest first. loading: on the device, before all that.
     """
 
     needs: dict[str, int]
     stores: dict[str, Capacity]
     capacity: Capacity
+    loading: int = 0
 
     @property
     def needed(self) -> int:
@@ -76,11 +63,12 @@ class MemoryPlan:
     def fits(self, store: str) -> bool:
         """Whether the run fits with this store."""
         used, there = self.stores[store], self.capacity
-        if there.shared:
-            return self.needed + used.device + used.host <= USABLE * there.device
-        return (
-            self.needed + used.device <= USABLE * there.device and used.host <= USABLE * there.host
-        )
+        on_host = there.shared or used.host <= USABLE * there.host
+        return self.on_device(used) <= USABLE * there.device and on_host
+
+    def on_device(self, kept: Capacity) -> int:
+        """The most there ever is, if gradients are kept so."""
+        return max(self.loading, self.needed + kept.device + kept.host * self.capacity.shared)
 
     def choose(self, wanted: str) -> str:
         """The wanted store, or for `auto` the fastest that fits (else the smallest, recompute).
@@ -100,9 +88,12 @@ class MemoryPlan:
     def check(self, store: str) -> None:
         """Whether the run fits with this store. Raises `ConfigError` with what it needs, of what
         there is, and what would lower it."""
-        if self.fits(store) if self.stores else self.needed <= USABLE * self.capacity.device:
+        room = USABLE * self.capacity.device
+        if self.fits(store) if self.stores else self.on_device(NOTHING) <= room:
             return
-        if self.needed <= USABLE * self.capacity.device:
+        if self.loading > room:
+            remedy = UNQUANTISED
+        elif self.needed <= room:
             others = [name for name in self.stores if self.fits(name)]
             least = FEWER if "recompute" in self.stores else SMALLER
             remedy = f"set gradients.store to {others[0]}" if others else least
@@ -115,20 +106,21 @@ class MemoryPlan:
 
     def told(self, store: str) -> str:
         """The whole with this store, of the capacity, and its parts."""
-        kept = self.stores.get(store, Capacity(0, 0))
+        kept = self.stores.get(store, NOTHING)
         parts = dict(self.needs)
         if self.stores:
             parts[f"gradients (gradients.store: {store}; all: {self.describe_stores()})"] = (
                 kept.device + kept.host * self.capacity.shared
             )
+        if self.loading > sum(parts.values()):
+            parts["before that, as weights in 4 bits load: whole on each rank"] = self.loading
         rows = [f"  {readable(count):>10}  {name}" for name, count in parts.items()]
         return "\n".join([self._all(store), *rows])
 
     def _all(self, store: str) -> str:
         """What is needed with this store, of the capacity."""
-        kept, there = self.stores.get(store, Capacity(0, 0)), self.capacity
-        device = self.needed + kept.device + kept.host * there.shared
-        told = f"{readable(device)} of {readable(there.device)}"
+        kept, there = self.stores.get(store, NOTHING), self.capacity
+        told = f"{readable(self.on_device(kept))} of {readable(there.device)}"
         if kept.host and not there.shared:
             told += f", and {readable(kept.host)} of {readable(there.host)} on the host"
         return told
@@ -167,8 +159,9 @@ def plan_memory(config: Config, policy: PeftModel, ranks: int, capacity: Capacit
     }
     if sampler.always:
         needs[f"the sampler ({sampler.key or 'rollout.sampler'})"] = sampler.always
-    stores = _stores(config, samples, trainable, capacity.shared)
-    return MemoryPlan(needs, stores if config.uses_per_sample_gradients else {}, capacity)
+    per_sample = config.uses_per_sample_gradients
+    stores = _stores(config, samples, trainable, capacity.shared) if per_sample else {}
+    return MemoryPlan(needs, stores, capacity, _loading(config, policy))
 
 
 def _sampling_shapes(
@@ -275,6 +268,13 @@ def _weights(config: Config, policy: PeftModel, ranks: int) -> dict[str, int]:
     return {PART: part, f"weights gathered ({key})": gathered}
 
 
+def _loading(config: Config, policy: PeftModel) -> int:
+    """At ZeRO 3, of weights in 4 bits: they are shared out by the engine, others as they come."""
+    if zero_stage(read_deepspeed_json(config.deepspeed)) < 3 or not is_four_bit(policy):
+        return 0
+    return sum(parameter_count(p) * p.element_size() for p in policy.parameters())
+
+
 def sketched_together(config: Config) -> bool:
     """Whether gradients may wait to be sketched together, as where the map is dense; of a user's
     sketch it is not known."""
@@ -324,26 +324,3 @@ def plan_on_all_ranks(config: Config, policy: PeftModel) -> MemoryPlan:
     capacity = measure_capacity(comm.device(), launch.ranks_here())
     capacity = Capacity.least(comm.gather(capacity))
     return plan_memory(config, policy, comm.world_size(), capacity)
-
-
-def measure_capacity(device: torch.device, ranks_here: int) -> Capacity:
-    """What this rank may use, free or its own already; `ranks_here` share the host's memory."""
-    host = psutil.virtual_memory().available // ranks_here + psutil.Process().memory_info().rss
-    if device.type == "cpu":
-        return Capacity(host, host, shared=True)
-    return Capacity(torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved(), host)
-
-
-def used_memory(device: torch.device) -> tuple[str, int]:
-    """Metric and bytes on this rank: of a GPU the most that torch held since the last call, on CPU
-    the process's resident set now (its peak cannot be measured anew)."""
-    if device.type == "cpu":
-        return "memory/resident_bytes", psutil.Process().memory_info().rss
-    peak = torch.cuda.max_memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    return "memory/peak_bytes", peak
-
-
-def readable(count: int) -> str:
-    """A number of bytes for people."""
-    return f"{count / GIB:.2f} GiB" if count >= GIB else f"{count / 2**20:.1f} MiB"

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from capo_ds.callbacks import Callback, Callbacks
+from capo_ds.capacity import used_memory
 from capo_ds.config import Config
 from capo_ds.deal import Deal
 from capo_ds.distributed import comm
@@ -21,7 +22,7 @@ from capo_ds.interruption import Interruption
 from capo_ds.learner import Learner
 from capo_ds.learning.batch import Batch, Heard
 from capo_ds.learning.passes import with_sample_size
-from capo_ds.memory import plan_on_all_ranks, used_memory
+from capo_ds.memory import plan_on_all_ranks
 from capo_ds.preparation import prepare
 from capo_ds.rehearsal import Passes, rehearse
 from capo_ds.responses import Responses

@@ -6,6 +6,7 @@ import socket
 
 from peft import PeftModel
 
+from capo_ds.capacity import Capacity
 from capo_ds.config import Config, ConfigError
 from capo_ds.cost.cluster import Cluster, load_cluster
 from capo_ds.cost.forecast import forecast, table
@@ -14,7 +15,7 @@ from capo_ds.cost.shape import Shape
 from capo_ds.cost.step import Step, step_of
 from capo_ds.cost.unloaded import random_base, unloaded_policy
 from capo_ds.distributed import comm
-from capo_ds.memory import Capacity, MemoryPlan, plan_memory
+from capo_ds.memory import MemoryPlan, plan_memory
 from capo_ds.models import load_policy
 from capo_ds.rollout.base import check_room
 from capo_ds.rollout.colocated import check_groups

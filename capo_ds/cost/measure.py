@@ -12,6 +12,7 @@ import torch.distributed as dist
 from peft import PeftModel
 
 from capo_ds.aggregation.update import Samples
+from capo_ds.capacity import measure_capacity
 from capo_ds.config import Config, ConfigError
 from capo_ds.configured import make_solver, sketches
 from capo_ds.cost.cluster import Cluster, Link, Rates, Sketching
@@ -23,7 +24,7 @@ from capo_ds.distributed.gram import product_with_itself
 from capo_ds.gradients.per_sample import PerSampleGradients
 from capo_ds.gradients.sketch import DEFAULT_DIM
 from capo_ds.gradients.store import GradientStore
-from capo_ds.memory import measure_capacity, sketched_together
+from capo_ds.memory import sketched_together
 from capo_ds.models import token_log_probs
 from capo_ds.rollout.base import Draw
 from capo_ds.rollout.hf import HuggingFaceSampler

@@ -12,17 +12,11 @@ from transformers import (
     Qwen2MoeConfig,
 )
 
+from capo_ds.capacity import Capacity
 from capo_ds.config import ConfigError, parse_config
+from capo_ds.cost.unloaded import unloaded_policy
 from capo_ds.distributed.engine import CapoEngine
-from capo_ds.memory import (
-    KEPT_OF_MLP,
-    KEPT_OF_WIDTH,
-    Capacity,
-    MemoryPlan,
-    mlp_width,
-    pinned,
-    plan_memory,
-)
+from capo_ds.memory import KEPT_OF_MLP, KEPT_OF_WIDTH, MemoryPlan, mlp_width, pinned, plan_memory
 from capo_ds.models import load_policy
 from capo_ds.rollout import colocated
 
@@ -168,6 +162,32 @@ def test_the_weights_that_a_rank_holds_at_zero_3(random_model, tmp_path):
     (tmp_path / "own.py").write_text(OWN_SAMPLERS)
     assert held(f"{tmp_path / 'own.py'}:Shares", 3) == held("hf", 3)
     assert held(f"{tmp_path / 'own.py'}:Beside", 3) == held("server", 3)
+
+
+def test_weights_in_four_bits_are_whole_while_they_load(random_model, tmp_path):
+    """At ZeRO 3 the engine shares them out; beside an engine of the user's, that is the most."""
+    (tmp_path / "own.py").write_text(OWN_SAMPLERS)
+    zero = {"stage": 3, "stage3_max_live_parameters": 0}
+    (tmp_path / "zero3.json").write_text(json.dumps({"zero_optimization": zero}))
+
+    def planned(**changes) -> MemoryPlan:
+        settings = {
+            "model": {"path": random_model, "lora_rank": 2, "load_in_4bit": True} | changes,
+            "deepspeed": str(tmp_path / "zero3.json"),
+            "rollout": {"sampler": f"{tmp_path / 'own.py'}:Beside", "prompts_per_step": 1},
+        }
+        config = parse_config(settings)
+        policy = unloaded_policy(config.model)
+        whole = sum(p.numel() * p.element_size() for p in policy.parameters())
+        there = Capacity(int(whole / 0.9) - 100, GIB)
+        plan = plan_memory(config, policy, 64, there)
+        assert plan.loading in (0, whole)
+        return MemoryPlan({"weights": whole // 64}, {}, there, plan.loading)
+
+    planned(load_in_4bit=False).check("device")
+    with pytest.raises(ConfigError, match=r"^does not fit: .*whole on each rank while they load"):
+        planned().check("device")
+    assert "before that, as weights in 4 bits load" in planned().told("device")
 
 
 @pytest.mark.parametrize(("shared", "row"), [(True, "the sampler"), (False, "larger of training")])

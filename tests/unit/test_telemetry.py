@@ -14,8 +14,8 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.util.tensor_util import make_ndarray
 from torch.utils.tensorboard import SummaryWriter
 
+from capo_ds.capacity import used_memory
 from capo_ds.config import Config, load_config
-from capo_ds.memory import used_memory
 from capo_ds.telemetry import provenance
 from capo_ds.telemetry.metrics import CONFIG_FILE, STARTS_FILE, Recorder, read_metrics
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, MixtralConfig, Qwen3Config
 
+from capo_ds.capacity import Capacity
 from capo_ds.config import ConfigError, ModelConfig, parse_config
 from capo_ds.cost.shape import Shape
 from capo_ds.cost.unloaded import unloaded_policy
-from capo_ds.memory import Capacity, plan_memory
+from capo_ds.memory import plan_memory
 from capo_ds.models import load_policy
 from capo_ds.quantization import entries
 
