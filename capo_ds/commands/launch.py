@@ -43,6 +43,7 @@ class Keeper:
     def __init__(self, command: list[str]):
         self.command = command
         self.ending = False  # the user or the scheduler wants no more of it
+        self._ended = False  # by this process, at once
         self._asked: list[int] = []  # signals that have not been passed on
         self._process: subprocess.Popen[bytes] | None = None
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -72,6 +73,8 @@ class Keeper:
             status = self._process.returncode
             if status and told.exists() and told.read_text() == str(BAD_CONFIG):
                 return BAD_CONFIG
+        if self._ended:  # not by a loss, as the status of a launcher would have it that was killed
+            return INTERRUPTED
         return 128 - status if status < 0 else status
 
     def _end_left_over(self) -> None:
@@ -95,14 +98,18 @@ class Keeper:
         if not ranks:  # they are elsewhere, and their carrier passes it on
             _send(family[:1], signal.SIGTERM)
         elif self.ending:
-            _end(family, ranks, signal.SIGINT)
+            self._end(family, ranks, signal.SIGINT)
         elif finishing:
             # Ranks of other machines follow these. A launcher that is told would cut them short.
             _send(finishing, signal.SIGINT)
         else:
             print("\ninterrupted: nothing new was saved", file=sys.stderr, flush=True)
-            _end(family, ranks, signal.SIGTERM)
+            self._end(family, ranks, signal.SIGTERM)
         self.ending = True
+
+    def _end(self, family: list[psutil.Process], ranks: list[psutil.Process], number: int) -> None:
+        self._ended = True
+        _end(family, ranks, number)
 
 
 def _end(family: list[psutil.Process], ranks: list[psutil.Process], number: int) -> None:

@@ -12,17 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from capo_ds.config import expand
-
-# Told here, for --help need not wait for what draws them (`telemetry.plots`).
-FIGURES = {
-    "conflict": "Figure 1: shares of samples whose gradient conflicts with g_0, and with what is "
-    "applied.",
-    "evaluation": "Figure 3: greedy accuracy on the test problems over steps, a panel per "
-    "benchmark.",
-    "reward": "Figure 4: mean training reward over steps, for the values of what differs.",
-    "phases": "Seconds per step by phase, over the whole run (evaluations and checkpoints "
-    "included).",
-}
+from capo_ds.telemetry.figures import FIGURES
 
 
 def folder(text: str) -> Path:

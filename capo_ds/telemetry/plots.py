@@ -49,7 +49,7 @@ class NothingToDrawError(ValueError):
 
 
 def draw(groups: list[Group], name: str, folder: Path) -> list[Path]:
-    """Draw one of the `FIGURES` into the folder, as PNG and SVG; their paths.
+    """Draw one of `figures.FIGURES` into the folder, as PNG and SVG; their paths.
 
     Raises:
         NothingToDrawError: if no group has logged what the figure shows.
@@ -57,7 +57,7 @@ def draw(groups: list[Group], name: str, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.png", folder / f"{name}.svg"]
     with plt.rc_context(STYLE):
-        figure = FIGURES[name](groups)
+        figure = DRAWINGS[name](groups)
         figure.savefig(paths[0], dpi=120)
         figure.savefig(paths[1], metadata={"Date": None})
     plt.close(figure)
@@ -65,7 +65,7 @@ def draw(groups: list[Group], name: str, folder: Path) -> list[Path]:
 
 
 def conflict(groups: list[Group]) -> Figure:
-    """Figure 1: shares of samples whose gradient conflicts with g_0, and with what is applied."""
+    """A row per group, a panel per sign of the advantage."""
     groups = _with_metric(groups, "conflict/all_before")
     figure, rows = _panels(len(groups), len(SAMPLES), height=2.6 if len(groups) > 1 else 3.4)
     for row, group in zip(rows, groups, strict=True):
@@ -87,7 +87,7 @@ def conflict(groups: list[Group]) -> Figure:
 
 
 def evaluation(groups: list[Group]) -> Figure:
-    """Figure 3: greedy accuracy on the test problems over steps, a panel per benchmark."""
+    """A panel per benchmark, a line per group."""
     logged = {name for group in groups for line in group.runs[0].metrics for name in line}
     several = sorted(n for n in logged if n.startswith("eval/") and n.count("/") == 2)
     names = [name for name in several if name.endswith("/accuracy")] or ["eval/accuracy"]
@@ -104,7 +104,7 @@ def evaluation(groups: list[Group]) -> Figure:
 
 
 def reward(groups: list[Group]) -> Figure:
-    """Figure 4: mean training reward over steps, for the values of what differs."""
+    """A line per group."""
     figure, ((axes,),) = _panels(1, 1)
     for index, group in enumerate(_with_metric(groups, "reward/mean")):
         _line(axes, group.curve("reward/mean", SMOOTHING), index, group.label)
@@ -115,7 +115,7 @@ def reward(groups: list[Group]) -> Figure:
 
 
 def phases(groups: list[Group]) -> Figure:
-    """Seconds per step by phase, over the whole run (evaluations and checkpoints included)."""
+    """A bar per group, the longest phase first."""
     spent = [_seconds_per_step(group) for group in _with_metric(groups, "time/rollout")]
     names = sorted(set().union(*spent), key=lambda n: -max(s.get(n, 0.0) for s in spent))
     figure, ((axes,),) = _panels(1, 1, height=1.6 + 0.45 * len(groups))
@@ -139,8 +139,8 @@ def phases(groups: list[Group]) -> Figure:
     return figure
 
 
-# Told to users in commands/plot.py.
-FIGURES: dict[str, Callable[[list[Group]], Figure]] = {
+# By their names in `figures.FIGURES`.
+DRAWINGS: dict[str, Callable[[list[Group]], Figure]] = {
     "conflict": conflict,
     "evaluation": evaluation,
     "reward": reward,
