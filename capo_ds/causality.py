@@ -72,6 +72,7 @@ def check_causal(policy: PeftModel) -> None:
         with torch.enable_grad():
             ids = torch.arange(TOKENS, device=embeddings.weight.device)[None]
             logits = policy(input_ids=ids, **taken(model, use_cache=False)).logits
+            _check_numbers(model, logits)
             # Any direction will do; a sum of all logits could be blind to what a norm takes out.
             weights = torch.linspace(-1, 1, logits.shape[-1], device=logits.device).cos()
             value = (logits[0, MIDDLE].float() * weights).sum()
@@ -88,3 +89,16 @@ def check_causal(policy: PeftModel) -> None:
             f"model.path: in this {type(model).__name__} ({kind}) tokens see "
             f"those behind them; {NEEDED}"
         )
+
+
+def _check_numbers(model: Any, logits: Tensor) -> None:
+    """Raises `ConfigError` where the logits are not numbers, naming the weights that are none."""
+    if not logits.isnan().any():
+        return
+    none = [name for name, weight in model.named_parameters() if not weight.isfinite().all()]
+    told = f": {none[0]} holds NaN or infinity; get the weights anew" if none else ""
+    key = "model.adapter" if none and ".lora_" in none[0] else "model.path"
+    raise ConfigError(
+        f"{key}: the logits of this {model.config.model_type} model are NaN{told}"
+        + ("" if none else f", in {logits.dtype}; choose the other model.dtype")
+    )

@@ -20,7 +20,7 @@ from capo_ds.distributed.engine import CapoEngine
 from capo_ds.facts import without_prompts
 from capo_ds.memory import plan_on_all_ranks
 from capo_ds.preparation import prepare
-from capo_ds.rehearsal import Passes, rehearse
+from capo_ds.rehearsal import Passes, passes_of, rehearse
 from capo_ds.rollout.base import SamplerRun
 from capo_ds.rollout.choose import check_sampler
 from capo_ds.run_folder import check_resume
@@ -68,7 +68,7 @@ def _passes(config: Config, policy: PeftModel) -> Passes | None:
         return None
     silent = config.model_copy(update={"train": config.train.model_copy(update={"report_to": []})})
     engine = CapoEngine(policy, silent, 1, Path(config.train.output_dir))
-    return Passes(engine.whole, engine.end_of_pass, engine.lockstep)
+    return passes_of(engine)
 
 
 def _this_rank(config: Config) -> str:

@@ -26,11 +26,12 @@ def as_it_was() -> Iterator[None]:
     Ctrl-C and SIGTERM for itself, switch gradients off for good, change the type or the device of
     new tensors, or make NumPy raise: that is undone at the end."""
     torch_before = _state_of_torch()
-    folder, handlers, errors = os.getcwd(), _handlers(), np.geterr()
+    folder, handlers, errors = _folder(), _handlers(), np.geterr()
     try:
         yield
     finally:
-        os.chdir(folder)
+        if folder and folder != _folder():
+            os.chdir(folder)
         np.seterr(**errors)
         for number, handler in _handlers().items():
             if handler is not handlers[number] and handlers[number] is not None:
@@ -43,6 +44,14 @@ def as_it_was() -> Iterator[None]:
             torch.set_default_dtype(dtype)
             if now[2] != device:
                 torch.set_default_device(device if device.type != "cpu" else None)
+
+
+def _folder() -> str | None:
+    """None where it has been removed."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return None
 
 
 def _handlers() -> dict[int, Any]:

@@ -24,12 +24,14 @@ from capo_ds.architecture import refused, text_config
 from capo_ds.compilation import uncompiled
 from capo_ds.config import Config, ConfigError
 from capo_ds.distributed import comm
+from capo_ds.distributed.engine import CapoEngine
 from capo_ds.gradients.per_sample import PerSampleGradients
 from capo_ds.gradients.store import GradientStore
 from capo_ds.learning.micro_batches import micro_batches
 from capo_ds.log_probs import largest_logit, log_prob_bound, token_log_probs
 from capo_ds.models import first_passes
 from capo_ds.rollout.base import Draw, model_context
+from capo_ds.rollout.choose import shares_policy
 from capo_ds.rollout.hf import HuggingFaceSampler
 from capo_ds.rollout.rollout import Rollout, assemble
 
@@ -48,13 +50,20 @@ GRADIENTS = {"float32": 1e-3, "bfloat16": 0.2}
 class Passes:
     """How the run's passes are made: what ZeRO 3 needs around them.
 
-    whole: around reading and changing parameters. end: after a backward pass. lockstep: whether
-    other ranks take part in each pass.
+    whole: around reading and changing parameters. gathered: around passes that no other rank takes
+    part in, as where the policy samples. end: after a backward pass. lockstep: whether other ranks
+    take part in all other passes.
     """
 
     whole: Callable[..., AbstractContextManager] = lambda *_, **__: nullcontext()
+    gathered: Callable[[], AbstractContextManager] = nullcontext
     end: Callable[[], None] = lambda: None
     lockstep: bool = False
+
+
+def passes_of(engine: CapoEngine) -> Passes:
+    """Of a run with this engine."""
+    return Passes(engine.whole, engine.gathered, engine.end_of_pass, engine.lockstep)
 
 
 @dataclass
@@ -109,13 +118,15 @@ def _measure(
     factors = [p for p in policy.parameters() if p.requires_grad]
     with _random_numbers_kept(), _moved(factors, passes.whole), torch.no_grad():
         where.append("sampling with the model's cache")
-        rows = _rows(config, policy, prompts, passes.lockstep)
+        rows = _rows(config, policy, prompts, passes)
         parts = [
             rows.take(list(part)) for part in micro_batches(rows.widths.tolist(), config.train)
         ]
+        more, most = _agreed(parts, passes.lockstep)
         where.append("a pass over a batch of rows")
-        together = [log_probs(part) for part in parts]
-        again = [log_probs(part) for part in parts]
+        together, again = (
+            [log_probs(part) for part in parts + more][: len(parts)] for _ in range(2)
+        )
         where.append("a pass over one row")
         alone = [log_probs(rows.take([row])) for row in range(len(rows))]
         findings = Findings(
@@ -128,7 +139,7 @@ def _measure(
         if _samples_itself(config):
             sampled = [part.log_probs for part in parts]
             findings.sampler = max(map(_difference, sampled, together, parts))
-        some = rows.take([0, len(rows) - 1][: max(map(len, parts))])
+        some = rows.take([0, len(rows) - 1][:most])
         if config.model.compile:
             where.append("a pass through compiled layers (set model.compile to false)")
             with torch.enable_grad():
@@ -138,6 +149,16 @@ def _measure(
             with torch.enable_grad():
                 findings.gradient = _gradient_error(policy, lambda: log_probs(some).sum(1), passes)
     return findings
+
+
+def _agreed(parts: list[Rollout], lockstep: bool) -> tuple[list[Rollout], int]:
+    """What this rank passes besides, so that all make equally many passes in lockstep, though the
+    widths of their rows differ; and the most rows of a part, that every rank has."""
+    most = max(map(len, parts))
+    if not lockstep:
+        return [], most
+    passes = comm.max_over_ranks(len(parts))
+    return parts[-1:] * (passes - len(parts)), -comm.max_over_ranks(-most)
 
 
 def _log_probs(config: Config, policy: PeftModel, rows: Rollout) -> Tensor:
@@ -204,28 +225,32 @@ def _two_prompts(config: Config, policy: PeftModel, prompts: list[list[int]]) ->
     return [prompt[-length:] for prompt, length in zip(chosen, lengths, strict=True)]
 
 
-def _rows(config: Config, policy: PeftModel, prompts: list[list[int]], lockstep: bool) -> Rollout:
+def _rows(config: Config, policy: PeftModel, prompts: list[list[int]], passes: Passes) -> Rollout:
     """Prompts with responses, in the order of their widths, as training takes them."""
     if _samples_itself(config):
-        rows = _sample(config, policy, prompts, lockstep)
+        rows = _sample(config, policy, prompts, passes)
     else:
         rows = _cut_in_two(policy, prompts)
     return rows.take(rows.widths.argsort(stable=True))
 
 
-def _sample(config: Config, policy: PeftModel, prompts: list[list[int]], lockstep: bool) -> Rollout:
+def _sample(config: Config, policy: PeftModel, prompts: list[list[int]], passes: Passes) -> Rollout:
+    """At ZeRO 3 as in a run: each rank its own responses, with all weights gathered; but where a
+    run's samples elsewhere, and no rank need hold them all, in lockstep, with no row that ends."""
     rollout = config.rollout
+    alone = not passes.lockstep or shares_policy(config)
     shared = rollout.batch_size >= 2 * rollout.group_size  # whether prompts share a batch
     sampler = HuggingFaceSampler(
         policy,
-        # In lockstep none, lest ranks that round differently make unequally many passes.
-        ends=range(0, 0 if lockstep else text_config(policy.config).vocab_size, ENDS_EVERY),
+        ends=range(0, text_config(policy.config).vocab_size if alone else 0, ENDS_EVERY),
         pad=0,
         max_new_tokens=min(NEW_TOKENS, rollout.max_new_tokens),
         batch_size=4 if shared else 2,
     )
-    draws = [Draw(SEED, 0, number) for number in range(len(prompts))]
-    return sampler.sample(prompts, draws, 2, rollout.temperature)
+    own = comm.rank() if passes.lockstep and alone else 0
+    draws = [Draw(SEED, own, number) for number in range(len(prompts))]
+    with passes.gathered() if alone else nullcontext():
+        return sampler.sample(prompts, draws, 2, rollout.temperature)
 
 
 def _cut_in_two(policy: PeftModel, prompts: list[list[int]]) -> Rollout:

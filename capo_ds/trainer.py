@@ -24,7 +24,7 @@ from capo_ds.learning.batch import Batch, Heard
 from capo_ds.learning.passes import with_sample_size
 from capo_ds.memory import plan_on_all_ranks
 from capo_ds.preparation import prepare
-from capo_ds.rehearsal import Passes, rehearse
+from capo_ds.rehearsal import passes_of, rehearse
 from capo_ds.responses import Responses
 from capo_ds.rollout.rollout import Rollout
 from capo_ds.run_folder import going_on
@@ -85,7 +85,7 @@ class Trainer:
             config,
             self.engine.module,
             encode(self.tokenizer, self.train_problems[:PROBE_PROBLEMS]),
-            Passes(self.engine.whole, self.engine.end_of_pass, self.engine.lockstep),
+            passes_of(self.engine),
         )
         rehearse_saving(self.folder, self.engine, self.tokenizer, config)
         self.timer, self.measures = PhaseTimer(), Measures()

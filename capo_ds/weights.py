@@ -23,7 +23,6 @@ from transformers import (
 
 from capo_ds.causality import check_kind
 from capo_ds.config import BUILTIN_MODELS, ConfigError, ModelConfig, folder_named
-from capo_ds.config.text import LFS_POINTER
 from capo_ds.distributed.launch import tell
 from capo_ds.hub import whole_snapshot
 from capo_ds.quantization import (
@@ -42,6 +41,7 @@ from capo_ds.tokenizer_files import (
     sentencepiece_model,
     stands_alone,
 )
+from capo_ds.weight_files import check_shards, problem
 
 ADAPTER_CONFIG = "adapter_config.json"
 WEIGHTS = (".safetensors", ".bin", ".model")
@@ -95,6 +95,7 @@ def load_base_model(config: ModelConfig, empty: bool = False) -> PreTrainedModel
         raise
     except Exception as error:  # of as many kinds as there are formats
         raise _unreadable(config, "cannot load", location, error) from error
+    _check_shapes(config, loaded["mismatched_keys"])
     _check_complete(config, model, loaded["missing_keys"])
     check_read(config, loaded["unexpected_keys"])
     _tell_of_adapter(config, location)
@@ -112,7 +113,7 @@ def _read_weights(
     if config.load_in_4bit:
         arguments["quantization_config"] = four_bits(config)
     architecture = _read_config(config, location)
-    _without_dropout(architecture)
+    _as_a_run_needs_it(architecture)
     stored = prepare_quantised(architecture, config)
     if empty and not (stored or config.load_in_4bit):
         arguments["device_map"] = "meta"
@@ -123,12 +124,28 @@ def _read_weights(
             config=architecture,
             dtype=getattr(torch, config.dtype),
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused with their names
             **arguments,
         )
     given = config.path in BUILTIN_MODELS or folder_named("model.path", config.path)
     model.name_or_path = model.config.name_or_path = str(location) if given else config.path
     setattr(model, STORED_AS, stored)
     return model, loaded
+
+
+def _check_shapes(config: ModelConfig, mismatched: Iterable[Sequence[Any]]) -> None:
+    """Raises `ConfigError` where tensors are of other shapes than config.json says.
+
+    mismatched: names, with the shapes of the file and of the model.
+    """
+    found = sorted((name, tuple(file), tuple(model)) for name, file, model in mismatched)
+    if found:
+        (name, file, model), count = found[0], len(found)
+        raise ConfigError(
+            f"model.path: of the weights at {config.path!r} {count} have another shape than "
+            f"config.json says ({name}: {file}, not {model}): they are not of one model; get the "
+            "folder whole"
+        )
 
 
 def _check_complete(config: ModelConfig, model: PreTrainedModel, missing: Iterable[str]) -> None:
@@ -181,16 +198,18 @@ def check_folder(path: str, location: Path | str, json_files: Sequence[str]) -> 
     if folder is None:
         return
     if (folder / ADAPTER_CONFIG).is_file() and not _is_whole(folder):
+        if told := problem(folder / ADAPTER_CONFIG):
+            raise ConfigError(f"model.path: {folder / ADAPTER_CONFIG} {told}")
         base = json.loads((folder / ADAPTER_CONFIG).read_text()).get("base_model_name_or_path")
         raise ConfigError(
             f"model.path: {path!r} is an adapter; set model.adapter to it and model.path to its "
             f"base model, {base!r}"
         )
     for file in sorted(folder.iterdir()):
-        if (file.suffix in WEIGHTS or file.name in json_files) and (problem := _problem(file)):
-            raise ConfigError(f"model.path: {file} {problem}")
+        if (file.suffix in WEIGHTS or file.name in json_files) and (told := problem(file)):
+            raise ConfigError(f"model.path: {file} {told}")
     for index in folder.glob("*.index.json"):
-        _check_shards(index)
+        check_shards(index)
 
 
 def _is_whole(folder: Path) -> bool:
@@ -229,11 +248,14 @@ def _read_config(config: ModelConfig, location: Path | str) -> PretrainedConfig:
     return architecture
 
 
-def _without_dropout(architecture: PretrainedConfig) -> None:
-    """Nor in a warm-up, whose model is in training mode; nested configs included."""
+def _as_a_run_needs_it(architecture: PretrainedConfig) -> None:
+    """Without dropout, in a warm-up, whose model is in training mode, too; and with outputs by
+    name, of which no more are kept than the logits. Nested configs included."""
+    architecture.return_dict = True
+    architecture.output_hidden_states = architecture.output_attentions = False
     for name, value in list(vars(architecture).items()):
         if isinstance(value, PretrainedConfig):
-            _without_dropout(value)
+            _as_a_run_needs_it(value)
         elif "drop" in name and isinstance(value, float):
             setattr(architecture, name, 0.0)
 
@@ -292,54 +314,3 @@ def _on_disk(location: Path | str) -> Path | None:
     except HFValidationError:  # no name of the hub; the loader says so
         return None
     return Path(cached).parent if isinstance(cached, str) else None
-
-
-def _problem(file: Path) -> str | None:
-    """What is wrong with a file of a model's folder, and what to do; None if it looks whole."""
-    if not file.exists():
-        return "is a link to nothing; download it again"
-    with open(file, "rb") as opened:
-        start = opened.read(len(LFS_POINTER))
-        if start == LFS_POINTER:
-            return "is a Git LFS pointer, not the file itself; run `git lfs pull` in its folder"
-        if file.suffix == ".safetensors":
-            return _safetensors_problem(file, start + opened.read(8))
-    if file.stat().st_size == 0:
-        return "is empty; download it again"
-    if file.suffix == ".json":
-        try:
-            json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            return f"is no JSON ({error}); download it again"
-    return None
-
-
-def _safetensors_problem(file: Path, start: bytes) -> str | None:
-    """The header of the format says how long the file must be."""
-    size = file.stat().st_size
-    cut = f"is cut off, or no safetensors file, at {size} bytes; download it again"
-    if len(start) < 8:
-        return cut
-    length = int.from_bytes(start[:8], "little")
-    if 8 + length > size:
-        return cut
-    with open(file, "rb") as opened:
-        opened.seek(8)
-        try:
-            header = json.loads(opened.read(length))
-            ends = [t["data_offsets"][1] for n, t in header.items() if n != "__metadata__"]
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return cut
-    expected = 8 + length + max(ends, default=0)
-    if size != expected:
-        return f"has {size} bytes where its header tells of {expected}; download it again"
-    return None
-
-
-def _check_shards(index: Path) -> None:
-    names = set(json.loads(index.read_text())["weight_map"].values())
-    if absent := sorted(name for name in names if not (index.parent / name).exists()):
-        raise ConfigError(
-            f"model.path: {index} names {len(names)} files, of which {len(absent)} are not there "
-            f"({', '.join(absent[:NAMED])}); download them"
-        )

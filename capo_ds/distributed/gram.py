@@ -118,11 +118,11 @@ class _Exchange:
         self, matrices: Iterable[Tensor], numbers: Iterable[int]
     ) -> Iterator[tuple[int, Tensor]]:
         """Each exchange's rows, good until the next, with the number of the matrices in it."""
+        if comm.world_size() == 1:
+            yield from zip(numbers, matrices, strict=False)
+            return
         for number, blocks in _together(matrices, numbers, self._columns):
-            if comm.world_size() == 1:
-                yield from ((number, block) for block in blocks)
-            else:
-                yield number, self._exchanged(blocks)
+            yield number, self._exchanged(blocks)
 
     def _exchanged(self, blocks: list[Tensor]) -> Tensor:
         ranks, rank, samples = comm.world_size(), comm.rank(), len(blocks[0])

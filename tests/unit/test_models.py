@@ -3,6 +3,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.nn.functional import log_softmax
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
@@ -146,6 +147,45 @@ def test_what_cannot_be_loaded_names_its_key(random_model, tmp_path):
         load_policy(policy_config(random_model, lora_rank=1000000), seed=0)
     with pytest.raises(ConfigError, match=r"model\.lora_targets.*zz_proj.*q_proj"):
         load_policy(policy_config(random_model, lora_targets=["zz_proj"]), seed=0)
+
+
+def _changed(random_model, folder, change) -> str:
+    """A copy of a model, its tensors changed."""
+    shutil.copytree(random_model, folder)
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return str(folder)
+
+
+def test_weights_that_are_no_numbers_or_of_another_shape_are_named(random_model, tmp_path):
+    name = "model.layers.0.mlp.up_proj.weight"
+    path = _changed(random_model, tmp_path / "nan", lambda w: w[name].fill_(float("nan")))
+    with pytest.raises(ConfigError, match=r"logits .* NaN: .*0\.mlp\.up_proj.* get the weights"):
+        load_policy(policy_config(path), seed=0)
+    cut = tmp_path / "cut"
+    path = _changed(random_model, cut, lambda w: w.update({name: w[name][:5].clone()}))
+    with pytest.raises(ConfigError, match=r"1 have another shape .*up_proj.weight: \(5, .*, not"):
+        load_policy(policy_config(path), seed=0)
+
+
+def test_an_index_of_weights_that_is_none_is_named(random_model, tmp_path):
+    for number, text in enumerate(("{", "{}", "[]")):
+        folder = shutil.copytree(random_model, tmp_path / str(number))
+        (folder / "model.safetensors.index.json").write_text(text)
+        with pytest.raises(ConfigError, match=r"model\.path: .*index\.json is no index of weights"):
+            load_base_model(policy_config(str(folder)))
+
+
+def test_outputs_that_a_config_asks_for_are_not_kept(random_model, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(random_model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"return_dict": False, "output_hidden_states": True, "output_attentions": True}
+    (folder / "config.json").write_text(json.dumps(config))
+    policy = load_policy(policy_config(str(folder)), seed=0)
+    output = policy(input_ids=torch.ones(1, 3, dtype=torch.long))
+    assert output.hidden_states is None and output.attentions is None
 
 
 @pytest.mark.parametrize("target", ["embed_tokens", "lm_head"])
