@@ -23,10 +23,12 @@ from capo_ds.config import ConfigError, ModelConfig, folder_named
 from capo_ds.distributed.zero import whole_in_passes
 from capo_ds.hub import adapter_snapshot
 from capo_ds.peft_internals import active_adapter
+from capo_ds.weight_files import problem
 from capo_ds.weights import ADAPTER_CONFIG
 
 POLICY, REFERENCE = "default", "reference"  # names of adapters in PEFT
 ALL_LINEAR = "all-linear"
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 # Ways to start an adapter that change the base weights, which are not in its folder.
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 FIELDS_REFUSED = ("modules_to_save", "trainable_token_indices", "target_parameters")
@@ -83,7 +85,9 @@ def read_adapter(folder: str, key: str = "model.adapter") -> LoraConfig:
         raise ConfigError(
             f"{key}: no PEFT adapter at {folder!r} (a folder with {ADAPTER_CONFIG}): {error}"
         ) from error
-    wrong = None
+    wrong = _no_number(adapter) if isinstance(adapter, LoraConfig) else None
+    if wrong:
+        raise ConfigError(f"{key}: {ADAPTER_CONFIG} at {folder!r} sets {wrong}, no number above 0")
     if not isinstance(adapter, LoraConfig):
         wrong = f"is of kind {adapter.peft_type}"
     elif adapter.use_dora:
@@ -103,6 +107,17 @@ def read_adapter(folder: str, key: str = "model.adapter") -> LoraConfig:
     return adapter
 
 
+def _no_number(adapter: LoraConfig) -> str | None:
+    """What of an adapter's sizes and scales is no number above 0, with its value."""
+    sizes = {"r": adapter.r, "lora_alpha": adapter.lora_alpha}
+    for field in ("rank_pattern", "alpha_pattern"):
+        sizes |= {f"{field}.{key}": size for key, size in getattr(adapter, field).items()}
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, int | float) or not size > 0:
+            return f"{name}: {size!r}"
+    return None
+
+
 def adapter_place(folder: str, key: str = "model.adapter") -> str:
     """Where to read an adapter from: its folder, that of a hub name in the hub's cache, or the name
     itself, of which PEFT asks the hub, on every rank and for each file.
@@ -117,6 +132,14 @@ def adapter_place(folder: str, key: str = "model.adapter") -> str:
         inside = sorted(place.glob(f"*/{ADAPTER_CONFIG}"))
         meant = f"; did you mean {Path(folder) / inside[0].parent.name}?" if inside else ""
         raise ConfigError(f"{key}: no PEFT adapter at {folder!r}: no {ADAPTER_CONFIG}{meant}")
+    files = [place / name for name in ADAPTER_WEIGHTS if (place / name).is_file()]
+    if not files:  # PEFT would ask the hub for them
+        raise ConfigError(
+            f"{key}: the adapter at {folder!r} has no weights ({' or '.join(ADAPTER_WEIGHTS)}); "
+            "get the folder whole"
+        )
+    if told := problem(files[0]):
+        raise ConfigError(f"{key}: {files[0]} {told}")
     return str(place)
 
 
@@ -169,8 +192,9 @@ def _load_factors(policy: PeftModel, folder: str, name: str) -> None:
         weights = load_peft_weights(adapter_place(folder), device="cpu")
         result = set_peft_model_state_dict(policy, weights, adapter_name=name)
     except Exception as error:
+        told = "; ".join(line.strip() for line in str(error).splitlines()[:2])
         raise ConfigError(
-            f"model.adapter: the weights at {folder!r} do not fit model.path: {error}"
+            f"model.adapter: the weights at {folder!r} do not fit model.path: {told}"
         ) from error
     missing = [key for key in result.missing_keys if f".{name}." in key]
     if missing or result.unexpected_keys:

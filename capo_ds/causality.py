@@ -97,7 +97,8 @@ def _check_numbers(model: Any, logits: Tensor) -> None:
         return
     none = [name for name, weight in model.named_parameters() if not weight.isfinite().all()]
     told = f": {none[0]} holds NaN or infinity; get the weights anew" if none else ""
+    key = "model.adapter" if none and ".lora_" in none[0] else "model.path"
     raise ConfigError(
-        f"model.path: the logits of this {model.config.model_type} model are NaN{told}"
+        f"{key}: the logits of this {model.config.model_type} model are NaN{told}"
         + ("" if none else f", in {logits.dtype}; choose the other model.dtype")
     )

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from peft import get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -290,6 +291,9 @@ def test_a_run_starts_from_an_adapter_of_its_own_rank_and_targets(random_model, 
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"init_lora_weights": "pissa"}, "pissa"),
         ({"target_modules": ["zz"]}, "does not fit"),
+        ({"lora_alpha": None}, "sets lora_alpha: None, no number above 0"),
+        ({"alpha_pattern": {"q_proj": 0}}, "sets alpha_pattern.q_proj: 0, no number"),
+        ({"r": 5}, "do not fit model.path: .*size mismatch"),
     ],
 )
 def test_adapters_that_cannot_go_on_are_refused(random_model, tmp_path, changed, word):
@@ -297,6 +301,21 @@ def test_adapters_that_cannot_go_on_are_refused(random_model, tmp_path, changed,
     file = tmp_path / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changed))
     with pytest.raises(ConfigError, match=rf"model\.adapter.*{word}"):
+        load_policy(config, seed=0)
+
+
+def test_an_adapters_broken_weights_are_named(random_model, tmp_path):
+    config = trained_adapter(random_model, tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    weights = load_file(file)
+    save_file({name: w * float("nan") for name, w in weights.items()}, file)
+    with pytest.raises(ConfigError, match=r"model\.adapter: .* NaN: .*lora_A"):
+        load_policy(config, seed=0)
+    cut(file)
+    with pytest.raises(ConfigError, match=r"model\.adapter: .*safetensors .*download it again"):
+        load_policy(config, seed=0)
+    file.unlink()
+    with pytest.raises(ConfigError, match=r"model\.adapter: .*has no weights .*adapter_model"):
         load_policy(config, seed=0)
 
 
