@@ -14,11 +14,17 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing import forkserver
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from threading import Lock
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import pytest
 
 PRELOADED = (
     "tests.ranks",
@@ -70,6 +76,48 @@ def run(
         status = _wait_for_all(processes, timeout)
         out, error = (path.read_text(errors="replace") for path in printed)
     return subprocess.CompletedProcess([str(script), *arguments], status, out, error)
+
+
+class ForkedSampler:
+    """In the place of `Popen` in `capo_ds.rollout.process`: the sampler's process, forked as ranks
+    are. What starting it is, the module's own fixture in test_process.py has."""
+
+    def __init__(self, _: list[str], pass_fds: list[int], **__: Any):
+        theirs = Connection(os.dup(pass_fds[0]))
+        self._process = _context.Process(target=_sample, args=(theirs,))
+        self._process.start()
+        theirs.close()
+        self._lock = Lock()
+        self.pid, self.kill = self._process.pid, self._process.kill
+
+    @property
+    def returncode(self) -> int | None:
+        with self._lock:  # of two threads that ask at its end, one would read nothing
+            return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def wait(self) -> int:
+        while (status := self.returncode) is None:
+            time.sleep(0.01)
+        return status
+
+
+@contextmanager
+def samplers_forked() -> Iterator[None]:
+    """Inside, `ProcessSampler` starts its process so."""
+    with pytest.MonkeyPatch.context() as patch:
+        stand_in = SimpleNamespace(Popen=ForkedSampler, DEVNULL=subprocess.DEVNULL)
+        patch.setattr("capo_ds.rollout.process.subprocess", stand_in)
+        yield
+
+
+def _sample(connection: Connection) -> None:
+    from capo_ds.rollout import child
+
+    sys.argv = ["", str(connection.fileno())]
+    child.main()
 
 
 def variables(ranks: int, port: str) -> list[dict[str, str]]:

@@ -95,7 +95,7 @@ def hub(folder: Path) -> Iterator[Hub]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     try:
         hub.address = f"http://127.0.0.1:{server.server_port}"
         yield hub

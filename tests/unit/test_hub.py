@@ -40,7 +40,7 @@ class _Hub(BaseHTTPRequestHandler):
 def endpoint(tmp_path, monkeypatch) -> Iterator[str]:
     """A hub's address; the cache is empty, and what is set is put back."""
     server = HTTPServer(("127.0.0.1", 0), _Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}"
     use(address, tmp_path, monkeypatch)
     yield address

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 
 import psutil
@@ -17,6 +18,7 @@ from capo_ds.rollout import process as module
 from capo_ds.rollout.base import Draw, Truncation
 from capo_ds.rollout.hf import HuggingFaceSampler
 from capo_ds.rollout.process import ProcessSampler
+from tests.ranks import samplers_forked
 
 ENDS, PAD, LIMIT = (2, 7), 0, 14
 PROMPTS = [[5, 6, 3], [8], [9, 10, 11, 12, 13, 14]]
@@ -104,6 +106,13 @@ def test_signals_of_the_launcher_are_not_for_it(sampler):
     assert len(sampler.sample(PROMPTS, DRAWS, 2, 1.0)) == 6
 
 
+@pytest.fixture
+def forked() -> Iterator[None]:
+    with samplers_forked():
+        yield
+
+
+@pytest.mark.usefixtures("forked")
 def test_factors_of_another_policy_and_an_end_in_mid_flight(config, policy, monkeypatch):
     own = ProcessSampler(policy, ENDS, PAD, config)
     monkeypatch.setattr(module, "factors_of", lambda policy: {"elsewhere": torch.ones(2)})
@@ -122,6 +131,7 @@ def test_factors_of_another_policy_and_an_end_in_mid_flight(config, policy, monk
         own.sample(PROMPTS, DRAWS, 2, 1.0)
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_model_that_it_cannot_load(config, policy, tmp_path):
     gone = config.model_copy(
         update={"model": config.model.model_copy(update={"path": str(tmp_path)})}
@@ -130,6 +140,7 @@ def test_a_model_that_it_cannot_load(config, policy, tmp_path):
         ProcessSampler(policy, ENDS, PAD, gone)
 
 
+@pytest.mark.usefixtures("forked")
 def test_it_ends_with_whoever_holds_it(config, policy):
     own = ProcessSampler(policy, ENDS, PAD, config)
     child = psutil.Process(own._child.number)

@@ -25,6 +25,7 @@ from capo_ds.rollout.process import ProcessSampler
 from capo_ds.rollout.rollout import Rollout
 from capo_ds.rollout.waiting import EngineThread
 from tests.conftest import greedy
+from tests.ranks import samplers_forked
 
 ENDS, PAD, LIMIT, CONTEXT, VOCABULARY = (2, 7), 0, 14, 192, 40
 PROMPTS = [[5, 6, 3], [8], [9, 10, 11, 12, 13, 14], [15, 16], [5, 9, 8, 30, 31]]
@@ -91,7 +92,8 @@ def engine(trained, config) -> ColocatedSampler:
 
 @pytest.fixture(scope="module")
 def beside(trained, config) -> ProcessSampler:
-    return ProcessSampler(trained[0], ENDS, PAD, config)
+    with samplers_forked():
+        return ProcessSampler(trained[0], ENDS, PAD, config)
 
 
 @pytest.fixture(params=SAMPLERS)
