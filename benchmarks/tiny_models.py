@@ -180,7 +180,14 @@ MODELS: dict[str, Tiny] = {
     "youtu": Tiny("latent", DEEPSEEK | {"q_lora_rank": 16}),
     "glm4_moe_lite": Tiny("latent", DEEPSEEK | {"q_lora_rank": 16}),
     "deepseek_v32": Tiny("latent", DEEPSEEK | INDEXER | {"q_lora_rank": 16}),
-    "deepseek_v4": Tiny("latent", DEEPSEEK | INDEXER | {"q_lora_rank": 16}),
+    "deepseek_v4": Tiny(
+        "latent",
+        DEEPSEEK
+        | INDEXER
+        | {"q_lora_rank": 16}
+        | {"layer_types": ["heavily_compressed_attention", "compressed_sparse_attention"]}
+        | {"compress_rates": {"heavily_compressed_attention": 8, "compressed_sparse_attention": 4}},
+    ),
     "glm_moe_dsa": Tiny("latent", DEEPSEEK | INDEXER | {"q_lora_rank": 16}),
     "longcat_flash": Tiny(
         "latent",

@@ -118,7 +118,8 @@ def plain_linear_layers(model: PreTrainedModel) -> list[str]:
     Not the output layer; not routers; not what PEFT takes for routed experts (their names are
     those of dense and shared MLPs too); not those that state-space layers use without calling; not
     those that a pass calls twice or never (layers that share keys with others: Gemma-3n, Zamba2);
-    nor those that get no gradient, of which a pass takes a ranking alone (DeepSeek-V3.2's indexer).
+    nor those that get no gradient from a few tokens, of which a pass takes a ranking alone
+    (DeepSeek-V3.2's indexer), or which act on more tokens (DeepSeek-V4's compressors).
 
     Raises:
         ConfigError: if a pass through the model fails.

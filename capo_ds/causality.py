@@ -96,9 +96,8 @@ def _check_numbers(model: Any, logits: Tensor) -> None:
     if not logits.isnan().any():
         return
     none = [name for name, weight in model.named_parameters() if not weight.isfinite().all()]
-    told = f": {none[0]} holds NaN or infinity; get the weights anew" if none else ""
+    told = f", in {logits.dtype}: get the weights anew, or choose another model.dtype"
+    if none:  # at ZeRO 3 each rank has a part of them, if any
+        told = f": {none[0]} holds NaN or infinity; get the weights anew"
     key = "model.adapter" if none and ".lora_" in none[0] else "model.path"
-    raise ConfigError(
-        f"{key}: the logits of this {model.config.model_type} model are NaN{told}"
-        + ("" if none else f", in {logits.dtype}; choose the other model.dtype")
-    )
+    raise ConfigError(f"{key}: the logits of this {model.config.model_type} model are NaN{told}")

@@ -3,7 +3,6 @@ one rank of each machine for all."""
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import sys
@@ -14,6 +13,7 @@ from pathlib import Path
 from capo_ds.config import BUILTIN_MODELS, Config, ConfigError
 from capo_ds.distributed.launch import tell
 from capo_ds.parts import built_in, ships
+from capo_ds.weight_files import named_shards
 
 # Of a model: weights of the first kind that is there, under transformers' names (repositories often
 # have them in others' formats too), and all else that is small.
@@ -101,11 +101,10 @@ def whole_snapshot(name: str, revision: str | None) -> Path | None:
     folder = _snapshot(name, revision)
     if folder is None:
         return None
-    named = {
-        shard
-        for index in folder.glob("*.index.json")
-        for shard in json.loads(index.read_text())["weight_map"].values()
-    }
+    try:
+        named = set().union(*map(named_shards, folder.glob("*.index.json")))
+    except ValueError:  # a file that is broken is fetched again
+        return None
     whole = (
         _any(folder, (*WEIGHTS, *OLDER_WEIGHTS))
         and _any(folder, TOKENIZERS)

@@ -56,14 +56,21 @@ def _safetensors_problem(file: Path, start: bytes) -> str | None:
 def check_shards(index: Path) -> None:
     """Raises `ConfigError` for an index that cannot be read, or names files that are not there."""
     try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(
-            f"model.path: {index} is no index of weights ({type(error).__name__}: {error}); "
-            "download it again"
-        ) from error
+        names = named_shards(index)
+    except ValueError as error:
+        raise ConfigError(f"model.path: {error}; download it again") from error
     if absent := sorted(name for name in names if not (index.parent / name).exists()):
         raise ConfigError(
             f"model.path: {index} names {len(names)} files, of which {len(absent)} are not there "
             f"({', '.join(absent[:NAMED])}); download them"
         )
+
+
+def named_shards(index: Path) -> set[str]:
+    """The files that an index of weights names. Raises `ValueError` for what is none."""
+    try:
+        return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{index} is no index of weights ({type(error).__name__}: {error})"
+        ) from error

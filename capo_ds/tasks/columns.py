@@ -61,14 +61,15 @@ def decoded(value: Any) -> Any:
     for read in (json.loads, ast.literal_eval):
         try:
             messages = read(value)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             continue
         are = all(
             isinstance(message, dict) and any({*message} >= keys for keys in MESSAGE_KEYS)
             for message in messages
         )
         return messages if are else value
-    if re.match(r"\s*\[\s*\{\s*(['\"])(role|content)\1\s*:", value):
+    begins = re.match(r"\s*\[\s*\{\s*(['\"])(role|content)\1\s*:", value)
+    if begins and value.rstrip().endswith("]"):
         raise ValueError(
             f"holds what looks like messages, {value[:40]!r}..., but is neither JSON nor a list of "
             "Python's; store them as JSON, or in Parquet as a list"

@@ -40,14 +40,14 @@ def check_arguments(functions: Mapping[str, RewardFunction], columns: Iterable[s
             did_you = (
                 f"did you mean {', '.join(meant)} (lists, all of them)? else " if meant else ""
             )
-            if missing[0] == "self":
+            if "self" in missing:
                 did_you = "name the method of an object (model = Model(), then file.py:model.f); "
             raise ConfigError(
                 f"reward.functions: {name} needs {', '.join(missing)}, which is no column of the "
                 f"data and none of {', '.join(OURS)}; {did_you}give it a default, or take it out "
                 f"(columns: {', '.join(sorted(set(columns))) or 'none'})"
             )
-        if by_place := _by_place_only(function):
+        if by_place := _by_place_only(function, known):
             raise ConfigError(
                 f"reward.functions: {name} takes {', '.join(by_place)} by place alone; arguments "
                 "are given by name: name those that it needs (completions, ...), without / or *"
@@ -114,12 +114,14 @@ def _own(value: Any) -> Any:
     return [_own(part) for part in value] if isinstance(value, list) else value
 
 
-def _by_place_only(function: RewardFunction) -> list[str]:
+def _by_place_only(function: RewardFunction, known: Set[str]) -> list[str]:
     """Arguments that cannot be given by name, where there is no other way to give them."""
     parameters = _parameters(function).values()
-    kinds = {p.kind for p in parameters}
-    if kinds == {inspect.Parameter.VAR_POSITIONAL}:
-        return [f"*{p.name}" for p in parameters]
+    given = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    starred = [f"*{p.name}" for p in parameters if p.kind is p.VAR_POSITIONAL]
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    if starred and not takes_all and given.isdisjoint(known):
+        return starred
     return [p.name for p in parameters if p.kind is p.POSITIONAL_ONLY and p.default is p.empty]
 
 
@@ -139,8 +141,9 @@ def _accepted(function: RewardFunction, given: dict[str, Any]) -> dict[str, Any]
 def _parameters(function: RewardFunction) -> Mapping[str, inspect.Parameter]:
     """Of a torch module, whose `__call__` hands on what it gets, those of its forward pass."""
     torch: Any = sys.modules.get("torch")
-    if torch is not None and isinstance(function, torch.nn.Module):
-        function = function.forward
+    module = torch and isinstance(function, torch.nn.Module) and function
+    if module and type(module).__call__ is torch.nn.Module.__call__:
+        function = module.forward
     try:
         return inspect.signature(function).parameters
     except (TypeError, ValueError):  # of some that are written in C

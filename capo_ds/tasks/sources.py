@@ -177,7 +177,8 @@ def _problem(
     reference = source.read_answer(told[answer])
     if not reference:
         raise ValueError(f"column {answer!r} holds no answer")
-    if not told[prompt]:
+    said = messages or [{"content": told[prompt]}]
+    if not any(message["content"].strip() for message in said):
         raise ValueError(f"column {prompt!r} holds blanks alone")
     text = values[prompt] if isinstance(values[prompt], str) else told[prompt]
     return Problem(text, reference, worked, dict(row), messages=messages)

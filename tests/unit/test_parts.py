@@ -284,6 +284,9 @@ def plain(wanted):
 def empty(wanted):
     return []
 
+def numbers(wanted):
+    return [Problem(3, "2")]
+
 def texts(wanted):
     return ["1+1?"]
 
@@ -357,6 +360,10 @@ class TestTasks:
         [
             ({"name": "empty"}, "task.name: .*empty: it gives no train problems"),
             ({"name": "texts"}, "task.name: .*texts: train problem 0 is no .*Problem"),
+            (
+                {"name": "numbers"},
+                "numbers: train problem 0 is no .*Problem with prompt and answer",
+            ),
             ({"name": "broken"}, "task.name: .*broken: its train problems: ZeroDivisionError"),
             (
                 {"name": "Words", "options": {"wrd": 1}},

@@ -69,6 +69,10 @@ def moves(completions):
     return [1.0] * len(completions)
 class Network(torch.nn.Module):
     def forward(self, completions): return torch.ones(len(completions))
+class Called(torch.nn.Module):
+    def forward(self, scores): return scores
+    def __call__(self, completions): return super().__call__(torch.ones(len(completions)))
+def starred_options(*completions, scale=2.0): return [scale] * len(completions)
 def starred(*completions): return [1.0] * len(completions)
 def wants(completions, nowhere): return [1.0] * len(completions)
 def talk(completions, prompts, **kwargs):
@@ -126,6 +130,7 @@ def rewards(judge, file, *names, problem=PROBLEM, texts=("yes", "no")):
         "part",
         "opens",
         "Network",
+        "Called",
     ],
 )
 def test_every_kind_of_function(judge, file, name):
@@ -173,6 +178,8 @@ def test_arguments_of_other_trainers_are_told_their_names_here(judge, file):
         rewards(judge, file, "by_place")
     with pytest.raises(ConfigError, match=r"starred takes \*completions by place alone"):
         rewards(judge, file, "starred")
+    with pytest.raises(ConfigError, match=r"starred_options takes \*completions by place alone"):
+        rewards(judge, file, "starred_options")
     with pytest.raises(ConfigError, match=r"needs self, .*name the method of an object"):
         rewards(judge, file, "Model.method")
 

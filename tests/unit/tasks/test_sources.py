@@ -297,7 +297,16 @@ def test_conversations_in_other_clothes(tmp_path):
     path = jsonl(tmp_path / "rows.jsonl", [{"q": calls, "a": "2"}])
     (problem,) = benchmark("custom", path, prompt_column="q", answer_column="a")
     assert problem.messages[1]["content"] == "" and problem.messages[1]["tool_calls"]
-    for told in ('[{"x": 1}]', "[{not JSON", "[1, 2]"):  # texts like any other
+    asks = [{"role": "system", "content": "Say 2."}, {"role": "user", "content": " "}]
+    path = jsonl(tmp_path / "rows.jsonl", [{"q": asks, "a": "2"}])
+    assert benchmark("custom", path, prompt_column="q", answer_column="a")[0].messages == asks
+    for told in (
+        "[{[1, 2], [3]}]",
+        '[{"role": "user"}] What is it?',
+        '[{"x": 1}]',
+        "[{not JSON",
+        "[1, 2]",
+    ):  # texts like any other
         path = jsonl(tmp_path / "rows.jsonl", [{"q": told, "a": "2"}])
         (problem,) = benchmark("custom", path, prompt_column="q", answer_column="a")
         assert problem.messages is None and problem.prompt == told
