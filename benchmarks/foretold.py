@@ -5,9 +5,9 @@
 As root on Linux: each rank is on a machine of its own, a network namespace, and the machines are
 joined by a switch of chosen rate and latency (switch.py). On each network the ranks measure alpha,
 beta and their own rates, as `--dry-run --nodes` does; forecast the log-probabilities and the update
-of N responses, all of one length, by each of the `VARIANTS`; and make some, in rounds, so that both
-meet what else the machine does: compared are the medians. The update's phases are rank 0's, and
-hold what it waits for others.
+of N responses, all of one length, by each of the `VARIANTS`; and make some. Seconds are those that
+a rank computes and exchanges: what it waits for a core, which other programs or the other ranks are
+at, is in neither (of a cluster, where each has its own, the forecast is).
 
 Prints tables and writes benchmarks/results/foretold.json.
 """
@@ -18,15 +18,16 @@ import argparse
 import copy
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from peft import PeftModel
 from switch import address, network, place
@@ -116,21 +117,48 @@ def changed(now: Network) -> None:
     comm.max_over_ranks(0)
 
 
-def measured(learner: Learner, updates: int) -> list[dict[str, float]]:
-    """Seconds of each phase and of the whole, of each update after one that is not counted."""
+class Parts(PhaseTimer):
+    """Of each phase the seconds that this thread computes, and those that it sleeps: what it waits
+    for a core, which other programs and other ranks are at, is in neither."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts: dict[str, np.ndarray] = {}
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        start = _clocks()
+        yield
+        self.parts[phase] = self.parts.get(phase, 0) + _clocks() - start
+
+
+def _clocks() -> np.ndarray:
+    computed, waited = (
+        int(count) / 1e9 for count in Path("/proc/thread-self/schedstat").read_text().split()[:2]
+    )
+    return np.array([computed, time.perf_counter() - computed - waited])
+
+
+def measured(learner: Learner, timer: Parts, updates: int) -> dict[str, float]:
+    """Seconds of each phase and of the whole: what the busiest rank computes, and what the rank
+    sleeps that is last at the collectives, for which no other holds it up. Medians over updates,
+    but for a first."""
     rollout, advantages, numbers = responses()
     rows = []
     for number in range(updates + 1):
         comm.max_over_ranks(0)
-        learner.timer.take()
-        start = time.perf_counter()
-        with learner.timer("log_probs"):
-            batch = learner.prepare(rollout, advantages, numbers)
-        learner.update(batch, number)
-        whole = time.perf_counter() - start
-        row = {name.removeprefix("time/"): spent for name, spent in learner.timer.take().items()}
-        rows.append(row | {"whole": whole})
-    return rows[1:]
+        timer.parts.clear()
+        with timer("whole"):
+            with timer("log_probs"):
+                batch = learner.prepare(rollout, advantages, numbers)
+            learner.update(batch, number)
+        parts = [timer.parts[name] for name in PHASES]
+        rows.append([*parts, timer.parts["whole"] - sum(parts)])
+    found = np.array(comm.gather(rows[1:]))  # by rank, update, phase and part
+    seconds = np.median(found[..., 0].max(0) + found[..., 1].min(0), axis=0)
+    work = np.median(found[..., 0].max(0).sum(1))
+    named = dict(zip([*PHASES, "rest"], seconds.tolist(), strict=True))
+    return named | {"whole": float(seconds.sum()), "work": float(work)}
 
 
 def foretold(config: Config, policy: PeftModel) -> dict[str, Any]:
@@ -145,11 +173,6 @@ def foretold(config: Config, policy: PeftModel) -> dict[str, Any]:
     row["exchange"] = sum(part.exchange for part in parts)
     assert cluster.between
     return row | cluster.between.model_dump() | {"all_to_all": cluster.all_to_all}
-
-
-def typical(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """The median of each phase, and of the whole."""
-    return {name: statistics.median(row[name] for row in rows) for name in rows[0]}
 
 
 def rank(args: argparse.Namespace) -> None:
@@ -167,18 +190,15 @@ def rank(args: argparse.Namespace) -> None:
         changed(now)
         for variant in args.variants:
             chosen = settings(variant, folder)
-            learner = Learner(chosen, engine, chosen.gradients.store, PhaseTimer())
-            before: list[dict[str, Any]] = []
-            after: list[dict[str, float]] = []
-            for _ in range(args.rounds):
-                before.append(foretold(chosen, plain))
-                after += measured(learner, args.updates)
+            before = foretold(chosen, plain)
+            timer = Parts()
+            learner = Learner(chosen, engine, chosen.gradients.store, timer)
+            after = measured(learner, timer, args.updates)
             if learner.per_sample:
                 learner.per_sample.remove()
             if comm.is_main():
                 row = {"network": now._asdict(), "variant": variant, "ranks": comm.world_size()}
-                row |= {"foretold": typical(before), "measured": typical(after)}
-                row["all"] = [[row["whole"] for row in rows] for rows in (before, after)]
+                row |= {"foretold": before, "measured": after}
                 print("row", json.dumps(row), flush=True)
     comm.finish()
 
@@ -188,7 +208,7 @@ def rank(args: argparse.Namespace) -> None:
 
 def started(names: list[str], args: argparse.Namespace, folder: str) -> list[subprocess.Popen]:
     found = []
-    asked = ["--rounds", str(args.rounds), "--updates", str(args.updates)]
+    asked = ["--updates", str(args.updates)]
     asked += ["--networks", *args.networks, "--variants", *args.variants]
     for number, name in enumerate(names):
         own = {
@@ -212,9 +232,8 @@ def started(names: list[str], args: argparse.Namespace, folder: str) -> list[sub
     return found
 
 
-def compare(ranks: int, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """All networks and variants on so many ranks."""
-    rows: list[dict[str, Any]] = []
+def compare(ranks: int, args: argparse.Namespace) -> None:
+    """All networks and variants on so many ranks; a row is kept as it comes."""
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         switch, names = stack.enter_context(network(ranks))
@@ -231,12 +250,11 @@ def compare(ranks: int, args: argparse.Namespace) -> list[dict[str, Any]]:
                 first.stdin.write("changed\n")
                 first.stdin.flush()
             elif word == "row":
-                rows.append(json.loads(rest))
-                tell(rows[-1])
+                tell(json.loads(rest))
+                keep(json.loads(rest))
         for process in processes:
             if status := process.wait():
                 raise SystemExit(status)
-    return rows
 
 
 def tell(row: dict[str, Any]) -> None:
@@ -253,8 +271,7 @@ def tell(row: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4])
-    parser.add_argument("--rounds", type=int, default=3, help="of measuring rates and updating")
-    parser.add_argument("--updates", type=int, default=2, help="of a round")
+    parser.add_argument("--updates", type=int, default=3)
     parser.add_argument(
         "--networks", nargs="+", default=NETWORKS, metavar="RATE,DELAY", help="Mbit/s, milliseconds"
     )
@@ -265,18 +282,18 @@ def main() -> None:
         rank(args)
         return
     for ranks in args.ranks:
-        keep(compare(ranks, args))
+        compare(ranks, args)
 
 
-def keep(rows: list[dict[str, Any]]) -> None:
-    """In the place of those of the same ranks, network and variant, beside the others."""
+def keep(found: dict[str, Any]) -> None:
+    """In the place of the one of the same ranks, network and variant, beside the others."""
 
     def key(row: dict[str, Any]) -> tuple:
         return row["ranks"], *row["network"].values(), row["variant"]
 
     known = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-    found = {key(row): row for row in (*known, *rows)}
-    RESULTS.write_text(json.dumps([found[one] for one in sorted(found)], indent=1) + "\n")
+    rows = {key(row): row for row in (*known, found)}
+    RESULTS.write_text(json.dumps([rows[one] for one in sorted(rows)], indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -132,14 +132,6 @@ def adapter_place(folder: str, key: str = "model.adapter") -> str:
         inside = sorted(place.glob(f"*/{ADAPTER_CONFIG}"))
         meant = f"; did you mean {Path(folder) / inside[0].parent.name}?" if inside else ""
         raise ConfigError(f"{key}: no PEFT adapter at {folder!r}: no {ADAPTER_CONFIG}{meant}")
-    files = [place / name for name in ADAPTER_WEIGHTS if (place / name).is_file()]
-    if not files:  # PEFT would ask the hub for them
-        raise ConfigError(
-            f"{key}: the adapter at {folder!r} has no weights ({' or '.join(ADAPTER_WEIGHTS)}); "
-            "get the folder whole"
-        )
-    if told := problem(files[0]):
-        raise ConfigError(f"{key}: {files[0]} {told}")
     return str(place)
 
 
@@ -188,8 +180,10 @@ def reference_policy(policy: PeftModel) -> Iterator[PeftModel]:
 
 
 def _load_factors(policy: PeftModel, folder: str, name: str) -> None:
+    place = adapter_place(folder)
+    _check_weights(Path(place), folder)
     try:
-        weights = load_peft_weights(adapter_place(folder), device="cpu")
+        weights = load_peft_weights(place, device="cpu")
         result = set_peft_model_state_dict(policy, weights, adapter_name=name)
     except Exception as error:
         told = "; ".join(line.strip() for line in str(error).splitlines()[:2])
@@ -203,6 +197,19 @@ def _load_factors(policy: PeftModel, folder: str, name: str) -> None:
             f"of model.path's layers and has {len(result.unexpected_keys)} of others "
             f"({', '.join([*missing, *result.unexpected_keys][:2])})"
         )
+
+
+def _check_weights(place: Path, folder: str) -> None:
+    """Raises `ConfigError` for a folder without weights, of which PEFT would ask the hub, and for
+    a file that is not whole."""
+    files = [place / name for name in ADAPTER_WEIGHTS if (place / name).is_file()]
+    if place.is_dir() and not files:
+        raise ConfigError(
+            f"model.adapter: the adapter at {folder!r} has no weights "
+            f"({' or '.join(ADAPTER_WEIGHTS)}); get the folder whole"
+        )
+    if files and (told := problem(files[0])):
+        raise ConfigError(f"model.adapter: {files[0]} {told}")
 
 
 def _excluded(base: PreTrainedModel, config: ModelConfig) -> str | None:

@@ -15,6 +15,7 @@ from capo_ds.cost.shape import Shape
 from capo_ds.cost.step import Step, step_of
 from capo_ds.cost.unloaded import random_base, unloaded_policy
 from capo_ds.distributed import comm
+from capo_ds.facts import without_prompts
 from capo_ds.memory import MemoryPlan, plan_memory
 from capo_ds.models import load_policy
 from capo_ds.rollout.base import check_room
@@ -144,13 +145,9 @@ def _busiest(step: Step) -> str:
     told = f"  the busiest rank has {-(-prompts // step.ranks)} of {prompts} prompts"
     if step.config.objective.minibatches > 1:
         told += f", and {step.mine:.3g} samples of an update on average"
-    if step.idle:
-        told += (
-            f"; {step.idle} of the {step.ranks} ranks have none (raise rollout.prompts_per_step)"
-        )
-    elif prompts % step.ranks:
+    if prompts > step.ranks and prompts % step.ranks:
         told += f"; {step.ranks - prompts % step.ranks} of the {step.ranks} ranks have one less"
-    return told
+    return told + without_prompts(step.config, step.ranks)
 
 
 def _unloaded(config: Config) -> PeftModel:

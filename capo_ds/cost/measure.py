@@ -291,15 +291,14 @@ def _solve(config: Config, samples: int) -> float:
     seconds = 0.0
     if comm.is_main():  # as in a step, alone; what the first call loads is not in it
         make_solver(config).solve(given, random)
-        start = time.perf_counter()
-        make_solver(config).solve(given, random)
-        seconds = time.perf_counter() - start
+        seconds = _seconds(lambda: make_solver(config).solve(given, random), 1, clock())
     return comm.broadcast(seconds)
 
 
 def timed(call: Callable[[], object]) -> float:
     """Seconds of a call without collectives which all ranks make at once: the median of some turns,
-    of each the slowest rank's (all ranks)."""
+    of each the slowest rank's (all ranks). On a CPU those that it computes: what it waits for a
+    core that others are at is no rank's rate."""
     return in_turns(call)[0]
 
 
@@ -308,22 +307,32 @@ def in_turns(*calls: Callable[[], object]) -> list[float]:
     spent = []
     for call in calls:
         call()  # which may load or compile
-        spent.append(_seconds(call, 1))
+        spent.append(_seconds(call, 1, clock()))
     slowest = np.max(comm.gather(spent), axis=0)  # that ranks make equally many, to the last
     counts = [max(1, round(LONG_ENOUGH / seconds)) for seconds in slowest]
     comm.max_over_ranks(0)
-    turns = [list(map(_seconds, calls, counts)) for _ in range(TIMES)]
+    turns = [
+        [_seconds(call, count, clock()) for call, count in zip(calls, counts, strict=True)]
+        for _ in range(TIMES)
+    ]
     return np.median(np.max(comm.gather(turns), axis=0), axis=0).tolist()
 
 
-def _seconds(call: Callable[[], object], times: int) -> float:
+def clock() -> Callable[[], float]:
+    """Of what a rank computes."""
+    return time.perf_counter if torch.cuda.is_available() else time.thread_time
+
+
+def _seconds(
+    call: Callable[[], object], times: int, clock: Callable[[], float] = time.perf_counter
+) -> float:
     """Of one of so many in a row."""
     _settle()
-    start = time.perf_counter()
+    start = clock()
     for _ in range(times):
         call()
     _settle()
-    return (time.perf_counter() - start) / times
+    return (clock() - start) / times
 
 
 def _settle() -> None:

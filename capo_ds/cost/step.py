@@ -112,11 +112,6 @@ class Step:
         return float(np.mean(most)) * self.config.rollout.group_size
 
     @property
-    def idle(self) -> int:
-        """Ranks without a prompt."""
-        return max(0, self.ranks - self.config.rollout.prompts_per_step)
-
-    @property
     def updates(self) -> int:
         return self.config.objective.epochs * self.config.objective.minibatches
 

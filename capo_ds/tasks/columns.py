@@ -92,9 +92,11 @@ def conversation(value: list[Any], name: str) -> list[dict[str, Any]]:
                 + (" (rename from and value)" if "from" in message and "value" in message else "")
             )
         content = _in_one(message.get("content"))
+        if content is None and message.get("tool_calls"):  # which then are all that it says
+            content = ""
         if not isinstance(content, str):
             raise ValueError(
-                f"column {name!r}: the content of a {message['role']} message is no text"
+                f"column {name!r}: a message of role {message['role']!r} has no text as content"
             )
         exact_text(content or "-")
         kept = {key: part for key, part in message.items() if part is not None}

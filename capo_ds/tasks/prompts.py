@@ -41,8 +41,10 @@ TEMPLATES = {
 }
 
 
+SYSTEM = ("system", "developer")  # roles
 OWN_ARGUMENTS = {"conversation", "tokenize", "add_generation_prompt", "continue_final_message"}
 OWN_ARGUMENTS |= {"padding", "truncation", "max_length", "return_tensors", "return_dict"}
+OWN_ARGUMENTS |= {"messages"}
 OWN_ARGUMENTS |= {"return_assistant_tokens_mask", "tokenizer_kwargs"}
 
 
@@ -94,7 +96,7 @@ def _messages(
             if addition and message["role"] == "user":
                 message["content"] += addition
                 break
-    if system is not None and messages[0]["role"] not in ("system", "developer"):
+    if system is not None and messages[0]["role"] not in SYSTEM:
         messages.insert(0, {"role": "system", "content": system})
     return messages
 
@@ -121,6 +123,10 @@ def _as_chats(
                 other = [*messages[:-1], messages[-1] | {"content": f"{messages[-1]['content']}7"}]
                 again = tokenizer.apply_chat_template(other, tokenize=False, **own)
                 _check_read(cast(str, text), cast(str, again))
+                if len(messages) > 1 and messages[0]["role"] in SYSTEM:
+                    other = [messages[0] | {"content": f"{messages[0]['content']}7"}, *messages[1:]]
+                    again = tokenizer.apply_chat_template(other, tokenize=False, **own)
+                    _check_system(text == again, problem)
         except ConfigError:
             raise
         except Exception as error:  # templates are programs, and raise what they like
@@ -159,6 +165,20 @@ def _check_read(text: str, other: str) -> None:
             f"prompt is {text!r:.100} whatever the problem is (some take contents in parts alone, "
             "as for images); give another, prompt.template_kwargs={chat_template: ...}, or set "
             "prompt.template to base"
+        )
+
+
+def _check_system(same: bool, problem: Problem) -> None:
+    """Raises `ConfigError` where a prompt does not change with its system message."""
+    from capo_ds.config import ConfigError
+
+    if same:
+        of_data = problem.messages and problem.messages[0]["role"] in SYSTEM
+        where = "take it out of the data" if of_data else "set prompt.system to null"
+        raise ConfigError(
+            "prompt.template: the tokenizer's chat template leaves out the system message; "
+            f"{where}, and say what it says in prompt.instruction, or give another template, "
+            "prompt.template_kwargs={chat_template: ...}"
         )
 
 

@@ -92,7 +92,7 @@ def test_a_forecast_needs_neither_weights_nor_data(tmp_path):
     assert "rates, as measured" in dry_run(1, tmp_path, "--nodes", "1", *words).stdout
     words += ["--nodes", "8", "--cluster", HOME / "launchers" / "cluster" / "a800.yaml"]
     told = dry_run(1, tmp_path, *words).stdout
-    assert "60 of the 64 ranks have none (raise rollout.prompts_per_step)" in told
+    assert "ranks 4 to 63 have no prompts in a step (raise rollout.prompts_per_step)" in told
     assert "gradients (gradients.store: device" in told
     refused = dry_run(1, tmp_path, *words, "--set", "model.lora_targets=[nothing]", status=2)
     assert "model.lora_targets" in refused.stderr and "Traceback" not in refused.stderr

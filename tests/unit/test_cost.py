@@ -14,6 +14,7 @@ from capo_ds.cost.forecast import forecast, table
 from capo_ds.cost.foretell import foretell, told
 from capo_ds.cost.shape import Shape
 from capo_ds.cost.step import Exchange, Step, step_of
+from capo_ds.facts import without_prompts
 from capo_ds.gradients import store
 
 FILES = [HOME / "launchers" / "cluster" / f"{name}.yaml" for name in ("a800", "h100")]
@@ -254,7 +255,10 @@ def test_passes_that_give_each_sample_its_gradient_take_longer():
 def test_the_busiest_rank_is_counted():
     """Of mini-batches that are drawn at random from the prompts of all ranks, too."""
     assert step(16).mine == step(64).mine == 4  # a prompt each, or none
-    assert (step(16).idle, step(64).idle) == (0, 48)
+    assert "no prompts" not in told(step(16), cluster())[2]
+    assert told(step(64), cluster())[2].endswith(without_prompts(step(64).config, 64))
+    assert "; ranks 16 to 63 have no prompts in a step" in told(step(64), cluster())[2]
+    assert told(step(12), cluster())[2].endswith("; 8 of the 12 ranks have one less")
     alone = step(16, objective={"minibatches": 16})
     assert alone.mine == 4  # of one prompt, which one rank has
     assert alone.phases()["backward"].work == pytest.approx(

@@ -225,3 +225,13 @@ def test_settings_that_cannot_be(settings):
 def test_templates_that_lose_the_problem_or_fail(template, message):
     with pytest.raises(ConfigError, match=message):
         render([PROBLEM], PromptConfig(template="chat"), made("bare", template))
+
+
+def test_a_template_that_loses_the_system_message_is_told():
+    template = "{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}"
+    with pytest.raises(ConfigError, match=r"leaves out the system message; set prompt\.system to"):
+        render([PROBLEM], PromptConfig(template="chat", system="be quick"), made("bare", template))
+    talk = Problem("Q", "2", messages=[{"role": "system", "content": "x"}, *CONVERSATION])
+    with pytest.raises(ConfigError, match="leaves out the system message; take it out of the data"):
+        render([talk], PromptConfig(template="chat"), made("bare", template))
+    render([PROBLEM], PromptConfig(template="chat"), made("bare", template))

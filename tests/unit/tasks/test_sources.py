@@ -206,7 +206,7 @@ def test_a_hub_name_becomes_these_arguments_of_load_dataset(monkeypatch, config,
         ({"name": "gsm8k", "path": "{blank}"}, "row 0: column 'answer' holds no answer"),
         (
             {"name": "gsm8k", "path": "{chat}"},
-            "row 0: the content of a user|row 0: column 'question': the content of a user",
+            "row 0: column 'question': a message of role 'user' has no text as content",
         ),
         ({"name": "gsm8k", "path": "{spaces}"}, "row 0: column 'question' holds blanks alone"),
         (
@@ -293,6 +293,10 @@ def test_conversations_in_other_clothes(tmp_path):
         path = jsonl(tmp_path / "rows.jsonl", [{"q": told, "a": "2"}])
         (problem,) = benchmark("custom", path, prompt_column="q", answer_column="a")
         assert problem.messages == talk and problem.prompt == "What is 1+1?"
+    calls = [*talk, {"role": "assistant", "content": None, "tool_calls": [{"type": "function"}]}]
+    path = jsonl(tmp_path / "rows.jsonl", [{"q": calls, "a": "2"}])
+    (problem,) = benchmark("custom", path, prompt_column="q", answer_column="a")
+    assert problem.messages[1]["content"] == "" and problem.messages[1]["tool_calls"]
     for told in ('[{"x": 1}]', "[{not JSON", "[1, 2]"):  # texts like any other
         path = jsonl(tmp_path / "rows.jsonl", [{"q": told, "a": "2"}])
         (problem,) = benchmark("custom", path, prompt_column="q", answer_column="a")
