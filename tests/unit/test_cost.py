@@ -3,8 +3,10 @@
 import json
 import math
 import sys
+import time
 
 import pytest
+import torch
 
 from capo_ds import cli
 from capo_ds.config import HOME, ConfigError, parse_config
@@ -12,6 +14,7 @@ from capo_ds.cost.cluster import Cluster, load_cluster
 from capo_ds.cost.collectives import Collectives
 from capo_ds.cost.forecast import forecast, table
 from capo_ds.cost.foretell import foretell, told
+from capo_ds.cost.measure import in_turns
 from capo_ds.cost.shape import Shape
 from capo_ds.cost.step import Exchange, Step, step_of
 from capo_ds.facts import without_prompts
@@ -351,6 +354,23 @@ def test_lengths_beyond_the_bounds_are_refused(qwen, flag):
     config = parse_config({"model": {"path": str(qwen)}})
     with pytest.raises(ConfigError, match=rf"--{flag}-tokens 99999: more than rollout.max_"):
         foretell(config, 1, str(FILES[1]), **{flag: 99999})
+
+
+@pytest.mark.usefixtures("process_group")
+def test_what_a_rank_waits_is_not_its_rate():
+    """Here asleep, as for a core that others are at; on CPU."""
+
+    def busy() -> None:
+        rows = torch.ones(200, 200)
+        for _ in range(50):
+            rows = rows @ rows / 200
+
+    def waits() -> None:
+        time.sleep(0.03)
+        busy()
+
+    alone, waiting = in_turns(busy, waits)
+    assert 0 < waiting < 0.01 + 2 * alone
 
 
 @pytest.mark.usefixtures("process_group")
