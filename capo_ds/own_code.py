@@ -19,6 +19,8 @@ _files: set[str] = set()
 class PartError(RuntimeError):
     """A user's part has failed, or given what it must not; the text says all there is to say."""
 
+    told_whole = True
+
 
 @contextmanager
 def as_it_was() -> Iterator[None]:
@@ -70,7 +72,9 @@ def _state_of_torch() -> tuple[Any, Any, Any] | None:
 
 def told_whole(error: BaseException | None) -> bool:
     """Whether the message of an error is all that a user needs: no traceback of ours beside it."""
-    return bool(place(error)) or any(isinstance(cause, PartError) for cause in _causes(error))
+    return bool(place(error)) or any(
+        getattr(cause, "told_whole", False) for cause in _causes(error)
+    )
 
 
 def remember(file: str) -> None:

@@ -14,6 +14,12 @@ from capo_ds.aggregation.problem import Aggregation, GramProblem
 PARTS = ("coefficients", "xi", "base", "average")
 
 
+class OwnAggregatorError(RuntimeError):
+    """A user's aggregator has failed, or given what it must not; the text says all."""
+
+    told_whole = True  # so that no traceback of ours is shown beside it
+
+
 def own_aggregator(name: str, function: Callable[..., Any]) -> Callable[..., Aggregation]:
     """The function as an aggregator: g~ = sum_i c_i g_i with the c (N,) that it gives.
 
@@ -33,7 +39,10 @@ def own_aggregator(name: str, function: Callable[..., Any]) -> Callable[..., Agg
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # the user's code may raise anything, sys.exit too
-            raise RuntimeError(f"aggregator {name}: {type(error).__name__}: {error}") from error
+            told = " ".join(str(error).split())
+            raise OwnAggregatorError(
+                f"aggregator {name}: {type(error).__name__}: {told}"
+            ) from error
         _check(name, problem.count, answer)
         report["dropped"] = float(problem.dropped.sum())
         return replace(answer, report=report)
@@ -50,7 +59,9 @@ def _check(name: str, count: int, answer: Aggregation) -> None:
             continue
         values = np.asarray(np.nan if values is None else values, dtype=np.float64)
         if values.shape != (count,) or not np.isfinite(values).all():
-            raise RuntimeError(
+            listed = values.ndim == 0 or values.shape == (count,)
+            told = np.array2string(values, threshold=4) if listed else f"an array {values.shape}"
+            raise OwnAggregatorError(
                 f"aggregator {name}: {part}: it must give {count} finite numbers, one a sample, "
-                f"and gave {np.array2string(values, threshold=4)}"
+                f"and gave {told}"
             )

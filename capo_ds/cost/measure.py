@@ -113,8 +113,7 @@ def _exchange(other: int | None, size: int, times: int = 1) -> float:
     as a ring's stages are, after a first that may find the other not ready; 0 without one.
 
     Receives are asked for first: where a rank begins to send before it is ready to receive, its
-    own message goes before the word that it is (gloo). The first exchange, which may find the other
-    rank not ready, does not count."""
+    own message goes before the word that it is (gloo)."""
     comm.max_over_ranks(0)
     if other is None:
         return 0.0

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ import torch
 from capo_ds.config import Config
 from capo_ds.cost.shape import Shape
 from capo_ds.distributed.deepspeed_json import read_deepspeed_json, zero_stage
-from capo_ds.distributed.gram import BAND_ROWS, columns_at_a_time
+from capo_ds.distributed.gram import BAND_ROWS, exchange_count
 from capo_ds.distributed.zero import EXCHANGED, ROUNDS
 from capo_ds.gradients.sketch import DEFAULT_DIM
 from capo_ds.gradients.store import held_samples
@@ -187,8 +188,8 @@ class Step:
         if settings.sketch != "none":
             columns, number = [settings.sketch_dim], 4
         blocks = 1 if settings.sketch != "none" else self._blocks
-        width = columns_at_a_time(self.samples, self.ranks)
-        times = max(blocks, -(-sum(columns) // width))
+        numbers = [index * blocks // len(columns) for index in range(len(columns))]
+        times = exchange_count(columns, numbers, self.samples, self.ranks)
         sent = self.mine * sum(columns) * number
         exchanges = [Exchange("all_to_all", sent / times, times * self.updates)]
         for first in range(0, self.samples, BAND_ROWS):
@@ -256,7 +257,8 @@ class Step:
             again = self.shape.backward(1, *size, twice) * self.mine
             phase.work = {"passes": again * self.updates}  # of dg; g_0 is the sum that was kept
         if sums == 2:
-            times = -(-trained // columns_at_a_time(2 * self.ranks, self.ranks))  # two rows a rank
+            widths = [out * into for out, into in self.shape.factors]
+            times = exchange_count(widths, repeat(0), 2 * self.ranks, self.ranks)  # two rows a rank
             exchanged = Exchange("all_to_all", 8 * trained / times, times * self.updates)
             phase.exchanges += [exchanged, Exchange("all_reduce", 16, self.updates)]
         return phase

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import repeat
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -12,9 +13,14 @@ from torch import Tensor
 
 from capo_ds.distributed import comm
 
-BUFFER_ENTRIES = 1 << 22  # of all samples' columns that a rank holds at a time: 16 MiB in float32
+# Of all samples' columns that a rank holds at a time, about: 64 MiB in float32.
+BUFFER_ENTRIES = 1 << 24
+JOINED_ENTRIES = (
+    1 << 22
+)  # up to which blocks travel together: more fresh memory costs more than it saves
 SUMMED = 1 << 14  # columns whose products are summed in float32 before they are in float64
 BAND_ROWS = 256  # of a Gram matrix that are reduced at a time
+Piece = TypeVar("Piece")
 
 
 def gram_matrix(matrices: Iterable[Tensor], samples_per_rank: list[int]) -> np.ndarray | None:
@@ -103,7 +109,6 @@ class _Exchange:
 
     def __init__(self, samples_per_rank: list[int]):
         self._counts, self._total = samples_per_rank, sum(samples_per_rank)
-        self._columns = columns_at_a_time(self._total, comm.world_size())
         self._sent = self._whole = torch.empty(0)
         rank = comm.rank()
         before, mine = sum(samples_per_rank[:rank]), samples_per_rank[rank]
@@ -121,7 +126,13 @@ class _Exchange:
         if comm.world_size() == 1:
             yield from zip(numbers, matrices, strict=False)
             return
-        for number, blocks in _together(matrices, numbers, self._columns):
+        most, joined = _columns_at_a_time(self._total, comm.world_size())
+        pieces = (
+            (number, block.shape[1], block)
+            for number, matrix in zip(numbers, matrices, strict=False)
+            for block in matrix.split(most, dim=1)
+        )
+        for number, blocks in _together(pieces, joined):
             yield number, self._exchanged(blocks)
 
     def _exchanged(self, blocks: list[Tensor]) -> Tensor:
@@ -149,25 +160,42 @@ class _Exchange:
                 gram[rows, columns] += product[from_rows, from_columns]
 
 
-def columns_at_a_time(samples: int, ranks: int) -> int:
-    """Of all samples' columns, how many one exchange takes: a rank holds its share of them."""
-    return max(ranks, BUFFER_ENTRIES // max(1, samples) * ranks)
+def exchange_count(widths: Sequence[int], numbers: Iterable[int], samples: int, ranks: int) -> int:
+    """How many exchanges the columns of matrices take: so wide, of Gram matrices so numbered, of
+    all ranks' samples."""
+    most, joined = _columns_at_a_time(samples, ranks)
+    pieces = (
+        (number, min(most, width - first), None)
+        for number, width in zip(numbers, widths, strict=False)
+        for first in range(0, width, most)
+    )
+    return sum(1 for _ in _together(pieces, joined))
+
+
+def _columns_at_a_time(samples: int, ranks: int) -> tuple[int, int]:
+    """Where a wide matrix is cut, and up to where narrow ones travel together; a rank holds its
+    share of the columns."""
+    most, joined = (
+        max(1, entries // max(1, samples)) * ranks for entries in (BUFFER_ENTRIES, JOINED_ENTRIES)
+    )
+    return most, min(most, joined)
 
 
 def _together(
-    matrices: Iterable[Tensor], numbers: Iterable[int], most: int
-) -> Iterator[tuple[int, list[Tensor]]]:
-    """Neighbours of one number, as long as they have no more than `most` columns; a wider matrix is
-    cut. `numbers` may go on for ever."""
-    waiting: list[Tensor] = []
+    pieces: Iterable[tuple[int, int, Piece]], joined: int
+) -> Iterator[tuple[int, list[Piece]]]:
+    """Neighbours of one number as long as they have no more than `joined` columns.
+
+    pieces: of each its number, its columns, and itself.
+    """
+    waiting: list[Piece] = []
     last = columns = 0
-    for matrix, number in zip(matrices, numbers, strict=False):
-        for block in matrix.split(most, dim=1):
-            columns += block.shape[1]
-            if waiting and (number != last or columns > most):
-                yield last, waiting
-                waiting, columns = [], block.shape[1]
-            waiting, last = [*waiting, block], number
+    for number, width, piece in pieces:
+        columns += width
+        if waiting and (number != last or columns > joined):
+            yield last, waiting
+            waiting, columns = [], width
+        waiting, last = [*waiting, piece], number
     if waiting:
         yield last, waiting
 

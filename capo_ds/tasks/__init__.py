@@ -94,9 +94,10 @@ def _of_ones_own(section: str, task: Callable[[Wanted], Any], wanted: Wanted) ->
     if not problems:
         raise ConfigError(f"{name}: it gives no {wanted.split} problems")
     for number, problem in enumerate(problems):
-        if not isinstance(problem, Problem) or not isinstance(problem.answer, str):
+        told = isinstance(problem, Problem) and [problem.prompt, problem.answer]
+        if not told or not all(isinstance(text, str) for text in told):
             raise ConfigError(
-                f"{name}: {wanted.split} problem {number} is no capo_ds.tasks.Problem with an "
-                f"answer in text: {problem!r:.100}"
+                f"{name}: {wanted.split} problem {number} is no capo_ds.tasks.Problem with prompt "
+                f"and answer in text: {problem!r:.100}"
             )
     return problems[: wanted.limit]

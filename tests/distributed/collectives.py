@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -64,8 +65,10 @@ def check_bounded_buffers(samples_per_rank: list[int]) -> None:
     entries, gram.BUFFER_ENTRIES = gram.BUFFER_ENTRIES, 100
     with watched_exchanges() as exchanges:
         check_gram(samples_per_rank)
+    foretold = gram.exchange_count([7, 1, 64], repeat(0), sum(samples_per_rank), comm.world_size())
     gram.BUFFER_ENTRIES = entries
     assert max(exchanges, default=0) <= 100
+    assert len(exchanges) == (foretold if comm.world_size() > 1 else 0)
 
 
 def check_exchanges_together() -> None:
@@ -76,6 +79,7 @@ def check_exchanges_together() -> None:
     with watched_exchanges() as exchanges:
         found = gram_matrices(matrices, [2] * world, numbers, count=2)
     assert len(exchanges) == (2 if world > 1 else 0)
+    assert gram.exchange_count([5, 9, 1, 70, 3], numbers, 2 * world, world) == 2
     alone = [gram_matrix([matrix], [2] * world) for matrix in matrices]
     if comm.is_main():
         np.testing.assert_allclose(found[0], sum(alone[:2]), rtol=1e-5, atol=1e-5)

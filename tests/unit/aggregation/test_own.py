@@ -5,6 +5,7 @@ import pytest
 
 from capo_ds.aggregation import GramProblem, aggregate, own_aggregator
 from capo_ds.config import ConfigError
+from capo_ds.own_code import told_whole
 from capo_ds.plugins import named
 
 SOURCE = """
@@ -47,11 +48,16 @@ def test_its_coefficients_are_applied(file, problem):
 @pytest.mark.filterwarnings("ignore:divide by zero")
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("short", "must give 4 finite numbers"), ("endless", "inf"), ("broken", "KeyError: 'key'")],
+    [
+        ("short", r"must give 4 finite numbers.* gave an array \(1,\)"),
+        ("endless", "inf"),
+        ("broken", "KeyError: 'key'"),
+    ],
 )
 def test_what_it_must_not_do_is_told_with_its_name(file, problem, name, words):
-    with pytest.raises(RuntimeError, match=f"{name}: .*{words}"):
+    with pytest.raises(RuntimeError, match=f"{name}: .*{words}") as error:
         aggregate(own(f"{file}:{name}"), problem)
+    assert told_whole(error.value)
 
 
 def test_a_function_that_is_not_there_is_a_bad_setting(file, problem):
