@@ -21,14 +21,12 @@ from capo_ds.architecture import (
 )
 from capo_ds.config import ConfigError, ModelConfig, folder_named
 from capo_ds.distributed.zero import whole_in_passes
-from capo_ds.hub import adapter_snapshot
+from capo_ds.hub import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_snapshot
 from capo_ds.peft_internals import active_adapter
 from capo_ds.weight_files import problem
-from capo_ds.weights import ADAPTER_CONFIG
 
 POLICY, REFERENCE = "default", "reference"  # names of adapters in PEFT
 ALL_LINEAR = "all-linear"
-ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 # Ways to start an adapter that change the base weights, which are not in its folder.
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 FIELDS_REFUSED = ("modules_to_save", "trainable_token_indices", "target_parameters")

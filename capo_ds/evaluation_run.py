@@ -16,7 +16,7 @@ from capo_ds.adapters import adapter_place
 from capo_ds.config import Config, ConfigError
 from capo_ds.distributed import comm
 from capo_ds.evaluation import Evaluation, Evaluator, summarise, table, write_completions
-from capo_ds.hub import check_place
+from capo_ds.hub import fetch_place
 from capo_ds.models import load_base_model, load_tokenizer
 from capo_ds.rollout.base import end_tokens, model_context, pad_token
 from capo_ds.rollout.hf import HuggingFaceSampler, stop_at
@@ -35,6 +35,8 @@ def run(config: Config) -> None:
     Rank 0 prints the table and writes results and completions.
     """
     folder = Path(config.evaluation.output_dir)
+    if config.evaluation.adapter is not None:
+        fetch_place("evaluation.adapter", config.evaluation.adapter)
     with comm.together("start-up"):
         lock = FolderLock("evaluation.output_dir", folder) if comm.is_main() else None
         tokenizer = load_tokenizer(config.model)
@@ -62,11 +64,11 @@ def run(config: Config) -> None:
 
 
 def load_model(config: Config) -> PreTrainedModel | PeftModel:
-    """The causal LM with the adapter of `evaluation.adapter`. Raises `ConfigError`."""
+    """The causal LM with the adapter of `evaluation.adapter`, which is here or fetched. Raises
+    `ConfigError`."""
     adapter = config.evaluation.adapter
     if adapter is None:
         return load_base_model(config.model)
-    check_place("evaluation.adapter", adapter)
     place = adapter_place(adapter, "evaluation.adapter")
     model = load_base_model(config.model)
     try:

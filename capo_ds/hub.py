@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,8 +20,9 @@ from capo_ds.weight_files import named_shards
 WEIGHTS = ("model*.safetensors", "adapter_model*.safetensors")
 OLDER_WEIGHTS = ("pytorch_model*.bin", "adapter_model*.bin")
 SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.tiktoken")
-SETTINGS = ("config.json", "adapter_config.json")
-ADAPTER_FILES = (("adapter_config.json",), ("adapter_model.safetensors", "adapter_model.bin"))
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+SETTINGS = ("config.json", ADAPTER_CONFIG)
 TOKENIZERS = ("tokenizer*", "*.model", "vocab*", "*.tiktoken")
 OFFLINE = "HF_HUB_OFFLINE"  # of the Hugging Face libraries: use the cache alone
 
@@ -34,15 +35,29 @@ def fetch_once(config: Config, shapes_only: bool = False) -> None:
     Raises:
         ConfigError: on all ranks, of the first that fails.
     """
+
+    def fetch() -> None:
+        check_hub(config, shapes_only)
+        if not _is_offline():
+            for name in _hub_names(config, shapes_only):
+                _fetch(config, *name, shapes_only)
+
+    _by_one_rank(fetch)
+
+
+def fetch_place(key: str, name: str) -> None:
+    """`fetch_once` of one model or adapter."""
+    _by_one_rank(lambda: check_place(key, name, fetch=True))
+
+
+def _by_one_rank(fetch: Callable[[], None]) -> None:
+    """Of each machine."""
     from capo_ds.distributed import comm
 
     first = os.environ.get("LOCAL_RANK", "0") == "0"
     with comm.together("fetching from the hub"):
         if first:
-            check_hub(config, shapes_only)
-            if not _is_offline():
-                for name in _hub_names(config, shapes_only):
-                    _fetch(config, *name, shapes_only)
+            fetch()
     offline = {machine for machine, is_offline in comm.gather(_here()) if is_offline}
     if not first and _here()[0] in offline:
         _use_cache_alone()
@@ -117,7 +132,8 @@ def whole_snapshot(name: str, revision: str | None) -> Path | None:
 def adapter_snapshot(name: str) -> Path | None:
     """`whole_snapshot` of an adapter: its settings and its weights."""
     folder = _snapshot(name, None)
-    return folder if folder and all(_any(folder, kind) for kind in ADAPTER_FILES) else None
+    whole = folder and (folder / ADAPTER_CONFIG).exists() and _any(folder, ADAPTER_WEIGHTS)
+    return folder if whole else None
 
 
 def _snapshot(name: str, revision: str | None) -> Path | None:

@@ -24,7 +24,7 @@ from transformers import (
 from capo_ds.causality import check_kind
 from capo_ds.config import BUILTIN_MODELS, ConfigError, ModelConfig, folder_named
 from capo_ds.distributed.launch import tell
-from capo_ds.hub import whole_snapshot
+from capo_ds.hub import ADAPTER_CONFIG, whole_snapshot
 from capo_ds.quantization import (
     RUNS,
     STORED_AS,
@@ -43,7 +43,6 @@ from capo_ds.tokenizer_files import (
 )
 from capo_ds.weight_files import check_shards, problem
 
-ADAPTER_CONFIG = "adapter_config.json"
 WEIGHTS = (".safetensors", ".bin", ".model")
 WHOLE_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 MODEL_FILES = ("config.json", "generation_config.json")

@@ -98,16 +98,18 @@ class Keeper:
         if not ranks:  # they are elsewhere, and their carrier passes it on
             _send(family[:1], signal.SIGTERM)
         elif self.ending:
-            self._end(family, ranks, signal.SIGINT)
+            self._end_now(family, ranks, signal.SIGINT)
         elif finishing:
             # Ranks of other machines follow these. A launcher that is told would cut them short.
             _send(finishing, signal.SIGINT)
         else:
             print("\ninterrupted: nothing new was saved", file=sys.stderr, flush=True)
-            self._end(family, ranks, signal.SIGTERM)
+            self._end_now(family, ranks, signal.SIGTERM)
         self.ending = True
 
-    def _end(self, family: list[psutil.Process], ranks: list[psutil.Process], number: int) -> None:
+    def _end_now(
+        self, family: list[psutil.Process], ranks: list[psutil.Process], number: int
+    ) -> None:
         self._ended = True
         _end(family, ranks, number)
 

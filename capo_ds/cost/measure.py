@@ -70,18 +70,20 @@ def measure_cluster(config: Config, policy: PeftModel, hosts: list[str]) -> Clus
         second = [rank for rank, host in enumerate(hosts) if host == names[1]]
         between = link(list(zip(first, second, strict=True)), together=True)
     memory = measure_capacity(comm.device(), here)
+    shape = Shape.of(policy, config.model.dtype)
+    step = Step(config, shape, len(hosts), config.rollout.max_new_tokens)
     cluster = Cluster(
         backend="nccl" if comm.device().type == "cuda" else "gloo",
         ranks=here,
         within=within,
         between=between,
-        rates=measure_rates(config, policy),
+        rates=measure_rates(policy, step),
         memory=min(comm.gather(memory.device)),
         host_memory=min(comm.gather(memory.host)),
     )
     if len(hosts) == 1:
         return cluster
-    share = _share_of_all_to_all(Collectives(cluster, len(names)))
+    share = _share_of_all_to_all(Collectives(cluster, len(names)), step)
     return cluster.model_copy(update={"all_to_all": share})
 
 
@@ -111,8 +113,7 @@ def _exchange(other: int | None, size: int, times: int = 1) -> float:
     as a ring's stages are, after a first that may find the other not ready; 0 without one.
 
     Receives are asked for first: where a rank begins to send before it is ready to receive, its
-    own message goes before the word that it is (gloo). The first exchange, which may find the other
-    rank not ready, does not count."""
+    own message goes before the word that it is (gloo)."""
     comm.max_over_ranks(0)
     if other is None:
         return 0.0
@@ -128,37 +129,36 @@ def _exchange(other: int | None, size: int, times: int = 1) -> float:
     return _seconds(once, times)
 
 
-def _share_of_all_to_all(links: Collectives) -> float:
-    """Of the links' rate, what the ranks reach when all exchange with all, some times in a row."""
-    size = 1 << 20
+def _share_of_all_to_all(links: Collectives, step: Step) -> float:
+    """Of the links' rate, what the ranks reach when all exchange with all, some times in a row; as
+    many bytes as the step's largest, for the share is by their number."""
+    exchanges = [one for phase in step.phases().values() for one in phase.exchanges]
+    size = int(max((one.count for one in exchanges if one.kind == "all_to_all"), default=0))
+    size = max(size, 1 << 20)
     while links.seconds("all_to_all", size) < EXCHANGE and size < 1 << 28:
         size *= 4
     each = size // 4 // comm.world_size()
     counts = [0 if rank == comm.rank() else each for rank in range(comm.world_size())]
     sent = torch.ones(sum(counts), device=comm.device())
     received = torch.empty_like(sent)
+
+    def once() -> None:
+        comm.all_to_all(sent, counts, received, counts)
+
+    times = max(1, min(TIMES, round(1 / links.seconds("all_to_all", size))))
     spent = []
     for _ in range(1 + 3):  # as often on all ranks, of which the first does not count
         comm.max_over_ranks(0)
-        start = time.perf_counter()
-        for _ in range(TIMES):
-            comm.all_to_all(sent, counts, received, counts)
-        _settle()
-        spent.append((time.perf_counter() - start) / TIMES)
+        spent.append(_seconds(once, times))
     comm.take_bytes_sent()
     seconds = max(comm.gather(median(spent[1:])))
     latency = links.seconds("all_to_all", 0)
     return min(1.0, (links.seconds("all_to_all", size) - latency) / max(seconds - latency, 1e-9))
 
 
-def measure_rates(config: Config, policy: PeftModel) -> Rates:
+def measure_rates(policy: PeftModel, step: Step) -> Rates:
     """Of the ranks, which all measure at once."""
-    step = Step(
-        config,
-        Shape.of(policy, config.model.dtype),
-        comm.world_size(),
-        config.rollout.max_new_tokens,
-    )
+    config = step.config
     passes, per_sample, memory = _passes(config, policy, step)
     sizes = sorted({min(step.samples, size) for size in SOLVED})
     return Rates(

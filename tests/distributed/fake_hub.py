@@ -16,11 +16,13 @@ MODEL, COMMIT = "me/tiny", "c0ffee" + 34 * "0"
 
 @dataclass
 class Hub:
-    """asked: how often for what. broken: the file that it has and does not give."""
+    """asked: how often for what. broken: the file that it has and does not give. commit: its
+    newest."""
 
     address: str = ""
     asked: Counter[str] = field(default_factory=Counter)
     broken: str = ""
+    commit: str = COMMIT
 
 
 def places(address: str, cache: str) -> list[tuple[Any, str, Any]]:
@@ -63,8 +65,11 @@ def hub(folder: Path) -> Iterator[Hub]:
                 self.answer({})
             elif path in (f"/api/models/{MODEL}", f"/api/models/{MODEL}/revision/main"):
                 files = [{"rfilename": name} for name in names()]
-                self.answer({"id": MODEL, "sha": COMMIT, "siblings": files})
-            elif path in (f"/api/models/{MODEL}/tree/main", f"/api/models/{MODEL}/tree/{COMMIT}"):
+                self.answer({"id": MODEL, "sha": hub.commit, "siblings": files})
+            elif path in (
+                f"/api/models/{MODEL}/tree/main",
+                f"/api/models/{MODEL}/tree/{hub.commit}",
+            ):
                 files = [{"type": "file", "path": name, "oid": "0"} for name in names()]
                 self.answer([file | {"size": 1} for file in files])
             else:
@@ -74,7 +79,7 @@ def hub(folder: Path) -> Iterator[Hub]:
 
         def file(self, file: Path):
             data = file.read_bytes()
-            headers = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Repo-Commit": COMMIT}
+            headers = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Repo-Commit": hub.commit}
             if file.name == hub.broken and self.command == "GET":
                 self.answer({"error": "broken"}, 403)
             else:

@@ -118,10 +118,13 @@ def test_a_rank_that_users_code_ends_has_failed(tmp_path, ranks):
     assert told.count(words) == 1, told
 
 
-@pytest.mark.parametrize("launcher", ["deepspeed", "torchrun", "mpirun"])
+@pytest.mark.parametrize(
+    "launcher", [pytest.param("deepspeed", marks=pytest.mark.slow), "torchrun", "mpirun"]
+)
 def test_no_rank_outlives_one_that_was_killed(launcher):
     """Within a minute, and somebody says what happened: the peer that noticed, or the launcher.
-    Before that, the collectives are sound under this launcher."""
+    Before that, the collectives are sound under this launcher. (deepspeed's with a rank on another
+    node besides: test_launchers.py.)"""
     arguments = ["--config", str(RECIPE), "--set", "train.output_dir=killed"]
     result = launch(2, SCRIPT, *arguments, launcher=launcher, status=None)
     told = result.stdout + result.stderr

@@ -1,5 +1,6 @@
 """Other ways to start ranks: tasks as srun starts them, and two nodes with a hostfile."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -7,13 +8,16 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY, TIMEOUT, clean_environment, free_port, launch
+from tests.distributed.test_failures import MINUTE, RECIPE, since_failure
+from tests.distributed.test_failures import SCRIPT as FAILURES
 
 TRAIN = REPOSITORY / "launchers" / "train.py"
 SCRIPT = Path(__file__).with_name("collectives.py")
+KILLED = [str(FAILURES), "--config", str(RECIPE), "--set", "train.output_dir=killed"]
 
 
 def outputs(commands: list[list[str]]) -> list[str]:
-    """What these commands, run side by side, print; all must succeed."""
+    """What these commands, run side by side, print; all must fail."""
     processes = [
         subprocess.Popen(
             command,
@@ -26,7 +30,7 @@ def outputs(commands: list[list[str]]) -> list[str]:
         for command in commands
     ]
     printed = [process.communicate(timeout=TIMEOUT)[0] for process in processes]
-    assert all(process.returncode == 0 for process in processes), "\n".join(printed)
+    assert all(process.returncode > 0 for process in processes), "\n".join(printed)
     return printed
 
 
@@ -47,17 +51,22 @@ def test_srun_on_several_machines_needs_an_address():
 
 
 def test_two_nodes_with_a_hostfile(tmp_path):
-    """The deepspeed launcher started by hand on each "node", both of them this machine."""
+    """The deepspeed launcher started by hand on each "node", both of them this machine. The
+    collectives are sound; then the last rank is killed, and no rank outlives it: the one beside it
+    nor, which has another launcher, the one on the other node."""
     hostfile = tmp_path / "hostfile"
     hostfile.write_text("node-a slots=1\nnode-b slots=2\n")
     launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--no_ssh"]
     address = ["--master_addr", "127.0.0.1", "--master_port", str(free_port())]
     commands = [
-        [*launcher, "--hostfile", str(hostfile), "--node_rank", str(node), *address, str(SCRIPT)]
+        [*launcher, "--hostfile", str(hostfile), "--node_rank", str(node), *address, *KILLED]
         for node in range(2)
     ]
     printed = outputs(commands)
     assert sum(text.count("collectives are sound") for text in printed) == 3
+    assert since_failure(printed[1]) < MINUTE
+    assert "local_rank=1" in printed[1], printed
+    assert re.search("error: .*Gram matrix", printed[0]), printed[0]
 
 
 SRUN = """#!/usr/bin/env bash

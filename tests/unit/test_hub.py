@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
+import torch
 from huggingface_hub import constants
 
 from capo_ds import hub, merging
@@ -16,6 +17,8 @@ from capo_ds.weights import load_base_model, load_tokenizer
 from tests.conftest import free_port
 from tests.distributed.fake_hub import MODEL, places
 from tests.distributed.fake_hub import hub as fake_hub
+
+pytestmark = pytest.mark.usefixtures("process_group")
 
 
 class _Hub(BaseHTTPRequestHandler):
@@ -113,7 +116,15 @@ def test_local_and_built_in_names_ask_nobody(monkeypatch, tmp_path):
 def test_an_adapter_that_is_nowhere(endpoint):
     for name, message in [("runs/x/adapter", "no folder or file here"), ("me/typo", "no model")]:
         with pytest.raises(ConfigError, match=f"evaluation.adapter: .*{message}"):
-            load_model(parse_config({"evaluation": {"adapter": name}}))
+            evaluated(name)
+
+
+def evaluated(adapter: str):
+    """The model of an evaluation."""
+    hub.fetch_place("evaluation.adapter", adapter)
+    return load_model(
+        parse_config({"model": {"path": "builtin:tiny"}, "evaluation": {"adapter": adapter}})
+    )
 
 
 @pytest.fixture
@@ -142,7 +153,7 @@ def test_an_adapters_path_that_is_none_asks_nobody(name, told):
     with pytest.raises(ConfigError, match=f"^--adapter: .*{told}"):
         merging.base_of(name)
     with pytest.raises(ConfigError, match=f"^evaluation.adapter: .*{told}"):
-        load_model(parse_config({"evaluation": {"adapter": name}}))
+        evaluated(name)
 
 
 @pytest.mark.usefixtures("unasked")
@@ -167,12 +178,24 @@ def test_an_adapter_of_the_hub_is_asked_for_once_and_then_read_from_the_cache(
         use(served.address, tmp_path, monkeypatch)
         assert merging.base_of(MODEL) == "builtin:tiny"
         merging.merge(base, MODEL, tmp_path / "merged")
-        assert load_model(parse_config({"evaluation": {"adapter": MODEL}})).peft_config
-    assert served.asked.pop(f"GET /api/models/{MODEL}/auth-check") == 2  # merge and evaluation
+    assert served.asked.pop(f"GET /api/models/{MODEL}/auth-check") == 1
     assert {"adapter_config.json", "adapter_model.safetensors"} <= {
         path.rpartition("/")[2] for path in served.asked
     }
     assert set(served.asked.values()) == {1}, served.asked
+
+
+def test_an_evaluation_takes_the_newest_adapter_of_the_hub(tmp_path, monkeypatch):
+    base, place = ModelConfig(path="builtin:tiny", lora_rank=2), tmp_path / "adapter"
+    with fake_hub(place) as served:
+        use(served.address, tmp_path, monkeypatch)
+        for seed, commit in enumerate(("a" * 40, "b" * 40)):
+            served.commit = commit
+            published = fresh_adapter(load_base_model(base), base, seed)
+            published.save_pretrained(place)
+            found = evaluated(MODEL).state_dict()
+            for name, value in published.state_dict().items():
+                assert torch.equal(found[name], value), name
 
 
 @pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin"])

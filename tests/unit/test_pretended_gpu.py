@@ -154,6 +154,8 @@ def test_the_benchmark_for_gpus_runs(repository, monkeypatch, tmp_path):
     monkeypatch.setattr(shape, "CapoEngine", PretendedEngine)
     monkeypatch.setattr(shape, "find_spec", lambda name: None)  # no vLLM: it starts on real GPUs
     monkeypatch.setitem(shape.CEILING_SIZES, "cuda", (64, 1 << 12))
+    monkeypatch.setattr(shape, "REPEATS", 1)
+    monkeypatch.setattr(shape.seconds_of, "__defaults__", (1,))
     record = shape.Record(tmp_path / "found.json", deadline=math.inf)
     with PretendedGPU():
         shape.measure_shape("tiny", 8, record, tmp_path)
