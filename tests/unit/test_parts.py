@@ -284,7 +284,7 @@ def plain(wanted):
 def empty(wanted):
     return []
 
-def numbers(wanted):
+def no_text(wanted):
     return [Problem(3, "2")]
 
 def texts(wanted):
