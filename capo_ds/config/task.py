@@ -86,7 +86,7 @@ class DatasetConfig(Section):
         "last operation, or the digits of the last in reverse order",
     )
     seed: StrictInt = Field(
-        default=0, ge=0, description="seed that generates or shuffles the problems"
+        default=0, ge=0, lt=2**63, description="seed that generates or shuffles the problems"
     )
     label: str | None = Field(
         default=None,
