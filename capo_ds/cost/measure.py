@@ -37,6 +37,7 @@ TIMES, ECHOES = 5, 8
 EXCHANGE = 0.02  # seconds of one that tells a link's rate, of a megabyte at least
 PASS = 2.0  # seconds, beyond which no larger micro-batch is tried
 FEW, MANY = 8, 64  # gradients that are sketched together, to tell the map's cost from its use
+LEAST = 0.1  # of the longer of two times, what their difference is at least, were they noise alone
 SKETCHED = {"cpu": 1 << 17, "cuda": 1 << 24}  # numbers of each of them, if there are as many
 
 
@@ -211,7 +212,7 @@ def _sketching(config: Config, shape: Shape) -> dict[str, Sketching]:
         if (numbers := sum(row[0].numel() for row in rows)) >= SKETCHED[device.type]:
             break
     few, many = (timed(lambda: sketch(row[:count] for row in rows)) for count in (FEW, MANY))  # noqa: B023
-    each = max(many - few, 0.1 * many) / (MANY - FEW)
+    each = max(many - few, LEAST * many) / (MANY - FEW)
     drawn, size = few - FEW * each, 4.0 * numbers
     if sketched_together(config):  # a dense one
         size *= config.gradients.sketch_dim / DEFAULT_DIM
@@ -256,10 +257,11 @@ def _sampling(policy: PeftModel, step: Step) -> float:
     draws = [Draw(0, 0, row) for row in range(rows)]
     sampler = HuggingFaceSampler(policy, (-1,), 0, 1 + DECODED, rollout.batch_size)
 
-    def seconds(tokens: int) -> float:
-        return timed(lambda: sampler.sample(prompts, draws, 1, 1.0, max_new_tokens=tokens))
+    def sample(tokens: int) -> None:
+        sampler.sample(prompts, draws, 1, 1.0, max_new_tokens=tokens)
 
-    token = max(1e-9, seconds(1 + DECODED) - seconds(1)) / DECODED
+    first, all_of_them = in_turns(lambda: sample(1), lambda: sample(1 + DECODED))
+    token = max(all_of_them - first, LEAST * all_of_them) / DECODED
     cache = rows * (rollout.max_prompt_tokens + DECODED / 2) * shape.cache
     return (shape.stored + 4 * shape.trained + cache) / token
 

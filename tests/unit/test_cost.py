@@ -10,6 +10,7 @@ import torch
 
 from capo_ds import cli
 from capo_ds.config import HOME, ConfigError, parse_config
+from capo_ds.cost import measure
 from capo_ds.cost.cluster import Cluster, load_cluster
 from capo_ds.cost.collectives import Collectives
 from capo_ds.cost.forecast import forecast, table
@@ -371,6 +372,15 @@ def test_what_a_rank_waits_is_not_its_rate():
 
     alone, waiting = in_turns(busy, waits)
     assert 0 < waiting < 0.01 + 2 * alone
+
+
+def test_two_times_of_which_the_longer_came_out_shorter_give_no_endless_rate(monkeypatch):
+    monkeypatch.setattr(measure, "in_turns", lambda *_: [1.0, 0.8])
+    monkeypatch.setattr(measure, "HuggingFaceSampler", lambda *_: None)
+    one, never_called = step(1), torch.nn.Linear(1, 1)
+    token = measure.LEAST * 0.8 / measure.DECODED  # seconds
+    weights, cache = SHAPE.stored + 4 * SHAPE.trained, 64 * 12 * SHAPE.cache  # 8 tokens, 4 more
+    assert measure._sampling(never_called, one) == pytest.approx((weights + cache) / token)
 
 
 @pytest.mark.usefixtures("process_group")

@@ -361,8 +361,8 @@ class TestTasks:
             ({"name": "empty"}, "task.name: .*empty: it gives no train problems"),
             ({"name": "texts"}, "task.name: .*texts: train problem 0 is no .*Problem"),
             (
-                {"name": "numbers"},
-                "numbers: train problem 0 is no .*Problem with prompt and answer",
+                {"name": "no_text"},
+                "no_text: train problem 0 is no .*Problem with prompt and answer",
             ),
             ({"name": "broken"}, "task.name: .*broken: its train problems: ZeroDivisionError"),
             (
