@@ -171,6 +171,11 @@ class TaskConfig(TrainingSetConfig):
         return [*self.mixture] or [self]
 
     @property
+    def places(self) -> list[str]:
+        """Of the entries, where they stand in the settings."""
+        return [f"task.mixture.{number}" for number in range(len(self.mixture))] or ["task"]
+
+    @property
     def weights(self) -> list[float]:
         """Their shares of a step's prompts, with sum 1."""
         weights = [entry.weight for entry in self.mixture] or [1.0]
