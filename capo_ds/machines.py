@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 import yaml
 
+from capo_ds import contents
 from capo_ds.capacity import readable
 from capo_ds.config import BUILTIN_MODELS, HOME, Config
 from capo_ds.distributed import comm, launch
@@ -25,7 +26,6 @@ from capo_ds.telemetry.provenance import PACKAGES, version
 from capo_ds.terminal import aligned
 
 CODE = ("capo_ds/**/*.py", "ds_configs/*.json", "launchers/recipes/*.yaml")
-PIECE = 2**20  # bytes at each end of a large file that its digest reads
 SENT = {"cuda": 2**26, "cpu": 2**22}  # bytes from rank to rank
 TIMES = 3
 SLOW = 0.1  # of the median of the links of a kind
@@ -42,20 +42,11 @@ class Link(NamedTuple):
 
 
 def digest(files: Iterable[Path], whole: bool = True) -> str:
-    """Of names, sizes and contents; of files that are large, both ends unless `whole`."""
-    total = hashlib.blake2b(digest_size=6)
+    """Of names, sizes and contents; of files that are large, samples unless `whole`."""
+    total = hashlib.sha256()
     for file in sorted(files):
-        size = file.stat().st_size
-        total.update(f"{file.name} {size} ".encode())
-        with file.open("rb") as content:
-            if whole or size <= 2 * PIECE:
-                for piece in iter(lambda: content.read(PIECE), b""):
-                    total.update(piece)
-            else:
-                total.update(content.read(PIECE))
-                content.seek(-PIECE, os.SEEK_END)
-                total.update(content.read())
-    return total.hexdigest()
+        total.update(f"{file.name} {contents.digest(file, whole)} ".encode())
+    return total.hexdigest()[:12]
 
 
 def identity(config: Config | None) -> dict[str, str]:

@@ -82,6 +82,11 @@ def remember(file: str) -> None:
     _files.add(file)
 
 
+def remembered() -> frozenset[str]:
+    """All such files so far, resolved."""
+    return frozenset(_files)
+
+
 def place(error: BaseException | None) -> str:
     """The lines of the traceback from the user's first to the user's last, beginning with a line
     break; empty if the user's code had no part in it. Of an error that was raised from another, the

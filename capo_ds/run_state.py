@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import Any
 from torch import Tensor
 
 from capo_ds.config import Config
+from capo_ds.contents import Contents, changes, contents
 from capo_ds.distributed import checkpoint, comm
 from capo_ds.distributed.engine import CapoEngine
 from capo_ds.learner import Learner
-from capo_ds.run_folder import check_unchanged
+from capo_ds.run_folder import FREE_ON_RESUME, check_unchanged
 
 
 def checkpoint_name(step: int) -> str:
@@ -28,6 +30,7 @@ class RunState:
     step: how many have been made.
     accuracy: of the first benchmark, `before` training, `latest` and `best`; None: not measured.
     best_step: after which the best was.
+    contents: of the files that it started from, on rank 0.
     """
 
     step: int = 0
@@ -35,6 +38,7 @@ class RunState:
         default_factory=lambda: dict.fromkeys(("before", "latest", "best"))
     )
     best_step: int = 0
+    contents: Contents = field(default_factory=dict)
 
     def evaluated(self, step: int, accuracy: float) -> None:
         """Take in an evaluation after so many steps; that before the first is no candidate."""
@@ -63,6 +67,7 @@ class RunState:
             "store": learner.store_kind,
             "radius": learner.solver.radius.state(),
             "config": config.model_dump(mode="json"),
+            "contents": self.contents,
         }
         checkpoint.save(folder, checkpoint_name(self.step), engine, state, under_way)
         best = checkpoint_name(self.best_step)
@@ -78,6 +83,7 @@ class RunState:
 
 def resumed(config: Config, engine: CapoEngine, learner: Learner) -> RunState:
     """The newest checkpoint taken up, if `train.resume` asks for it and there is one (all ranks).
+    Rank 0 warns of files that hold something else than then.
 
     Raises:
         ConfigError: on all ranks, if it was made with other settings.
@@ -86,9 +92,13 @@ def resumed(config: Config, engine: CapoEngine, learner: Learner) -> RunState:
     if config.train.resume == "auto":
         folder = Path(config.train.output_dir)
         state = checkpoint.load(folder, engine, partial(check_unchanged, config))
+    with comm.together("reading code and data"):
+        found = contents(config, FREE_ON_RESUME) if comm.is_main() else {}
     if not state:
-        return RunState()
+        return RunState(contents=found)
+    for line in changes(state.get("contents", {}), found, state["step"]):  # older ones have none
+        print(f"warning: {line}", file=sys.stderr, flush=True)
     learner.solver.radius.restore(state["radius"])
     if config.gradients.store == "auto":  # whatever is free now: stores may round apart
         learner.store_kind = state["store"]
-    return RunState(state["step"], state["accuracy"], state["best_step"])
+    return RunState(state["step"], state["accuracy"], state["best_step"], found)

@@ -4,8 +4,9 @@ import os
 
 from capo_ds import machines
 from capo_ds.config import parse_config
+from capo_ds.contents import PIECE
 from capo_ds.distributed import launch
-from capo_ds.machines import PIECE, Link
+from capo_ds.machines import Link
 
 
 def test_a_digest_is_of_names_and_contents(tmp_path):
