@@ -157,7 +157,7 @@ class EvaluationConfig(TruncatedSampling):
     max_new_tokens: StrictInt | None = Field(
         default=None, ge=1, description="longest response, in tokens; null: rollout.max_new_tokens"
     )
-    seed: StrictInt = Field(default=0, ge=0, description="seed of the sampling")
+    seed: StrictInt = Field(default=0, ge=0, lt=2**63, description="seed of the sampling")
     adapter: PathText | None = Field(
         default=None,
         description="folder of a PEFT adapter that launchers/evaluate.py puts on the model",

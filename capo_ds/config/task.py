@@ -86,7 +86,7 @@ class DatasetConfig(Section):
         "last operation, or the digits of the last in reverse order",
     )
     seed: StrictInt = Field(
-        default=0, ge=0, description="seed that generates or shuffles the problems"
+        default=0, ge=0, lt=2**63, description="seed that generates or shuffles the problems"
     )
     label: str | None = Field(
         default=None,
@@ -169,6 +169,11 @@ class TaskConfig(TrainingSetConfig):
     def entries(self) -> list[TrainingSetConfig]:
         """The data sets that are trained on."""
         return [*self.mixture] or [self]
+
+    @property
+    def places(self) -> list[str]:
+        """Of the entries, where they stand in the settings."""
+        return [f"task.mixture.{number}" for number in range(len(self.mixture))] or ["task"]
 
     @property
     def weights(self) -> list[float]:

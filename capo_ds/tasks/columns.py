@@ -116,6 +116,33 @@ def _in_one(content: Any) -> Any:
     return "".join(texts) if len(texts) == len(content) else content
 
 
+def template_arguments(row: dict[str, Any]) -> dict[str, Any]:
+    """What a row gives its chat template beside the messages, as TRL's data sets have it: the
+    columns `tools` (a list of JSON schemas) and `chat_template_kwargs`, or the text of their JSON.
+
+    Keys that are null (Parquet gives every tool those of all) are left out. Other things of these
+    names are a task's own.
+    """
+    tools, more = (_from_json(row.get(name)) for name in ("tools", "chat_template_kwargs"))
+    given = dict(_without_nulls(more)) if isinstance(more, dict) else {}
+    if isinstance(tools, list) and tools and all(isinstance(tool, dict) for tool in tools):
+        given["tools"] = _without_nulls(tools)
+    return given
+
+
+def _from_json(value: Any) -> Any:
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(part) for key, part in value.items() if part is not None}
+    return [_without_nulls(part) for part in value] if isinstance(value, list) else value
+
+
 def last_words(messages: list[dict[str, Any]]) -> str:
     """What the user said last: the problem's own text."""
     said = [message["content"] for message in messages if message["role"] == "user"]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from capo_ds.decoding import texts_of
 from capo_ds.tasks.base import Problem
+from capo_ds.tasks.columns import template_arguments
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -112,11 +113,16 @@ def _as_chats(
     from capo_ds.config import ConfigError
 
     rendered, clock = [], _clock(config, tokenizer)
+    asked: set[str] = set()
     for number, (messages, problem) in enumerate(zip(chats, problems, strict=True)):
         goes_on = messages[-1]["role"] == "assistant"
         own = {"continue_final_message": goes_on, "add_generation_prompt": not goes_on}
         own |= config.template_kwargs | clock
         try:
+            of_row = template_arguments(problem.columns)
+            if taken := sorted(of_row.keys() & OWN_ARGUMENTS):
+                raise ValueError(f"{taken[0]} is decided by capo_ds")
+            own |= of_row
             text = tokenizer.apply_chat_template(messages, tokenize=False, **own)
             ids = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, **own)
             if number == 0:
@@ -136,9 +142,23 @@ def _as_chats(
                 f"(messages: {roles}): {type(error).__name__}: {error}; change the data, "
                 "prompt.system or prompt.template_kwargs"
             ) from error
+        asked.update(of_row)
         kept = None if problem.messages is None else messages
         rendered.append(replace(problem, prompt=text, messages=kept, tokens=tuple(ids)))
+    _tell_unread(asked, f"{config.template_kwargs.get('chat_template')} {tokenizer.chat_template}")
     return rendered
+
+
+def _tell_unread(asked: set[str], source: str) -> None:
+    """Of what the data set's rows give the template, what its source does not look at."""
+    from capo_ds.distributed.launch import tell
+
+    unread = sorted(name for name in asked if not re.search(rf"\b{re.escape(name)}\b", source))
+    if unread:
+        tell(
+            "prompt.template: the tokenizer's chat template has no variable "
+            f"{', '.join(unread)}, which the data set's rows give it: no prompt says it"
+        )
 
 
 def _clock(config: PromptConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

@@ -133,10 +133,11 @@ def test_keys_with_dots_in_a_file_are_told_to_be_nested():
         parse_config({"train.steps": 3})
 
 
-def test_seeds_are_what_torch_takes():
-    assert parse_config({"train": {"seed": 2**63 - 1}}).train.seed == 2**63 - 1
-    with pytest.raises(ConfigError, match=r"train\.seed: bad value"):
-        parse_config({"train": {"seed": 2**63}})
+@pytest.mark.parametrize("section", ["train", "task", "evaluation", "warmup"])
+def test_seeds_are_what_torch_takes(section):
+    assert parse_config({section: {"seed": 2**63 - 1}}).model_dump()[section]["seed"] == 2**63 - 1
+    with pytest.raises(ConfigError, match=rf"{section}\.seed: bad value"):
+        parse_config({section: {"seed": 2**63}})
 
 
 @pytest.mark.parametrize("text", ["- a\n- b\n", "a: [1", "a: 2026-13-01", None])

@@ -1,3 +1,4 @@
+import json
 from datetime import date
 
 import pytest
@@ -6,7 +7,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from capo_ds.config import BUILTIN_MODELS, ConfigError, PromptConfig, parse_config
 from capo_ds.tasks import Problem
-from capo_ds.tasks.prompts import cut, encode, fitting, render
+from capo_ds.tasks.prompts import TEMPLATES, cut, encode, fitting, render
 
 PROBLEM = Problem(prompt="What is $\\frac{1}{2}${instruction}?", answer="1")  # braces of all kinds
 CHAT = (
@@ -188,6 +189,35 @@ def test_template_arguments_and_a_begun_answer():
         wrong = PromptConfig(template="chat", template_kwargs={name: True})
         with pytest.raises(ConfigError, match=text):
             render([problem], wrong, tokenizer)
+
+
+def test_what_a_row_gives_the_chat_template(capfd):
+    """Tools and arguments, as TRL's data sets have them; Parquet's nulls left out."""
+    tool = {"type": "function", "function": {"name": "add", "parameters": {"a": None}}}
+    bare = {"type": "function", "function": {"name": "add", "parameters": {}}}
+    quiet = {"quiet": True, "loud": None}
+    rows = [{"tools": [tool], "chat_template_kwargs": quiet}]
+    rows += [{name: json.dumps(value) for name, value in rows[0].items()}]
+    tokenizer = made("bos", "{% if tools %}{{ tools | tojson }}{% endif %}" + TURNS)
+    config = PromptConfig(template="chat")
+    for row in rows:
+        (found,) = render([Problem("Q", "1", columns=row)], config, tokenizer)
+        expected = tokenizer.apply_chat_template(
+            [{"role": "user", "content": "Q\n" + TEMPLATES["chat"].instruction}],
+            tools=[bare],
+            quiet=True,
+            add_generation_prompt=True,
+            return_dict=False,
+        )
+        assert list(found.tokens) == expected and found.prompt.endswith("<quiet>")
+    own = Problem("Q", "1", columns={"tools": "hammer", "chat_template_kwargs": 3})  # a task's own
+    assert not render([own], config, made("bos"))[0].prompt.endswith("<quiet>")
+    assert capfd.readouterr().err == ""
+    render([Problem("Q", "1", columns=rows[0])], config, made("bos"))
+    assert "has no variable tools, which the data set's rows" in capfd.readouterr().err
+    wrong = Problem("Q", "1", columns={"chat_template_kwargs": {"tokenize": False}})
+    with pytest.raises(ConfigError, match="tokenize is decided by capo_ds"):
+        render([wrong], config, tokenizer)
 
 
 def test_conversations_where_they_have_no_place():
