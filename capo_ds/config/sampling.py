@@ -160,7 +160,8 @@ class EvaluationConfig(TruncatedSampling):
     seed: StrictInt = Field(default=0, ge=0, lt=2**63, description="seed of the sampling")
     adapter: PathText | None = Field(
         default=None,
-        description="folder of a PEFT adapter that launchers/evaluate.py puts on the model",
+        description="folder or hub name of the PEFT adapter that launchers/evaluate.py puts on the "
+        "model; null: that of model.adapter, if it is set",
     )
     output_dir: PathText = Field(
         default="runs/evaluation",
