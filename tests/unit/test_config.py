@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import yaml
 
-from capo_ds.config import Config, ConfigError, config_reference, load_config, parse_config
+from capo_ds.config import Config, ConfigError, config_reference, load_config, parse_config, reading
 from capo_ds.distributed.deepspeed_json import (
     deepspeed_settings,
     ignored_lines,
@@ -73,6 +73,10 @@ RECIPES = sorted((REPOSITORY / "launchers" / "recipes").glob("*.yaml"))
         ),
         ({5: {"steps": 3}}, ["5", "a key must be text", "YAML"]),
         ({"zzz": 1}, ["zzz", "unknown key", "rollout"]),
+        ({"train.step": 3}, ["train.step", "did you mean train.steps", "nested"]),
+        ({"trian.steps": 3}, ["trian.steps", "did you mean train.steps", "nested"]),
+        ({"actor": {"ppo_mini_batch_size": 64}}, ["64", "objective.minibatches", "a count"]),
+        ({"warmup_ratio": 0.1}, ["0.1", "optimizer.warmup_steps", "no share"]),
     ],
 )
 def test_bad_settings_name_key_value_and_remedy(settings, fragments):
@@ -328,3 +332,10 @@ def test_what_follows_from_rollouts_ahead():
         }
     )
     assert decoupled.ratio_to == "trainer" and decoupled.importance_correction == "sequence"
+
+
+def test_a_folder_is_named_once_where_a_file_is_not(monkeypatch):
+    monkeypatch.chdir(reading.HOME)
+    with pytest.raises(ConfigError) as caught:
+        reading.resolve_path("deepspeed", "none.json")
+    assert str(caught.value).count(f"in {reading.HOME}") == 1

@@ -185,6 +185,12 @@ class TestAggregators:
             (":noisy", {"size": "1"}, r"aggregator_options\.size: bad value '1'"),
             (":noisy", {}, r"aggregator_options\.size: .* needs it"),
             (":Quantile", {"q": 1, "kind": "mid"}, r"aggregator_options\.kind: bad value 'mid'"),
+            (
+                ":Quantile",
+                {"q": "three", "foo": 1, "kind": "mid"},
+                r"options\.foo: .*no such option.*\n.*options\.q: bad.*\n.*options\.kind: bad",
+            ),
+            (":noisy", {"foo": 1}, r"options\.foo: .*\n.*options\.size: .*needs it"),
             ("mgda", {"x": 1}, r"aggregator_options\.x: mgda has no such option; it has none"),
             ("torchjd:Nothing", {}, "aggregator: unknown aggregator 'torchjd:Nothing'"),
         ],
