@@ -25,7 +25,7 @@ def _addresses(url: str | list[str]) -> str | list[str]:
         address = urlsplit(each)
         if address.scheme not in ("http", "https") or not address.hostname:
             raise ValueError(f"{each!r} is no address; give http://HOST:PORT")
-    refuse_doubles("rollout.server_url", [each.rstrip("/") for each in urls])
+    refuse_doubles("rollout.server_url", [each.rstrip("/") for each in urls], "remove one")
     return url
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import date
 from typing import Annotated, Any, Literal
 
@@ -249,6 +250,15 @@ class RewardFunctionConfig(Section):
         default={}, description="options of your own function, checked by its annotations"
     )
     weight: Number = Field(default=1.0, description="its weight in the sum that is the reward")
+    label: str | None = Field(
+        default=None,
+        min_length=1,
+        description="name in messages, metrics and samples; null: that of the function",
+    )
+
+    @property
+    def title(self) -> str:
+        return self.label or self.function
 
 
 class RewardConfig(Section):
@@ -276,5 +286,6 @@ class RewardConfig(Section):
 
     @model_validator(mode="after")
     def _functions_differ(self) -> RewardConfig:
-        refuse_doubles("reward.functions", [entry.function for entry in self.functions])
+        names = [entry.label or os.path.normpath(entry.function) for entry in self.functions]
+        refuse_doubles("reward.functions", names)
         return self

@@ -52,7 +52,10 @@ RECIPES = sorted((REPOSITORY / "launchers" / "recipes").glob("*.yaml"))
             {"reward": {"functions": [{"function": "rule"}] * 2}},
             ["reward.functions", "rule", "twice"],
         ),
-        ({"evaluation": {"benchmarks": [{"name": "math"}] * 2}}, ["benchmarks", "math", "relabel"]),
+        (
+            {"evaluation": {"benchmarks": [{"name": "math"}] * 2}},
+            ["benchmarks", "math", "label of its own"],
+        ),
         ({"evaluation": {"samples": 4}}, ["evaluation.samples", "4", "evaluation.temperature"]),
         ({"aggregator": "config"}, ["aggregator", "'config'", "it is called conflict_free now"]),
         (
