@@ -118,11 +118,14 @@ class Evaluator:
         self.limit = config.evaluation.max_new_tokens or config.rollout.max_new_tokens
         settings = config.evaluation
         if settings.benchmarks:
-            loaded = {b.title: load_benchmark(b, settings.limit) for b in settings.benchmarks}
+            loaded = {
+                b.title: load_benchmark(b, settings.limit, f"evaluation.benchmarks.{number}")
+                for number, b in enumerate(settings.benchmarks)
+            }
         else:
             loaded = {
-                entry.title: load_data_set(entry, "test")[: settings.limit]
-                for entry in config.task.entries
+                entry.title: load_data_set(entry, "test", place)[: settings.limit]
+                for entry, place in zip(config.task.entries, config.task.places, strict=True)
             }
         self.benchmarks = [self._prepare(title, problems) for title, problems in loaded.items()]
 

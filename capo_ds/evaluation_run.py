@@ -35,8 +35,9 @@ def run(config: Config) -> None:
     Rank 0 prints the table and writes results and completions.
     """
     folder = Path(config.evaluation.output_dir)
-    if config.evaluation.adapter is not None:
-        fetch_place("evaluation.adapter", config.evaluation.adapter)
+    key, adapter = adapter_of(config)
+    if adapter is not None:
+        fetch_place(key, adapter)
     with comm.together("start-up"):
         lock = FolderLock("evaluation.output_dir", folder) if comm.is_main() else None
         tokenizer = load_tokenizer(config.model)
@@ -63,30 +64,38 @@ def run(config: Config) -> None:
         lock.release()
 
 
+def adapter_of(config: Config) -> tuple[str, str | None]:
+    """The adapter that is evaluated, after the key that names it: without one of its own, that
+    which a run of the settings would begin with."""
+    if config.evaluation.adapter is None and config.model.adapter is not None:
+        return "model.adapter", config.model.adapter
+    return "evaluation.adapter", config.evaluation.adapter
+
+
 def load_model(config: Config) -> PreTrainedModel | PeftModel:
-    """The causal LM with the adapter of `evaluation.adapter`, which is here or fetched. Raises
+    """The causal LM with its adapter, see `adapter_of`, which is here or fetched. Raises
     `ConfigError`."""
-    adapter = config.evaluation.adapter
+    key, adapter = adapter_of(config)
     if adapter is None:
         return load_base_model(config.model)
-    place = adapter_place(adapter, "evaluation.adapter")
+    place = adapter_place(adapter, key)
     model = load_base_model(config.model)
     try:
         return PeftModel.from_pretrained(model, place)
     except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(
-            f"evaluation.adapter: {adapter!r} is no adapter of {config.model.path}: {error}"
+            f"{key}: {adapter!r} is no adapter of {config.model.path}: {error}"
         ) from error
 
 
 def _introduction(config: Config, evaluator: Evaluator) -> str:
-    settings = config.evaluation
+    settings, (key, adapter) = config.evaluation, adapter_of(config)
     how = "greedy"
     if settings.temperature:
         how = f"{settings.samples} responses at temperature {settings.temperature:g}"
     rows = {
         "model": f"{config.model.path} ({config.model.dtype})",
-        "adapter": settings.adapter or "none",
+        "adapter": f"{adapter} ({key})" if adapter else "none",
         "decoding": f"{how}, up to {evaluator.limit} tokens, stop at {config.prompt.stop or 'end'}",
         "benchmarks": ", ".join(f"{b.title} ({len(b.problems)})" for b in evaluator.benchmarks),
         "prompt": evaluator.benchmarks[0].problems[0].prompt,
@@ -104,7 +113,7 @@ def _report(config: Config, evaluations: list[Evaluation], seconds: float) -> No
     write_completions(evaluations, folder / COMPLETIONS_FILE)
     results = {
         "model": config.model.path,
-        "adapter": config.evaluation.adapter,
+        "adapter": adapter_of(config)[1],
         "seconds": seconds,
         "benchmarks": [summarise(evaluation) for evaluation in evaluations],
         "config": config.model_dump(mode="json"),

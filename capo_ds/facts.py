@@ -32,7 +32,7 @@ def run_facts(
         "evaluation": _evaluation_row(evaluator),
         "prompt": problems[0].prompt,
         "reward": " + ".join(
-            f"{entry.weight:g} * {entry.function}" for entry in config.reward.functions
+            f"{entry.weight:g} * {entry.title}" for entry in config.reward.functions
         ),
         "steps": f"{first_step + 1} to {train.steps}, seed {train.seed}, "
         f"{_micro_batch(config)} a micro-batch",

@@ -25,6 +25,9 @@ ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 SETTINGS = ("config.json", ADAPTER_CONFIG)
 TOKENIZERS = ("tokenizer*", "*.model", "vocab*", "*.tiktoken")
 OFFLINE = "HF_HUB_OFFLINE"  # of the Hugging Face libraries: use the cache alone
+ASKED_OFFLINE = (OFFLINE, "TRANSFORMERS_OFFLINE")  # by the user, if not found so here
+YES = ("1", "ON", "YES", "TRUE")
+_found_offline = False
 
 
 def fetch_once(config: Config, shapes_only: bool = False) -> None:
@@ -192,10 +195,14 @@ def check_name(key: str, name: str, kind: str) -> None:
     if not _is_offline():
         _ask(key, name, kind, cached)
     if _is_offline() and not cached:
+        asked = [n for n in ASKED_OFFLINE if os.environ.get(n, "").upper() in YES]
+        asked = [] if _found_offline else asked
+        connect = (
+            f"unset {asked[0]}" if asked else "connect (HTTPS_PROXY, HF_ENDPOINT for a mirror)"
+        )
         raise ConfigError(
             f"{key}: offline, and {name!r} is not in the cache {_cache()}; give a local folder "
-            "or file, set HF_HOME to a cache that has it, or connect (HTTPS_PROXY, HF_ENDPOINT "
-            f"for a mirror; {OFFLINE} is {os.environ.get(OFFLINE, 'not set')})"
+            f"or file, set HF_HOME to a cache that has it, or {connect}"
         )
     if not cached:
         _check_writable(key, name)
@@ -277,6 +284,8 @@ def _go_offline(error: Exception) -> None:
 def _use_cache_alone() -> None:
     from huggingface_hub import constants
 
+    global _found_offline
+    _found_offline = True
     os.environ[OFFLINE] = "1"
     constants.HF_HUB_OFFLINE = True
     if "datasets" in sys.modules:

@@ -30,6 +30,7 @@ from capo_ds.learning.passes import PolicyPasses
 from capo_ds.learning.rebuild import rebuild
 from capo_ds.learning.solve import Roster, solve
 from capo_ds.models import reference_policy
+from capo_ds.not_finite import check_finite
 from capo_ds.objective import token_weights
 from capo_ds.rollout.rollout import Rollout
 from capo_ds.seeding import update_seed
@@ -99,6 +100,8 @@ class Learner:
         else:
             gradient, told = self._aggregate(weighted, samples, number, sources)
         with self.timer("optimizer"):
+            with comm.together("gradient"):
+                check_finite(gradient, self.config)
             norm = self.engine.apply(gradient)
         after: Measured = {"loss/grad_norm": norm, "comm/optimizer_bytes": self.engine.bytes_sent}
         for kind, count in comm.take_bytes_sent().items():

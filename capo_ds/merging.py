@@ -14,21 +14,32 @@ from capo_ds.hub import check_place
 from capo_ds.quantization import dequantised, is_four_bit
 from capo_ds.rollout.base import Draw, end_tokens, pad_token
 from capo_ds.rollout.hf import HuggingFaceSampler
+from capo_ds.run_folder import check_folder
 from capo_ds.weights import load_base_model, load_tokenizer
 
 PROMPTS = ("The sum of 12 and 30 is", "Question: what is 7 times 8?\nAnswer:")
 CHECKED_TOKENS = 24
 
 
-def merge(config: ModelConfig, adapter: str, output: Path) -> None:
-    """Save the merged model and its tokenizer, and read it again. adapter: checked by `base_of`.
+class MergeError(RuntimeError):
+    """The merged model is not what it should be."""
 
-    Raises:
-        ConfigError: if something cannot be read, the folder is not empty, or the merged model's
-            greedy text is not that of the adapter on its base.
-    """
+
+def check_output(output: Path) -> None:
+    """Raises `ConfigError` for what can be no new folder, or has something in it."""
+    check_folder("--output", output)
     if output.exists() and any(output.iterdir()):
         raise ConfigError(f"--output: {output} is not empty; choose another folder")
+
+
+def merge(config: ModelConfig, adapter: str, output: Path) -> None:
+    """Save the merged model and its tokenizer, and read it again. adapter: checked by `base_of`;
+    output: by `check_output`.
+
+    Raises:
+        ConfigError: if something cannot be read.
+        MergeError: if the merged model's greedy text is not that of the adapter on its base.
+    """
     check_place("--model", config.path, fetch=True)
     tokenizer = load_tokenizer(config)
     policy = continued_adapter(load_base_model(config), adapter).eval()
@@ -43,7 +54,7 @@ def merge(config: ModelConfig, adapter: str, output: Path) -> None:
     again = load_base_model(config.model_copy(update=changed))
     texts = _greedy(again, tokenizer)
     if not _same(expected, texts, config.dtype):
-        raise ConfigError(
+        raise MergeError(
             f"--output: the merged model at {output} does not continue as the adapter on its base: "
             f"{texts} in place of {expected}; merge with --dtype float32"
         )

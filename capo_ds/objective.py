@@ -16,6 +16,8 @@ from torch import Tensor
 from capo_ds.advantages import advantages
 from capo_ds.config import ObjectiveConfig
 from capo_ds.objectives.base import MAX_LOG_RATIO, Surrogate, Tokens, ratio_of
+from capo_ds.objectives.own import OwnObjective, checked
+from capo_ds.parts import MARK
 from capo_ds.plugins import make_part
 
 Objective = Callable[[Tokens, ObjectiveConfig], Surrogate]
@@ -23,7 +25,9 @@ Objective = Callable[[Tokens, ObjectiveConfig], Surrogate]
 
 def make_objective(settings: ObjectiveConfig) -> Objective:
     """The surrogate that `objective.name` names. Raises `ConfigError` if it cannot be had."""
-    return make_part("objective", "objective.name", settings.name, settings.options, first=2)
+    name = settings.name
+    part = make_part("objective", "objective.name", name, settings.options, first=2)
+    return OwnObjective(name, part) if MARK in name else part
 
 
 def step_advantages(
@@ -33,18 +37,11 @@ def step_advantages(
     `advantages(rewards)` of an objective of the user's that has one.
 
     Raises:
-        ValueError: that gives no such numbers; see also `advantages`.
+        PartError: that gives no such numbers.
     """
-    own = getattr(objective, "advantages", None)
-    if own is None:
-        return advantages(rewards, settings.baseline, settings.scale_advantages, rounding)
-    values = torch.as_tensor(own(rewards.clone()), dtype=rewards.dtype)
-    if values.shape != rewards.shape or not values.isfinite().all():
-        raise ValueError(
-            f"objective.name: {settings.name}: its advantages must be {tuple(rewards.shape)} "
-            f"finite numbers, one a reward; they are of {tuple(values.shape)}"
-        )
-    return values
+    if isinstance(objective, OwnObjective) and objective.has_advantages:
+        return objective.advantages(rewards)
+    return advantages(rewards, settings.baseline, settings.scale_advantages, rounding)
 
 
 def token_weights(
@@ -126,16 +123,11 @@ def token_objective(
     exponent stops at 20, as that of `ratio_of`.
 
     Raises:
-        ValueError: a surrogate of the user's is no term of these tokens, or has no gradient.
+        PartError: a surrogate of the user's fails, is no term of these tokens, or has no gradient.
     """
-    given = objective(tokens, settings)
-    given = given if isinstance(given, Surrogate) else Surrogate(given)
-    value = check_surrogate(given.value, tokens.log_probs)
+    value, *marks = checked(objective(tokens, settings), tokens.log_probs)
     nowhere = torch.zeros_like(value, dtype=torch.bool)
-    clipped, silent = (
-        nowhere if mark is None else mark.detach().expand_as(value)
-        for mark in (given.clipped, given.silent)
-    )
+    clipped, silent = (nowhere if mark is None else mark for mark in marks)
     if importance is not None:
         value = value * importance
     if reference is None:
@@ -146,17 +138,3 @@ def token_objective(
         value = value - settings.kl_weight * kl
     ratio = ratio_of(tokens.log_ratio.detach())
     return ObjectiveTerms(value, ratio, kl.detach(), clipped, silent)
-
-
-def check_surrogate(value: Tensor, log_probs: Tensor) -> Tensor:
-    """The terms (B, T), from those of tokens or of responses (B, 1). Raises `ValueError`."""
-    rows, width = log_probs.shape
-    shape = tuple(getattr(value, "shape", ()))
-    if not isinstance(value, Tensor) or shape not in ((rows, width), (rows, 1)):
-        raise ValueError(
-            f"the surrogate must be a tensor of {(rows, width)} terms, or of {(rows, 1)}, and is "
-            f"{f'one of {shape}' if isinstance(value, Tensor) else type(value).__name__}"
-        )
-    if log_probs.requires_grad and not value.requires_grad:
-        raise ValueError("the surrogate has no gradient: make it of tokens.log_probs, not detached")
-    return value.expand(rows, width)

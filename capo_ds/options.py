@@ -41,36 +41,39 @@ def check_options(
             missing.
     """
     known, takes_all = _parameters(part, first, given)
-    _check_names(key, name, options, known, takes_all)
+    problems = [] if takes_all else _unknown(key, name, options, known)
     needed = [option for option, parameter in known.items() if parameter.default is parameter.empty]
     filled = columns and not isinstance(part, type)
-    if missing := [option for option in needed if option not in options and not filled]:
-        raise ConfigError(f"{key}.{missing[0]}: {name} needs it, and it is not set")
+    missing = [option for option in needed if option not in options and not filled]
+    problems += [f"{key}.{option}: {name} needs it, and it is not set" for option in missing]
     taken = {option: parameter for option, parameter in known.items() if option in options}
-    return dict(options) | _checked_values(key, name, options, taken)
+    values, bad = _checked_values(key, name, options, taken)
+    if problems := [*problems, *bad]:
+        raise ConfigError("\n".join(problems))
+    return dict(options) | values
 
 
-def _check_names(
-    key: str,
-    name: str,
-    options: Mapping[str, Any],
-    known: Mapping[str, inspect.Parameter],
-    takes_all: bool,
-) -> None:
-    """Raises `ConfigError` for an option that the part does not have."""
-    if unknown := [option for option in options if option not in known and not takes_all]:
-        close = difflib.get_close_matches(unknown[0], known, n=1)
-        hint = f"did you mean {close[0]}? It" if close else "it"
-        raise ConfigError(
-            f"{key}.{unknown[0]}: {name} has no such option; {hint} has "
-            f"{', '.join(known) or 'none'}"
-        )
+def _unknown(
+    key: str, name: str, options: Mapping[str, Any], known: Mapping[str, inspect.Parameter]
+) -> list[str]:
+    """What is to be told of options that the part does not have."""
+    told = []
+    for option in options:
+        if option not in known:
+            close = difflib.get_close_matches(option, known, n=1)
+            hint = f"did you mean {close[0]}? It" if close else "it"
+            told.append(
+                f"{key}.{option}: {name} has no such option; {hint} has "
+                f"{', '.join(known) or 'none'}"
+            )
+    return told
 
 
 def _checked_values(
     key: str, name: str, options: Mapping[str, Any], taken: Mapping[str, inspect.Parameter]
-) -> dict[str, Any]:
-    """Of the options that the part names, in its types. Raises `ConfigError`."""
+) -> tuple[dict[str, Any], list[str]]:
+    """Of the options that the part names, in its types, and what is to be told of bad ones. Raises
+    `ConfigError` for types that cannot be checked."""
     fields: dict[str, Any] = {
         option: (_type(parameter), ...) for option, parameter in taken.items()
     }
@@ -84,13 +87,17 @@ def _checked_values(
     try:
         values = section.model_validate({option: options[option] for option in fields})
     except ValidationError as error:
-        problem = error.errors()[0]
-        place = ".".join(str(part) for part in (key, *problem["loc"]))
-        told = problem["msg"].removeprefix("Value error, ")
-        raise ConfigError(
-            f"{place}: bad value {problem['input']!r} for {name}; {told[0].lower() + told[1:]}"
-        ) from error
-    return {option: getattr(values, option) for option in fields}
+        told: dict[Any, str] = {}  # of a value that may be of two types, what the first says
+        for problem in error.errors():
+            place = ".".join(str(part) for part in (key, *problem["loc"]))
+            words = problem["msg"].removeprefix("Value error, ")
+            told.setdefault(
+                problem["loc"][:1],
+                f"{place}: bad value {problem['input']!r} for {name}; "
+                f"{words[0].lower() + words[1:]}",
+            )
+        return {}, [*told.values()]
+    return {option: getattr(values, option) for option in fields}, []
 
 
 def _parameters(

@@ -161,6 +161,23 @@ def short(name: str) -> str:
     return name.rpartition(":")[2] if MARK in name else name
 
 
+def shortest(names: Collection[str]) -> dict[str, str]:
+    """What each of several parts is called beside the others: of a path as little of its end as no
+    other's has."""
+    ends = {name: _ends(name) for name in names}
+    told = {}
+    for name in names:
+        others = {end for other in names if other != name for end in ends[other]}
+        told[name] = next((end for end in ends[name] if end not in others), name)
+    return told
+
+
+def _ends(name: str) -> list[str]:
+    """Of a path: `rew.py:f`, `a/rew.py:f`, and so on."""
+    parts = name.split("/")
+    return ["/".join(parts[-count:]) for count in range(1, len(parts) + 1)]
+
+
 def _now(kind: str, name: str) -> str:
     today = FORMER.get(kind, {}).get(name)
     return f"it is called {today} now" if today else ""

@@ -7,6 +7,7 @@ import os
 import socket
 import tempfile
 import warnings
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
@@ -158,6 +159,11 @@ def going_on(folder: Path) -> str:
     return f"train.resume=auto goes on after step {int(saved[-1].name.removeprefix('step'))}"
 
 
+def adapters(folder: Path) -> list[Path]:
+    """The saved factors of a run, oldest first, each a folder that `model.adapter` can name."""
+    return [saved / checkpoint.ADAPTER for saved in checkpoint.whole_or_not(folder)]
+
+
 def check_resume(config: Config) -> None:
     """What resuming would raise of the newest checkpoint's settings; reads on rank 0."""
     if config.train.resume == "auto":
@@ -174,6 +180,7 @@ def check_unchanged(config: Config, state: dict[str, Any]) -> None:
         "train",
         _deciding_settings(as_now(state["config"])),
         _deciding_settings(config.model_dump(mode="json")),
+        from_there=adapters(Path(config.train.output_dir)),
     )
 
 
@@ -188,10 +195,16 @@ def as_now(settings: dict[str, Any]) -> dict[str, Any]:
         return settings
 
 
-def refuse_changes(section: str, before: dict[str, Any], now: dict[str, Any]) -> None:
+def refuse_changes(
+    section: str,
+    before: dict[str, Any],
+    now: dict[str, Any],
+    from_there: Sequence[Path] = (),
+) -> None:
     """Raises `ConfigError` where the settings of a checkpoint and those of now differ.
 
-    section: whose `resume` and `output_dir` the message names.
+    section: whose `resume` and `output_dir` the message names. from_there: adapters that a new run
+    could begin with.
     """
     changed = [
         f"{name}: {before.get(name)!r} in the checkpoint, {now.get(name)!r} now"
@@ -199,9 +212,12 @@ def refuse_changes(section: str, before: dict[str, Any], now: dict[str, Any]) ->
         if before.get(name) != now.get(name)
     ]
     if changed:
+        other = f"choose another {section}.output_dir"
+        if from_there:
+            other += f" (and model.adapter: {from_there[-1]} to begin with what was learned)"
         raise ConfigError(
             f"{section}.resume: the checkpoint was made with other settings; restore them, or "
-            f"choose another {section}.output_dir\n" + "\n".join(changed)
+            f"{other}\n" + "\n".join(changed)
         )
 
 

@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 from itertools import chain
 from operator import itemgetter
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from capo_ds.config import Config
 from capo_ds.distributed import comm
 from capo_ds.learning.batch import Heard
 from capo_ds.objective import Objective, step_advantages
+from capo_ds.parts import shortest
 from capo_ds.rollout.rollout import Rollout
 from capo_ds.tasks import Problem, Scorer, Verdict
 from capo_ds.tasks.groups import Groups
@@ -123,8 +123,9 @@ class Scored(Judged):
             judged = torch.tensor([v.comparison is outcome for v in self.verdicts])
             found[name] = judged.view(shape)
         if len(self.parts) > 1:
+            names = shortest(self.parts)
             for function, given in self.parts.items():
-                name = f"reward/functions/{Path(function).name}"
+                name = f"reward/functions/{names[function]}"
                 paid = [math.nan if reward is None else reward for reward in given]
                 found[name] = torch.tensor(paid, dtype=torch.float64).view(shape)
                 known[name] = ~found[name].isnan()

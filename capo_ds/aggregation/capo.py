@@ -170,10 +170,12 @@ def _with_direction(setting: _Setting, program: ConeProgram, on_infeasible: str)
 
     products = (setting.problem.gram @ coefficients)[setting.samples]
     dual = program.dual_value(solution.xi)
+    gap = float(dual - program.primal_value(products)) / program.cancellation_scale(solution.xi)
+    if status in ("optimal", "fallback") and not abs(gap) <= solver.CERTIFIED:
+        status = "inaccurate"
     report = _values(program, products) | {
         "dual": dual,
-        "gap": float(dual - program.primal_value(products))
-        / program.cancellation_scale(solution.xi),
+        "gap": gap,
         "iterations": float(solution.iterations),
         "fallback": float(solution.fallback),
         "hard_feasible": float(solved.feasible),

@@ -30,8 +30,8 @@ class GramProblem:
         dropped: (N,) bool, found from `gram`.
 
     Raises:
-        ValueError: on shapes that do not fit, an asymmetric Gram matrix, overlapping masks, a
-            weight that is not finite.
+        ValueError: on shapes that do not fit, a complex or asymmetric Gram matrix, overlapping
+            masks, a weight that is not finite.
     """
 
     gram: np.ndarray
@@ -41,6 +41,8 @@ class GramProblem:
     dropped: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
+        if np.iscomplexobj(self.gram):
+            raise ValueError("gram must be real, got complex numbers; take the real part")
         gram = np.array(self.gram, dtype=np.float64)
         if gram.ndim != 2 or gram.shape[0] != gram.shape[1] or gram.shape[0] == 0:
             raise ValueError(f"gram must be (N, N) with N >= 1, got {gram.shape}")

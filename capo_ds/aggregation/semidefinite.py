@@ -18,6 +18,10 @@ from capo_ds.aggregation.problem import GramProblem
 
 SOUND = 1e-13  # eigenvalues of the cosines above minus this share of the largest are float64's zero
 NOISE = 3.0  # eigenvalues up to this multiple of the most negative one are rounding as well
+# How far a user's matrix may be from one: far beyond rounding, 0.004 of a cosine in bfloat16.
+TINY = 1e-4  # share of the largest squared length that stands for none
+WIDE = 1.05  # a cosine
+INDEFINITE = 0.01  # share of the trace by which the cosines may be indefinite
 CHOLESKY = 512  # up to here a Cholesky factor is the quickest proof that a matrix is sound
 DENSE = 256  # up to here all eigenvalues are computed at once
 LANCZOS_STEPS = 24
@@ -38,6 +42,10 @@ def semidefinite(problem: GramProblem) -> tuple[GramProblem, float]:
     """
     norms = problem.norms
     used = np.flatnonzero(norms > 0.0)
+    if problem.gram[norms <= 0.0].any():  # of no length, by rounding: no product either
+        gram = np.zeros_like(problem.gram)
+        gram[np.ix_(used, used)] = problem.gram[np.ix_(used, used)]
+        problem = replace(problem, gram=gram)
     if len(used) < 2:
         return problem, 0.0
     if len(used) > CHOLESKY and _sound(problem.gram, norms):
@@ -52,6 +60,42 @@ def semidefinite(problem: GramProblem) -> tuple[GramProblem, float]:
     gram = np.zeros_like(problem.gram)
     gram[np.ix_(used, used)] = clean * units * units[:, None]
     return replace(problem, gram=gram), float(np.abs(clean - cosines).max())
+
+
+def refuse_what_is_no_gram_matrix(problem: GramProblem) -> None:
+    """Raises `ValueError` for a matrix that no gradients have, beyond what rounding does in float32
+    and in narrower types: a negative squared length, a cosine above 1, a negative eigenvalue."""
+    squares = np.diag(problem.gram)
+    scale = np.abs(squares).max()
+    asked = "is it the Gram matrix of the gradients?"
+    if squares.min() < -TINY * scale:
+        worst = int(squares.argmin())
+        raise ValueError(
+            f"gram[{worst}, {worst}] is {squares[worst]:.3g}, and a squared length is not "
+            f"negative: {asked}"
+        )
+    norms = problem.norms
+    excess = np.abs(problem.gram) - WIDE * np.outer(norms, norms) - TINY * scale
+    if excess.max() > 0.0:
+        i, j = (int(place) for place in np.unravel_index(excess.argmax(), excess.shape))
+        raise ValueError(
+            f"gram[{i}, {j}] is {problem.gram[i, j]:.3g}, more than the product of the lengths, "
+            f"{norms[i] * norms[j]:.3g}: {asked}"
+        )
+    units = norms[norms > 0.0]
+    if len(units) < 2:
+        return
+    cosines = problem.gram[np.ix_(norms > 0.0, norms > 0.0)] / units / units[:, None]
+    margin = INDEFINITE * len(units)
+    if len(units) <= CHOLESKY:
+        sound = _positive(cosines, margin)
+    else:
+        sound = _extremes(cosines)[0] >= -margin
+    if not sound:
+        raise ValueError(
+            f"gram is indefinite: the matrix of its cosines has an eigenvalue below {-margin:.2g}, "
+            f"and those of gradients have none below 0: {asked}"
+        )
 
 
 def _sound(gram: np.ndarray, norms: np.ndarray) -> bool:

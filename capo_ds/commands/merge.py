@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from capo_ds.config import ConfigError, ModelConfig
+from capo_ds.config import ConfigError, ModelConfig, expand
 
 
 def main() -> None:
@@ -27,6 +27,8 @@ def main() -> None:
     from capo_ds import merging  # heavy imports only once the arguments are known to be good
 
     try:
+        output = _folder(args.output)
+        merging.check_output(output)
         base = merging.base_of(args.adapter, args.model)
         config = ModelConfig(
             path=base,
@@ -34,10 +36,20 @@ def main() -> None:
             trust_remote_code=args.trust_remote_code,
             load_in_4bit=args.load_in_4bit,
         )
-        merging.merge(config, args.adapter, Path(args.output).expanduser())
+        merging.merge(config, args.adapter, output)
     except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except merging.MergeError as error:
         sys.exit(f"error: {error}")
     print(f"{args.adapter} merged into {base}: {args.output}; same greedy text as with the adapter")
+
+
+def _folder(text: str) -> Path:
+    try:
+        return Path(expand(text))
+    except ValueError as error:
+        raise ConfigError(f"--output: {error}") from error
 
 
 if __name__ == "__main__":

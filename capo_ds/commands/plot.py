@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from capo_ds.config import expand
+from capo_ds.config import ConfigError, expand
 from capo_ds.telemetry.figures import FIGURES
 
 
@@ -38,12 +38,14 @@ def main() -> None:
     )
     args = parser.parse_args()
 
+    from capo_ds.run_folder import check_folder
     from capo_ds.telemetry.plots import NothingToDrawError, draw
     from capo_ds.telemetry.runs import NoRunError, group_runs, read_run
 
     try:
+        check_folder("--output", args.output)
         groups = group_runs([read_run(folder) for folder in args.runs])
-    except NoRunError as error:
+    except (ConfigError, NoRunError) as error:
         fail(error)
     for name in args.only or FIGURES:
         try:

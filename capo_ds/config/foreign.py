@@ -35,7 +35,7 @@ KEYS = {
     "eps_clip_low_high clip_range",
     "objective.dual_clip": "delta clip_ratio_c dual_clip_c",
     "objective.epochs": "num_iterations ppo_epochs num_ppo_epochs max_epochs",
-    "objective.minibatches": "ppo_mini_batch_size num_mini_batches steps_per_generation",
+    "objective.minibatches": "num_mini_batches steps_per_generation",
     "objective.loss_aggregation": "loss_agg_mode",
     "objective.name": "policy_loss loss_mode surrogate loss importance_sampling_level",
     "objective.name and objective.loss_aggregation": "loss_type",
@@ -44,11 +44,10 @@ KEYS = {
     "normalize_advantages std_level normalize_reward",
     "objective.mask_truncated": "mask_truncated_completions overlong_filter",
     "train.micro_batch_size": "per_device_train_batch_size ppo_micro_batch_size "
-    "ppo_micro_batch_size_per_gpu micro_train_batch_size gradient_accumulation_steps",
+    "ppo_micro_batch_size_per_gpu micro_train_batch_size",
     "train.micro_batch_tokens": "ppo_max_token_len_per_gpu log_prob_max_token_len_per_gpu "
     "use_dynamic_bsz max_tokens_per_gpu",
-    "train.steps": "max_steps total_training_steps num_train_epochs total_epochs num_episodes "
-    "num_epochs max_num_steps num_steps",
+    "train.steps": "max_steps total_training_steps max_num_steps num_steps",
     "train.save_every": "save_steps save_freq save_interval save_strategy",
     "train.eval_every": "eval_steps test_freq eval_freq eval_strategy evaluation_strategy",
     "train.keep_checkpoints": "save_total_limit max_actor_ckpt_to_keep max_ckpt_num",
@@ -61,8 +60,7 @@ KEYS = {
     "optimizer.learning_rate": "lr actor_learning_rate",
     "optimizer.max_grad_norm": "grad_clip clip_grad",
     "optimizer.schedule": "lr_scheduler_type lr_scheduler warmup_style",
-    "optimizer.warmup_steps": "lr_warmup_steps num_warmup_steps warmup_ratio lr_warmup_ratio "
-    "lr_warmup_steps_ratio",
+    "optimizer.warmup_steps": "lr_warmup_steps num_warmup_steps",
     "optimizer.betas": "adam_beta1 adam_beta2 adam_betas",
     "optimizer.epsilon": "adam_epsilon",
     "optimizer.weight_decay": "l2 wd",
@@ -109,6 +107,15 @@ KEYS = {
     "offload param_offload optimizer_offload offload_optimizer adam_offload",
 }
 NOTES = {
+    # Sizes where ours is a count, and the like.
+    "ppo_mini_batch_size": "did you mean objective.minibatches? It is a count, of the mini-batches "
+    "that a step's prompts are cut into: rollout.prompts_per_step over verl's size",
+    "gradient_accumulation_steps": "did you mean train.micro_batch_size? It is a size, sequences "
+    "per forward/backward on a rank; how many there are follows from it",
+    "num_train_epochs total_epochs num_epochs num_episodes": "did you mean train.steps? It counts "
+    "steps, of rollout.prompts_per_step prompts each, not passes over the data",
+    "warmup_ratio lr_warmup_ratio lr_warmup_steps_ratio": "did you mean optimizer.warmup_steps? It "
+    "counts optimizer steps; it is no share of them",
     "logging_steps log_freq": "every step is logged; remove it",
     "n_gpus_per_node nnodes num_gpus gpus nproc_per_node num_processes": "the launcher decides "
     "that: deepspeed --num_gpus N, or --hostfile FILE; remove it",

@@ -116,9 +116,10 @@ def resolve_path(key: str, path: str) -> Path:
     for candidate in (Path(path), HOME / path):
         if candidate.is_file():
             return candidate
+    places = " or in ".join(dict.fromkeys((str(Path.cwd()), str(HOME))))
     others = [file.relative_to(HOME).as_posix() for file in sorted(HOME.glob("ds_configs/*.json"))]
     there = f"; there are {', '.join(others)}" if key == "deepspeed" and others else ""
-    raise ConfigError(f"{key}: no file {path!r} in {Path.cwd()} or in {HOME}{there}")
+    raise ConfigError(f"{key}: no file {path!r} in {places}{there}")
 
 
 def _apply_override(settings: dict[str, Any], override: str) -> None:
@@ -226,7 +227,10 @@ def _unknown(key: str, location: list[str], value: Any) -> Iterator[str]:
 
 def _did_you_mean(location: list[str]) -> str:
     *sections, name = location
-    if "." in name and not sections and name in dict(_fields(Config)):
+    if "." in name:  # in a file, where a dot says nothing
+        parts = [*sections, *name.split(".")]
+        if ".".join(parts) not in dict(_fields(Config)):
+            return f"{_did_you_mean(parts)} (keys are nested in a file: no dots in them)"
         section, _, rest = name.partition(".")
         return (
             f"keys are nested: write `{section}:`, and in the lines below it, indented, `{rest}:`"

@@ -25,7 +25,7 @@ def _addresses(url: str | list[str]) -> str | list[str]:
         address = urlsplit(each)
         if address.scheme not in ("http", "https") or not address.hostname:
             raise ValueError(f"{each!r} is no address; give http://HOST:PORT")
-    refuse_doubles("rollout.server_url", [each.rstrip("/") for each in urls])
+    refuse_doubles("rollout.server_url", [each.rstrip("/") for each in urls], "remove one")
     return url
 
 
@@ -157,10 +157,11 @@ class EvaluationConfig(TruncatedSampling):
     max_new_tokens: StrictInt | None = Field(
         default=None, ge=1, description="longest response, in tokens; null: rollout.max_new_tokens"
     )
-    seed: StrictInt = Field(default=0, ge=0, description="seed of the sampling")
+    seed: StrictInt = Field(default=0, ge=0, lt=2**63, description="seed of the sampling")
     adapter: PathText | None = Field(
         default=None,
-        description="folder of a PEFT adapter that launchers/evaluate.py puts on the model",
+        description="folder or hub name of the PEFT adapter that launchers/evaluate.py puts on the "
+        "model; null: that of model.adapter, if it is set",
     )
     output_dir: PathText = Field(
         default="runs/evaluation",

@@ -27,6 +27,8 @@ class Section(BaseModel):
     )
 
 
-def refuse_doubles(key: str, names: list[str]) -> None:
+def refuse_doubles(
+    key: str, names: list[str], remedy: str = "remove one, or give it a label of its own"
+) -> None:
     if doubles := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"{key}: {', '.join(doubles)} is there twice; remove or relabel one")
+        raise ValueError(f"{key}: {', '.join(doubles)} is there twice; {remedy}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import date
 from typing import Annotated, Any, Literal
 
@@ -86,7 +87,7 @@ class DatasetConfig(Section):
         "last operation, or the digits of the last in reverse order",
     )
     seed: StrictInt = Field(
-        default=0, ge=0, description="seed that generates or shuffles the problems"
+        default=0, ge=0, lt=2**63, description="seed that generates or shuffles the problems"
     )
     label: str | None = Field(
         default=None,
@@ -171,6 +172,11 @@ class TaskConfig(TrainingSetConfig):
         return [*self.mixture] or [self]
 
     @property
+    def places(self) -> list[str]:
+        """Of the entries, where they stand in the settings."""
+        return [f"task.mixture.{number}" for number in range(len(self.mixture))] or ["task"]
+
+    @property
     def weights(self) -> list[float]:
         """Their shares of a step's prompts, with sum 1."""
         weights = [entry.weight for entry in self.mixture] or [1.0]
@@ -244,6 +250,15 @@ class RewardFunctionConfig(Section):
         default={}, description="options of your own function, checked by its annotations"
     )
     weight: Number = Field(default=1.0, description="its weight in the sum that is the reward")
+    label: str | None = Field(
+        default=None,
+        min_length=1,
+        description="name in messages, metrics and samples; null: that of the function",
+    )
+
+    @property
+    def title(self) -> str:
+        return self.label or self.function
 
 
 class RewardConfig(Section):
@@ -271,5 +286,6 @@ class RewardConfig(Section):
 
     @model_validator(mode="after")
     def _functions_differ(self) -> RewardConfig:
-        refuse_doubles("reward.functions", [entry.function for entry in self.functions])
+        names = [entry.label or os.path.normpath(entry.function) for entry in self.functions]
+        refuse_doubles("reward.functions", names)
         return self

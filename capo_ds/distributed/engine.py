@@ -90,10 +90,7 @@ class CapoEngine:
         partial_gradient: this rank's part of g~, in the parameters' shapes; the ranks' parts add
         up to g~. It enters as the gradient of the surrogate -W sum_p <p, part_p>: the engine
         averages over its W ranks, partitions, clips and steps as it does for any loss.
-        Raises `PeerError` on all ranks if it is not finite.
         """
-        with comm.together("gradient"):
-            _check_finite(partial_gradient)
         with comm.collective("optimizer step"):
             with self.whole(self.parameters):
                 surrogate = -comm.world_size() * sum(
@@ -193,12 +190,3 @@ def _save_adapter(policy: PeftModel, folder: Path, card: str) -> None:
         policy.save_pretrained(str(folder), selected_adapters=["default"])
     if card:
         (folder / "README.md").write_text(card, encoding="utf-8")
-
-
-def _check_finite(gradient: list[Tensor]) -> None:
-    # Stacked, so that a GPU is waited for once and not once per factor.
-    if not torch.stack([torch.isfinite(part).all() for part in gradient]).all():
-        raise FloatingPointError(
-            "NaN or Inf in the gradient; lower optimizer.learning_rate, or find the samples with "
-            "aggregator capo, which leaves them out"
-        )

@@ -289,9 +289,12 @@ def _lora_factors(policy: nn.Module, dropout: bool) -> tuple[list[str], list[nn.
             pair = [module.lora_A[adapter], module.lora_B[adapter]]
             if not all(type(factor) is nn.Linear and factor.bias is None for factor in pair):
                 raise ConfigError(f"model.lora_targets: {name} is not a linear layer")
-            drops = _drops(module, adapter) and not dropout
-            if getattr(module, "use_dora", {}).get(adapter) or drops:
-                raise ConfigError(f"{name}: DoRA and LoRA dropout have no per-sample gradients")
+            if getattr(module, "use_dora", {}).get(adapter):
+                raise ConfigError(f"{name}: DoRA has no per-sample gradients; set use_dora=False")
+            if _drops(module, adapter) and not dropout:
+                raise ConfigError(
+                    f"{name}: LoRA dropout: every pass must be of one network; set lora_dropout=0"
+                )
             factors += pair
             names += 2 * [name.removeprefix("base_model.model.")]
     known = {id(factor.weight) for factor in factors}

@@ -13,6 +13,7 @@ from capo_ds.aggregation.update import Samples, Solved, Solver
 from capo_ds.config import Config
 from capo_ds.distributed import comm
 from capo_ds.learning.batch import Batch
+from capo_ds.not_finite import not_finite
 from capo_ds.seeding import Stream, generator, update_seed
 
 
@@ -64,7 +65,7 @@ def solve(
         sources: of several data sets, that of each prompt of the step.
 
     Raises:
-        FloatingPointError: no sample has a finite gradient.
+        NotFiniteError: no sample has a finite gradient.
     """
     prompts = roster.numbers // config.rollout.group_size
     named = np.array(sources)[prompts] if sources else None
@@ -72,10 +73,7 @@ def solve(
     random = generator(config.train.seed, Stream.HELDOUT_HALVES, number)
     solved = solver.solve(samples, random, seed=update_seed(config.train.seed, number))
     if solved.dropped.all():
-        raise FloatingPointError(
-            "every sample's gradient is NaN or Inf; lower optimizer.learning_rate, and go on "
-            "from an earlier checkpoint"
-        )
+        raise not_finite("every sample's gradient is NaN or Inf", config)
     _tell(solved, config.aggregator, len(roster))
     return solved
 

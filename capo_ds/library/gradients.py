@@ -109,11 +109,12 @@ class Gradients:
         """
         stores = self._whole()
         given = torch.as_tensor(weights).detach().to(self._device, torch.float64)
-        if given.shape != (len(self),) or not given.isfinite().all():
-            raise ValueError(
-                f"weights must be {len(self)} finite numbers, one a sample, got shape "
-                f"{tuple(given.shape)}"
-            )
+        told = f"weights must be {len(self)} finite numbers, one a sample, got"
+        if given.shape != (len(self),):
+            raise ValueError(f"{told} shape {tuple(given.shape)}")
+        if not given.isfinite().all():
+            worst = int((~given.isfinite()).nonzero()[0])
+            raise ValueError(f"{told} {float(given[worst])} for sample {worst}")
         parts = given.split([one.samples for one in self._passes])
         self._discard(stores, parts)
         sums = [one.combine(part) for one, part in zip(stores, parts, strict=True)]

@@ -14,6 +14,7 @@ from capo_ds import aggregation
 from capo_ds.aggregation.diagnostics import Applied, diagnose
 from capo_ds.aggregation.given import Choices, given
 from capo_ds.aggregation.problem import GramProblem
+from capo_ds.aggregation.semidefinite import refuse_what_is_no_gram_matrix
 
 CONFLICT = "conflict/"  # before the names of these measures in the log of a run
 
@@ -108,7 +109,8 @@ def aggregate(
         options: the method's own, by keyword.
 
     Raises:
-        ValueError: on arrays that do not fit together, an unknown method, or an option's value.
+        ValueError: on arrays that do not fit together, what is plainly no Gram matrix, an unknown
+            method, or an option's value.
         TypeError: on an option that the method does not have.
         SolverError: if the program behind it could not be solved.
         RuntimeError: if one's own function fails, or gives no N finite numbers.
@@ -138,7 +140,9 @@ def _problem(
     if gram.ndim == 2 and signs.shape != gram.shape[:1]:
         raise ValueError(f"advantages must be {len(gram)} numbers, got shape {signs.shape}")
     weights = np.full(signs.shape, 1 / max(len(signs), 1)) if average is None else _array(average)
-    return GramProblem(gram, signs > 0, signs < 0, weights)
+    problem = GramProblem(gram, signs > 0, signs < 0, weights)
+    refuse_what_is_no_gram_matrix(problem)
+    return problem
 
 
 def _choices(program: Mapping[str, Any] | None, groups: ArrayLike | None) -> Choices:

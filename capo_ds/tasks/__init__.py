@@ -44,45 +44,53 @@ def load_problems(config: "TaskConfig", split: Split) -> list[Problem]:
         ConfigError: there is no such data, or it cannot be read.
         ValueError: the generated task cannot give what the config asks for.
     """
-    return [problem for entry in config.entries for problem in load_data_set(entry, split)]
+    entries = zip(config.entries, config.places, strict=True)
+    return [problem for entry, place in entries for problem in load_data_set(entry, split, place)]
 
 
-def load_data_set(config: "TrainingSetConfig", split: Split) -> list[Problem]:
-    """The problems of one data set's split. Raises as `load_problems` does."""
+def load_data_set(
+    config: "TrainingSetConfig", split: Split, section: str = "task"
+) -> list[Problem]:
+    """The problems of one data set's split. section: where it stands in the settings. Raises as
+    `load_problems` does."""
     from capo_ds.config import ConfigError
 
     if split == "train":
-        wanted = Wanted(split, config.train_problems, config.path, config.train_split, config)
-        return _load(wanted, "task")
+        wanted = Wanted(
+            split, config.train_problems, config.path, config.train_split, config, section
+        )
+        return _load(wanted)
     if config.test_path is None and config.path is not None and is_one_split(Path(config.path)):
         raise ConfigError(
-            f"task.test_path: {config.path!r} is one split, for training; name another for "
+            f"{section}.test_path: {config.path!r} is one split, for training; name another for "
             "testing, or evaluation.benchmarks, or set train.eval_every=0"
         )
     path = config.test_path or config.path
-    return _load(Wanted(split, config.test_problems, path, config.test_split, config), "task")
+    return _load(Wanted(split, config.test_problems, path, config.test_split, config, section))
 
 
-def load_benchmark(config: "BenchmarkConfig", limit: int | None) -> list[Problem]:
-    """A benchmark's problems, at most `limit`. Raises as `load_problems` does."""
-    wanted = Wanted("test", limit, config.path, config.split, config)
-    return _load(wanted, "evaluation.benchmarks")
+def load_benchmark(
+    config: "BenchmarkConfig", limit: int | None, section: str = "evaluation.benchmarks"
+) -> list[Problem]:
+    """A benchmark's problems, at most `limit`. section: where it stands in the settings. Raises as
+    `load_problems` does."""
+    return _load(Wanted("test", limit, config.path, config.split, config, section))
 
 
-def _load(wanted: Wanted, section: str) -> list[Problem]:
-    """The problems, labelled, each with its verdict. section: of the settings, for messages."""
-    config = wanted.settings
+def _load(wanted: Wanted) -> list[Problem]:
+    """The problems, labelled, each with its verdict."""
+    config, section = wanted.settings, wanted.section
     task = make_part("task", f"{section}.name", config.name, config.options, given=("wanted",))
-    problems = _of_ones_own(section, task, wanted) if MARK in config.name else task(wanted)
+    problems = _of_ones_own(task, wanted) if MARK in config.name else task(wanted)
     verdict = verdict_of(f"{section}.verdict", config, task)
     return [replace(problem, source=config.title, verdict=verdict) for problem in problems]
 
 
-def _of_ones_own(section: str, task: Callable[[Wanted], Any], wanted: Wanted) -> list[Problem]:
+def _of_ones_own(task: Callable[[Wanted], Any], wanted: Wanted) -> list[Problem]:
     """What a task of the user's gives. Raises `ConfigError` if it is no list of problems."""
     from capo_ds.config import ConfigError
 
-    name = f"{section}.name: {wanted.settings.name}"
+    name = f"{wanted.section}.name: {wanted.settings.name}"
     try:
         problems = list(task(wanted))
     except KeyboardInterrupt:

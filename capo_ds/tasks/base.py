@@ -22,6 +22,7 @@ class Wanted:
         path: where the settings say that they are; None: the task's own place.
         split_name: what the settings call the split there; None: the task's own name for it.
         settings: the data set's section, with its seed among others.
+        section: where that stands in the settings, for messages.
     """
 
     split: Split
@@ -29,6 +30,19 @@ class Wanted:
     path: str | None
     split_name: str | None
     settings: DatasetConfig
+    section: str = "task"
+
+    @property
+    def path_key(self) -> str:
+        """The key that says where the problems are."""
+        own = self.split == "test" and getattr(self.settings, "test_path", None) is not None
+        return f"{self.section}.{'test_path' if own else 'path'}"
+
+    @property
+    def split_key(self) -> str:
+        """The key that names their split."""
+        of_both = hasattr(self.settings, "train_split")
+        return f"{self.section}.{f'{self.split}_split' if of_both else 'split'}"
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,10 @@ SPLIT_WORDS = {
 SPLIT_NAME = r"(?:^|\+)\s*(\w+)"  # in the words of the `datasets` library: train[:100]+test
 
 
+class SplitError(ConfigError):
+    """There is no such split; the text tells what there is."""
+
+
 def ending(path: Path) -> str | None:
     """The format by a file's name, such as `.jsonl` for Rows.JSONL.gz; None for others."""
     suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
@@ -89,12 +93,15 @@ def _parts(splits: Mapping[str, Sized], spec: str) -> list[tuple[str, range]]:
 
     unknown = [name for name in re.findall(SPLIT_NAME, spec) if name not in splits]
     if unknown:
-        raise ConfigError(
-            f"it has no split {unknown[0]!r}, which train_split, test_split or split asks for, but "
-            f"{', '.join(splits)}" + (" (a file is one split)" if [*splits] == ["train"] else "")
+        raise SplitError(
+            f"it has no split {unknown[0]!r}, but {', '.join(splits)}"
+            + (" (a file is one split)" if [*splits] == ["train"] else "")
         )
     sizes = {name: len(rows) for name, rows in splits.items()}
-    parts = datasets.ReadInstruction.from_spec(spec).to_absolute(sizes)
+    try:
+        parts = datasets.ReadInstruction.from_spec(spec).to_absolute(sizes)
+    except ValueError as error:
+        raise SplitError(f"{spec!r}: {error}; write train, train[:100] or train[:10%]") from error
     return [(part.splitname, range(part.from_, part.to)) for part in parts]
 
 
@@ -121,7 +128,7 @@ def files_of_split(folder: Path, split: str) -> list[Path]:
         chosen = [p for p in files if not any(words[p] & names for names in known.values())]
     if not chosen:
         names = ", ".join(str(path.relative_to(folder)) for path in files[:10])
-        raise ValueError(f"no file of split {split!r} in it; it holds {names or 'no data files'}")
+        raise SplitError(f"no file of split {split!r} in it; it holds {names or 'no data files'}")
     forms: dict[Path, Path] = {}
     for path in chosen:
         bare = path.with_name(path.name[: path.name.lower().rindex(str(ending(path)))])

@@ -130,9 +130,9 @@ class Scorer:
     def __init__(self, config: RewardConfig, judge: Judge):
         """Raises `ConfigError` if a function cannot be loaded."""
         self._judge, self._budget = judge, config.step_budget
-        self._weights = {entry.function: entry.weight for entry in config.functions}
+        self._weights = {entry.title: entry.weight for entry in config.functions}
         self._functions = {
-            entry.function: make_part(
+            entry.title: make_part(
                 "reward", KEY, entry.function, entry.options, given=OURS, columns=True
             )
             for entry in config.functions

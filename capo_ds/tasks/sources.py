@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from capo_ds.config import ConfigError
 from capo_ds.tasks.answers import find_boxes
 from capo_ds.tasks.base import Problem, Split, Wanted
 from capo_ds.tasks.columns import check_media, conversation, decoded, holds, last_words, value_at
 from capo_ds.tasks.file_formats import READERS, plain_rows
-from capo_ds.tasks.files import ending, exact_text, read_split, saved_split
+from capo_ds.tasks.files import SplitError, ending, exact_text, read_split, saved_split
 from capo_ds.tasks.rewards import final_answer
 
 _CALCULATION = re.compile(r"<<[^<>]*>>")  # GSM8K's notes to a calculator: 48/2 = <<48/2=24>>24
+# How `datasets` begins to tell of a split, or of a subset, that is not there.
+_NO_SPLIT = r"Unknown split|Unrecognized instruction|Percent slice"
+_NO_SUBSET = r"BuilderConfig .* not found|Config name is missing"
 _LOOSE_BOX = re.compile(r"\\(?:boxed|fbox) ([^$]+?)\s*(?:\$|$)")
 
 
@@ -118,16 +123,16 @@ def load_source(source: Source, wanted: Wanted) -> list[Problem]:
     Raises:
         ConfigError: there is no such data, or a row holds no problem.
     """
-    from capo_ds.config import ConfigError
-
-    config, split, split_name = wanted.settings, wanted.split, wanted.split_name
-    path = wanted.path or source.path or ""
-    where = f"data set {config.name} ({path})"
-    if split_name is None and split not in source.splits:
+    config, split = wanted.settings, wanted.split
+    where = f"data set {config.name} ({wanted.path or source.path or ''})"
+    if wanted.split_name is None and split not in source.splits:
         raise ConfigError(
-            f"{where}: it has no {split} problems of its own; name another data set, or a split"
+            f"{wanted.split_key}: {where}: it has no {split} problems of its own; name another "
+            "data set, or a split"
         )
-    rows = load_rows(path, config.subset, split_name, source, split)
+    rows = load_rows(source, wanted)
+    if not rows:
+        raise ConfigError(f"{wanted.path_key}: {where}: it holds no rows; give one with rows")
     order = np.random.default_rng(config.seed).permutation(len(rows)) if config.shuffle else None
     numbers = list(range(len(rows)) if order is None else order.tolist())[: wanted.limit]
     prompt = config.prompt_column or source.prompt or ""
@@ -137,51 +142,94 @@ def load_source(source: Source, wanted: Wanted) -> list[Problem]:
     if config.solution_column:
         named["solution_column"] = config.solution_column
     for key, column in named.items():
-        if rows and not holds(rows[0], column):
-            there = ", ".join(map(repr, rows[0]))
-            raise ConfigError(f"{where}: no column {column!r}; set {key} to one of {there}")
+        if not holds(rows[0], column):
+            there, key = ", ".join(map(repr, rows[0])), f"{wanted.section}.{key}"
+            raise ConfigError(f"{key}: {where}: no column {column!r}; set {key} to one of {there}")
     problems = []
     for number in numbers:
         try:
             problems.append(_problem(rows[number], source, prompt, answer, solution))
-        except ValueError as error:
-            raise ConfigError(f"{where}: row {number}: {error}") from error
-    if not problems:
-        raise ConfigError(f"{where}: it holds no rows")
+        except _CellError as error:
+            key = f"{wanted.section}.{error.key}" if error.key else wanted.path_key
+            remedy = "" if ";" in str(error) else "; mend the row, or leave it out"
+            raise ConfigError(f"{key}: {where}: row {number}: {error}{remedy}") from error
     return problems
+
+
+class _CellError(ValueError):
+    """What a row holds is no problem. key: that names the column, or none."""
+
+    def __init__(self, key: str, words: str):
+        super().__init__(words)
+        self.key = key
+
+
+@contextmanager
+def _of(key: str) -> Iterator[None]:
+    """What is raised inside is about the column that the key names."""
+    try:
+        yield
+    except ValueError as error:
+        raise _CellError(key, str(error)) from error
 
 
 def _problem(
     row: dict[str, Any], source: Source, prompt: str, answer: str, solution: str | None
 ) -> Problem:
-    check_media(row)
-    values = {column: value_at(row, column) for column in (prompt, answer)}
-    messages = None
-    try:
-        values[prompt] = decoded(values[prompt])
-    except ValueError as error:
-        raise ValueError(f"column {prompt!r} {error}") from error
-    if isinstance(values[prompt], list):
-        messages = conversation(values[prompt], prompt)
-        values[prompt] = last_words(messages)
-    told = {}
-    for column, value in values.items():
-        try:
-            told[column] = exact_text(value)
-        except ValueError as error:
-            raise ValueError(f"column {column!r} {error}") from error
-    steps = value_at(row, solution) if solution and holds(row, solution) else None
-    worked = source.read_solution(steps) if steps else None
+    with _of(""):
+        check_media(row)
+    with _of("prompt_column"):
+        text, messages = _asked(row, prompt)
+    with _of("answer_column"):
+        reference = _reference(row, source, answer)
+    with _of("solution_column"):
+        steps = value_at(row, solution) if solution and holds(row, solution) else None
+        worked = source.read_solution(steps) if steps else None
     if worked is not None and final_answer(worked) is None:
         worked = None  # not in the required format: nothing to imitate
-    reference = source.read_answer(told[answer])
-    if not reference:
-        raise ValueError(f"column {answer!r} holds no answer")
-    said = messages or [{"content": told[prompt]}]
-    if not any(message["content"].strip() for message in said):
-        raise ValueError(f"column {prompt!r} holds blanks alone")
-    text = values[prompt] if isinstance(values[prompt], str) else told[prompt]
     return Problem(text, reference, worked, dict(row), messages=messages)
+
+
+def _asked(row: dict[str, Any], column: str) -> tuple[str, list[dict[str, Any]] | None]:
+    """The problem's own text, and the conversation that it is in, if it is in one."""
+    value = _decoded(value_at(row, column), column)
+    if isinstance(value, list):
+        messages = conversation(value, column)
+        said, text = [message["content"] for message in messages], last_words(messages)
+    else:
+        messages, told = None, _text(value, column)
+        said, text = [told], value if isinstance(value, str) else told
+    if not any(words.strip() for words in said):
+        raise ValueError(f"column {column!r} holds blanks alone")
+    return text, messages
+
+
+def _reference(row: dict[str, Any], source: Source, column: str) -> str:
+    value = _decoded(value_at(row, column), column)  # the text of messages is a list as well
+    if isinstance(value, list | dict):
+        raise ValueError(
+            f"column {column!r} holds {'a list' if isinstance(value, list) else 'an object'}, no "
+            "text or number; name the column of the answers (dots lead into it: "
+            "reward_model.ground_truth), or store its text"
+        )
+    reference = source.read_answer(_text(value, column))
+    if not reference:
+        raise ValueError(f"column {column!r} holds no answer")
+    return reference
+
+
+def _decoded(value: Any, column: str) -> Any:
+    try:
+        return decoded(value)
+    except ValueError as error:
+        raise ValueError(f"column {column!r} {error}") from error
+
+
+def _text(value: Any, column: str) -> str:
+    try:
+        return exact_text(value)
+    except ValueError as error:
+        raise ValueError(f"column {column!r} {error}") from error
 
 
 def is_local(path: str) -> bool:
@@ -192,49 +240,64 @@ def is_local(path: str) -> bool:
     return place.exists() or bool(ending(place)) or looks_like_a_path(path)
 
 
-def load_rows(
-    path: str, subset: str | None, split_name: str | None, source: Source, split: Split
-) -> list[dict[str, Any]]:
+class SubsetError(ConfigError):
+    """It has no subsets."""
+
+
+def load_rows(source: Source, wanted: Wanted) -> list[dict[str, Any]]:
     """The rows of one split. A file or folder of that name comes before the hub.
 
     Raises:
         ConfigError: with what the reader of the file, or the `datasets` library, says.
     """
-    import datasets
     from datasets.exceptions import DatasetsError
 
-    from capo_ds.config import ConfigError
-
-    datasets.disable_progress_bars()
-    place, own_split = Path(path), source.splits.get(split, "")
+    path = wanted.path or source.path or ""
+    told = f"data set {path!r} cannot be loaded"
     try:
-        if subset and (place.is_file() or is_saved(place)):
-            raise ConfigError(f"subset {subset!r} is for data sets of the hub; remove it")
-        if place.is_file():
-            return read_split(place, split_name or "train")  # one file is one split
-        if is_saved(place):
-            return saved_split(place, split_name, own_split)
-        if place.is_dir() and not (subset or _has_configurations(place)):
-            return read_split(place, split_name or own_split)
-        if place.is_dir():  # a copy of the hub's, whose README says what is where
-            return plain_rows(
-                datasets.load_dataset(str(place), subset, split=split_name or own_split)
-            )
-        if is_local(path):
-            raise FileNotFoundError(f"no file or folder {path!r}")
-        subset = subset or source.subset
-        return plain_rows(datasets.load_dataset(path, subset, split=split_name or own_split))
+        return _rows(path, source, wanted)
+    except SplitError as error:
+        raise ConfigError(f"{wanted.split_key}: {told}: {error}") from error
+    except SubsetError as error:
+        raise ConfigError(f"{wanted.section}.subset: {told}: {error}") from error
     except ConfigError as error:
-        raise ConfigError(f"path: data set {path!r} cannot be loaded: {error}") from error
+        raise ConfigError(f"{wanted.path_key}: {told}: {error}") from error
     except StopIteration as error:
-        raise ConfigError(f"path: data set {path!r} is empty; give one with rows") from error
+        raise ConfigError(
+            f"{wanted.path_key}: data set {path!r} is empty; give one with rows"
+        ) from error
     except (OSError, ValueError, KeyError, DatasetsError) as error:
         cause = error.__cause__ or error  # which `datasets` wraps in "an error occurred"
+        for key, words in ((wanted.split_key, _NO_SPLIT), (f"{wanted.section}.subset", _NO_SUBSET)):
+            if re.match(words, str(cause)):
+                raise ConfigError(f"{key}: {told}: {' '.join(str(cause).split())}") from error
         kind = f"{type(cause).__name__}: " if not isinstance(cause, FileNotFoundError) else ""
         raise ConfigError(
-            f"path: data set {path!r} cannot be loaded: {kind}{cause}; give a hub name, or a sound "
-            f"local folder or file ({', '.join(READERS)})"
+            f"{wanted.path_key}: {told}: {kind}{cause}; give a hub name, or a sound local folder "
+            f"or file ({', '.join(READERS)})"
         ) from error
+
+
+def _rows(path: str, source: Source, wanted: Wanted) -> list[dict[str, Any]]:
+    import datasets
+
+    datasets.disable_progress_bars()
+    subset, split_name = wanted.settings.subset, wanted.split_name
+    place, own_split = Path(path), source.splits.get(wanted.split, "")
+    if subset and (place.is_file() or is_saved(place)):
+        raise SubsetError(f"subset {subset!r} is for data sets of the hub; remove it")
+    if place.is_file():
+        return read_split(place, split_name or "train")  # one file is one split
+    if is_saved(place):
+        return saved_split(place, split_name, own_split)
+    if place.is_dir() and not (subset or _has_configurations(place)):
+        return read_split(place, split_name or own_split)
+    if place.is_dir():  # a copy of the hub's, whose README says what is where
+        return plain_rows(datasets.load_dataset(str(place), subset, split=split_name or own_split))
+    if is_local(path):
+        raise FileNotFoundError(f"no file or folder {path!r}")
+    subset = subset or source.subset
+    return plain_rows(datasets.load_dataset(path, subset, split=split_name or own_split))
 
 
 def is_saved(folder: Path) -> bool:

@@ -93,20 +93,30 @@ def test_a_merged_model_needs_no_adapter(typed, tmp_path, dtype):
         with torch.no_grad():
             torch.testing.assert_close(merged(ids).logits, policy(ids).logits, rtol=1e-4, atol=1e-4)
     assert (output / "tokenizer.json").exists()
-    status, _, _ = typed(merge.main, *words)
-    assert status == f"error: --output: {output} is not empty; choose another folder"
+    told = f"error: --output: {output} is not empty; choose another folder\n"
+    status, _, said = typed(merge.main, *words)
+    assert status == 2 and said.endswith(told)
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "~nobody-of-that-name/x"])
+def test_a_place_that_is_no_folder_is_told_before_any_work(typed, tmp_path, monkeypatch, place):
+    (tmp_path / "file").write_text("here")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(merging, "base_of", None)  # any work
+    status, _, told = typed(merge.main, "--adapter", "adapter", "--output", place)
+    assert status == 2 and told.startswith("error: --output: ") and told.count("\n") == 1
 
 
 def test_an_adapter_that_cannot_be_merged_is_told_in_one_line(typed, tmp_path):
     words = ["--output", tmp_path / "merged", "--adapter", tmp_path / "adapter"]
-    status, _, _ = typed(merge.main, *words)
-    assert str(status).startswith("error: --adapter: ") and "\n" not in str(status)
+    status, _, said = typed(merge.main, *words)
+    assert status == 2 and said.startswith("error: --adapter: ") and said.count("\n") == 1
     trained_adapter("builtin:tiny", tmp_path / "adapter")
     file = tmp_path / "adapter" / "adapter_config.json"
     told = json.loads(file.read_text())
     file.write_text(json.dumps(told | {"base_model_name_or_path": None}))
-    status, _, _ = typed(merge.main, *words)
-    assert str(status).endswith("does not name its base model; give --model")
+    status, _, said = typed(merge.main, *words)
+    assert status == 2 and said.endswith("does not name its base model; give --model\n")
     assert not (tmp_path / "merged").exists()
 
 

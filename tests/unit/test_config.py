@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import yaml
 
-from capo_ds.config import Config, ConfigError, config_reference, load_config, parse_config
+from capo_ds.config import Config, ConfigError, config_reference, load_config, parse_config, reading
 from capo_ds.distributed.deepspeed_json import (
     deepspeed_settings,
     ignored_lines,
@@ -52,7 +52,10 @@ RECIPES = sorted((REPOSITORY / "launchers" / "recipes").glob("*.yaml"))
             {"reward": {"functions": [{"function": "rule"}] * 2}},
             ["reward.functions", "rule", "twice"],
         ),
-        ({"evaluation": {"benchmarks": [{"name": "math"}] * 2}}, ["benchmarks", "math", "relabel"]),
+        (
+            {"evaluation": {"benchmarks": [{"name": "math"}] * 2}},
+            ["benchmarks", "math", "label of its own"],
+        ),
         ({"evaluation": {"samples": 4}}, ["evaluation.samples", "4", "evaluation.temperature"]),
         ({"aggregator": "config"}, ["aggregator", "'config'", "it is called conflict_free now"]),
         (
@@ -73,6 +76,10 @@ RECIPES = sorted((REPOSITORY / "launchers" / "recipes").glob("*.yaml"))
         ),
         ({5: {"steps": 3}}, ["5", "a key must be text", "YAML"]),
         ({"zzz": 1}, ["zzz", "unknown key", "rollout"]),
+        ({"train.step": 3}, ["train.step", "did you mean train.steps", "nested"]),
+        ({"trian.steps": 3}, ["trian.steps", "did you mean train.steps", "nested"]),
+        ({"actor": {"ppo_mini_batch_size": 64}}, ["64", "objective.minibatches", "a count"]),
+        ({"warmup_ratio": 0.1}, ["0.1", "optimizer.warmup_steps", "no share"]),
     ],
 )
 def test_bad_settings_name_key_value_and_remedy(settings, fragments):
@@ -133,10 +140,11 @@ def test_keys_with_dots_in_a_file_are_told_to_be_nested():
         parse_config({"train.steps": 3})
 
 
-def test_seeds_are_what_torch_takes():
-    assert parse_config({"train": {"seed": 2**63 - 1}}).train.seed == 2**63 - 1
-    with pytest.raises(ConfigError, match=r"train\.seed: bad value"):
-        parse_config({"train": {"seed": 2**63}})
+@pytest.mark.parametrize("section", ["train", "task", "evaluation", "warmup"])
+def test_seeds_are_what_torch_takes(section):
+    assert parse_config({section: {"seed": 2**63 - 1}}).model_dump()[section]["seed"] == 2**63 - 1
+    with pytest.raises(ConfigError, match=rf"{section}\.seed: bad value"):
+        parse_config({section: {"seed": 2**63}})
 
 
 @pytest.mark.parametrize("text", ["- a\n- b\n", "a: [1", "a: 2026-13-01", None])
@@ -327,3 +335,10 @@ def test_what_follows_from_rollouts_ahead():
         }
     )
     assert decoupled.ratio_to == "trainer" and decoupled.importance_correction == "sequence"
+
+
+def test_a_folder_is_named_once_where_a_file_is_not(monkeypatch):
+    monkeypatch.chdir(reading.HOME)
+    with pytest.raises(ConfigError) as caught:
+        reading.resolve_path("deepspeed", "none.json")
+    assert str(caught.value).count(f"in {reading.HOME}") == 1

@@ -13,7 +13,7 @@ from capo_ds.evaluation import (
     table,
     write_completions,
 )
-from capo_ds.evaluation_run import load_model
+from capo_ds.evaluation_run import adapter_of, load_model
 from capo_ds.models import load_tokenizer
 from capo_ds.tasks import Judge, Problem, Verdict
 from capo_ds.tasks.outcome import Comparison
@@ -100,3 +100,13 @@ def test_an_adapter_that_is_none_is_told(tmp_path):
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')  # without weights
     with pytest.raises(ConfigError, match=r"evaluation.adapter: .* is no adapter of builtin:tiny"):
         load_model(config)
+
+
+def test_without_an_adapter_of_its_own_it_is_that_which_a_run_would_begin_with(tmp_path):
+    settings = {"model": {"adapter": "first"}, "evaluation": {"adapter": "trained"}}
+    assert adapter_of(parse_config(settings)) == ("evaluation.adapter", "trained")
+    del settings["evaluation"]
+    assert adapter_of(parse_config(settings)) == ("model.adapter", "first")
+    with pytest.raises(ConfigError, match=r"^model.adapter: no PEFT adapter at "):
+        load_model(parse_config({"model": {"adapter": str(tmp_path)}}))
+    assert adapter_of(parse_config({}))[1] is None

@@ -52,6 +52,7 @@ def endpoint(tmp_path, monkeypatch) -> Iterator[str]:
 
 def use(address: str, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv(hub.OFFLINE, "0")
+    monkeypatch.setattr(hub, "_found_offline", False)
     for module, name, value in places(address, str(tmp_path / "cache")):
         monkeypatch.setattr(module, name, value)
 
@@ -94,11 +95,22 @@ def test_no_network_is_told_once_and_the_cache_is_used(endpoint, monkeypatch, tm
     nowhere = f"http://127.0.0.1:{free_port()}"
     monkeypatch.setattr(constants, "ENDPOINT", nowhere)
     monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", nowhere)
-    with pytest.raises(ConfigError, match=r"model.path: offline, and 'me/good' .*HF_HOME"):
+    with pytest.raises(ConfigError, match=r"model.path: offline, and 'me/good' .*HF_HOME.*connect"):
         hub.check_hub(config("me/good"))
+    with pytest.raises(ConfigError) as caught:  # a second time, offline by now
+        hub.check_hub(config("me/good"))
+    assert hub.OFFLINE not in str(caught.value)  # which nobody has set
     assert capsys.readouterr().err.count("offline: http://127.0.0.1") == 1
     (tmp_path / "cache" / "models--me--good" / "snapshots" / "abc").mkdir(parents=True)
     hub.check_hub(config("me/good"))  # offline by now: nothing is asked
+
+
+@pytest.mark.parametrize("name", hub.ASKED_OFFLINE)
+def test_who_asked_to_be_offline_is_told_so(endpoint, monkeypatch, name):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv(name, "1")
+    with pytest.raises(ConfigError, match=rf"model.path: offline, .* or unset {name}$"):
+        hub.check_hub(config("me/good"))
 
 
 def test_a_cache_that_cannot_be_written(endpoint, monkeypatch):

@@ -11,6 +11,7 @@ from capo_ds.advantages import advantages
 from capo_ds.config import ConfigError, ObjectiveConfig, parse_config
 from capo_ds.objective import make_objective, step_advantages, token_objective, token_weights
 from capo_ds.objectives import Tokens
+from capo_ds.own_code import PartError, place, told_whole
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "objectives.md"
 ROW = re.compile(r"\| ([^|]+?) \|[^|]*\| `(\{[^|]*\})` \|")
@@ -260,6 +261,28 @@ def detached(tokens, settings):
 
 def summed(tokens, settings):
     return tokens.log_probs.sum()
+
+def nothing(tokens, settings): ...
+
+def mismarked(tokens, settings):
+    return Surrogate(tokens.log_probs, silent=tokens.mask[0])
+
+def broken(tokens, settings):
+    return tokens.nothing
+
+def leaving(tokens, settings):
+    raise SystemExit(3)
+
+class Worthless:
+    def advantages(self, rewards):
+        return [1.0]
+
+    def __call__(self, tokens, settings):
+        return tokens.log_probs
+
+class Endless(Worthless):
+    def advantages(self, rewards):
+        return rewards / 0
 """
 
 
@@ -310,8 +333,22 @@ class TestOwn:
             make_objective(ObjectiveConfig(name="gspo", options={"x": 1}))
 
     @pytest.mark.parametrize(
-        ("name", "told"), [("detached", "no gradient"), ("summed", r"tensor of \(12, 7\) terms")]
+        ("name", "told"),
+        [
+            ("detached", "no gradient"),
+            ("summed", r"tensor of \(12, 7\) terms"),
+            ("nothing", "is NoneType"),
+            ("mismarked", r"the silent must be a tensor of \(12, 7\) marks.* is one of \(7,\)"),
+            ("broken", "AttributeError: 'Tokens' object has no attribute 'nothing'"),
+            ("leaving", "SystemExit: 3"),
+            ("Worthless", r"its advantages must be .* they are of \(1,\)"),
+            ("Endless", "its advantages must be .* they are NaN or Inf in part"),
+        ],
     )
-    def test_what_is_no_surrogate(self, own, name, told):
-        with pytest.raises(ValueError, match=told):
-            ours(own(name), *responses())
+    def test_what_is_no_surrogate_is_told_under_its_name(self, own, name, told):
+        settings = own(name)
+        with pytest.raises(PartError, match=told) as error:
+            ours(settings, *responses())
+        assert str(error.value).startswith(f"objective.name: {settings['name']}: ")
+        assert len(str(error.value).splitlines()) == 1 and told_whole(error.value)
+        assert ("return tokens.nothing" in place(error.value)) == (name == "broken")

@@ -12,7 +12,7 @@ import torch
 from capo_ds import configured
 from capo_ds.aggregation.update import Samples
 from capo_ds.config import ConfigError, RewardConfig, TaskConfig, config_reference, parse_config
-from capo_ds.parts import BUILT_IN, at, built_in, names
+from capo_ds.parts import BUILT_IN, at, built_in, names, shortest
 from capo_ds.rollout.base import SamplerBytes, SamplingShapes
 from capo_ds.rollout.choose import sampler_bytes
 from capo_ds.tasks import Judge, Scorer, load_problems, score
@@ -185,6 +185,12 @@ class TestAggregators:
             (":noisy", {"size": "1"}, r"aggregator_options\.size: bad value '1'"),
             (":noisy", {}, r"aggregator_options\.size: .* needs it"),
             (":Quantile", {"q": 1, "kind": "mid"}, r"aggregator_options\.kind: bad value 'mid'"),
+            (
+                ":Quantile",
+                {"q": "three", "foo": 1, "kind": "mid"},
+                r"options\.foo: .*no such option.*\n.*options\.q: bad.*\n.*options\.kind: bad",
+            ),
+            (":noisy", {"foo": 1}, r"options\.foo: .*\n.*options\.size: .*needs it"),
             ("mgda", {"x": 1}, r"aggregator_options\.x: mgda has no such option; it has none"),
             ("torchjd:Nothing", {}, "aggregator: unknown aggregator 'torchjd:Nothing'"),
         ],
@@ -405,3 +411,16 @@ class TestTasks:
         with pytest.raises(ConfigError, match=r"reward\.functions\.options\.scale: bad value 'x'"):
             functions[1]["options"]["scale"] = "x"
             Scorer(RewardConfig(functions=functions), judge)
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (["rule", "x/mine.py:f"], ["rule", "mine.py:f"]),
+        (["x/rew.py:f", "y/rew.py:f", "y/rew.py:g"], ["x/rew.py:f", "y/rew.py:f", "rew.py:g"]),
+        (["/a/x/rew.py:f", "/b/x/rew.py:f"], ["a/x/rew.py:f", "b/x/rew.py:f"]),
+        (["rew.py:f", "/b/rew.py:f"], ["rew.py:f", "b/rew.py:f"]),
+    ],
+)
+def test_parts_of_one_name_are_told_apart_by_as_little_of_their_paths_as_will_do(names, told):
+    assert list(shortest(names).values()) == told

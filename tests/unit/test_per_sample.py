@@ -215,7 +215,7 @@ def test_hooks_leave_ordinary_passes_alone():
 
 
 @pytest.mark.parametrize(
-    ("lora", "word"), [({"lora_dropout": 0.1}, "dropout"), ({"use_dora": True}, "DoRA")]
+    ("lora", "word"), [({"lora_dropout": 0.1}, "dropout=0"), ({"use_dora": True}, "DoRA has no")]
 )
 def test_what_has_no_per_sample_gradient_is_refused(lora, word):
     with pytest.raises(ConfigError, match=word):

@@ -120,6 +120,19 @@ def test_a_folder_that_is_no_run_is_told_once(tmp_path, monkeypatch, capsys):
         read_run(run)
 
 
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_place_that_is_no_folder_is_told_once(tmp_path, monkeypatch, capsys, place):
+    run = write_run(tmp_path / "run")
+    (tmp_path / "file").write_text("here")
+    monkeypatch.setattr("sys.argv", ["capo plot", str(run), "--output", str(tmp_path / place)])
+    with pytest.raises(SystemExit, match="2"):
+        plot.main()
+    told = capsys.readouterr().err
+    assert (
+        told.startswith(f"error: --output: {tmp_path / place} cannot be") and told.count("\n") == 1
+    )
+
+
 def test_the_command_draws_what_can_be_drawn(tmp_path, monkeypatch, capsys):
     run = write_run(tmp_path / "plain", "measure_conflict=false", metrics=[])
     words = [run, "--output", tmp_path / "figures"]

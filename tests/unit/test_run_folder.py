@@ -1,6 +1,7 @@
 """A run's folder is one run's: locks that die with their owner, and checks that leave no trace."""
 
 import errno
+import math
 import multiprocessing
 import os
 import signal
@@ -11,9 +12,11 @@ from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
+import torch
 
 from capo_ds import cli
 from capo_ds.config import ConfigError, parse_config
+from capo_ds.not_finite import NotFiniteError, check_finite
 from capo_ds.run_folder import (
     LOCK_FILE,
     FolderLock,
@@ -200,3 +203,31 @@ def test_signals_of_a_fork_are_its_own():
         time.sleep(0.1)
         assert interruption.asked == 0
     os.close(reads), os.close(writes)
+
+
+def test_a_changed_setting_is_refused_with_the_way_to_go_on_from_what_was_learned(tmp_path):
+    adapter = tmp_path / "checkpoints" / "step000003" / "adapter"
+    adapter.mkdir(parents=True)
+    settings = {"train": {"output_dir": str(tmp_path)}, "optimizer": {"learning_rate": 0.5}}
+    state = {"config": parse_config(settings).model_dump(mode="json")}
+    settings["optimizer"]["learning_rate"] = 0.25
+    with pytest.raises(ConfigError) as told:
+        check_unchanged(parse_config(settings), state)
+    assert f"model.adapter: {adapter} " in str(told.value)
+
+
+@pytest.mark.parametrize("own", ["grpo", "mine.py:f"])
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_gradient_that_is_not_finite_names_what_works(tmp_path, own, saved):
+    adapter = tmp_path / "checkpoints" / "step000003" / "adapter"
+    if saved:
+        adapter.mkdir(parents=True)
+    settings = {"train": {"output_dir": str(tmp_path)}, "objective": {"name": own}}
+    config = parse_config(settings)
+    check_finite([torch.ones(2), torch.zeros(1)], config)
+    with pytest.raises(NotFiniteError) as told:
+        check_finite([torch.ones(2), torch.tensor([math.nan])], config)
+    text = str(told.value)
+    assert "lower optimizer.learning_rate, another train.output_dir" in text
+    assert (f"model.adapter: {adapter} " in text) == saved
+    assert ("objective.name: see whether mine.py:f" in text) == (own != "grpo")

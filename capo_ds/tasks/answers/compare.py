@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from functools import singledispatchmethod
 from typing import TypeVar
@@ -18,6 +17,7 @@ from capo_ds.tasks.answers.nodes import (
 )
 from capo_ds.tasks.answers.plain import parse_number
 from capo_ds.tasks.answers.reader import as_words, read
+from capo_ds.tasks.answers.readings import read_like, with_unit_of
 from capo_ds.tasks.answers.statements import as_interval
 from capo_ds.tasks.answers.times import moments
 from capo_ds.tasks.answers.values import (
@@ -46,7 +46,6 @@ Kind = TypeVar(
 )
 SAME, OTHER = "the same value", "another value"
 LEFT = "arithmetic is left to the reader, or another value"
-_LETTER = re.compile(r"(?<=[0-9)}])(\s+)([mgslhL])(?=\^|/|$)")
 EQUAL, DIFFERENT, UNPARSED = Comparison.EQUAL, Comparison.DIFFERENT, Comparison.UNPARSED
 
 
@@ -99,9 +98,10 @@ def compare(given: str, reference: str, engine: Engine) -> Outcome:
     except Unreadable as error:
         return _by_text(given, reference, f"the reference cannot be read: {error}")
     try:
-        answer = _read_like(expected, given)
+        answer = read_like(expected, given)
     except Unreadable as error:
         return _by_text(given, reference, str(error), expected.kind)
+    expected = with_unit_of(answer, expected, reference)
     kinds = (answer.kind, expected.kind)
     try:
         Comparer(engine, given).check(expected, answer)
@@ -116,18 +116,6 @@ def _by_text(given: str, reference: str, why: str, kind: str = "") -> Outcome:
     if " ".join(given.split()) == " ".join(reference.split()):
         return Outcome(EQUAL, f"the same text ({why})", "", kind)
     return Outcome(UNPARSED, why, "", kind)
-
-
-def _read_like(expected: Value, given: str) -> Value:
-    """The answer, its commas and a letter behind a number (5 m) read as the reference has them."""
-    answer = read(given)
-    inner = expected.value if isinstance(expected, Labelled) else expected
-    if isinstance(inner, Collection) and not isinstance(answer, Collection):
-        parts = read(given, thousands=False)
-        return parts if isinstance(parts, Collection) else answer
-    if isinstance(inner, Quantity) and isinstance(answer, Expression):
-        return read(_LETTER.sub(r" \\text{\2}", given.strip()))
-    return answer
 
 
 class Comparer:

@@ -9,6 +9,8 @@ from capo_ds.own_code import told_whole
 from capo_ds.plugins import named
 
 SOURCE = """
+from capo_ds.aggregation import Aggregation
+
 def positives(problem):
     return problem.positive / problem.positive.sum()
 
@@ -17,6 +19,9 @@ def short(problem):
 
 def endless(problem):
     return problem.average / 0.0
+
+def ragged(problem):
+    return Aggregation([[1.0], [1.0, 2.0]])
 
 def broken(problem):
     return problem.average @ problem.nothing if hasattr(problem, "nothing") else {}["key"]
@@ -51,6 +56,7 @@ def test_its_coefficients_are_applied(file, problem):
     [
         ("short", r"must give 4 finite numbers.* gave an array \(1,\)"),
         ("endless", "inf"),
+        ("ragged", "must give 4 finite numbers"),
         ("broken", "KeyError: 'key'"),
     ],
 )

@@ -201,12 +201,20 @@ def test_an_optimizer_goes_on_from_there():
         torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("weights", [[1.0] * 4, [[1.0] * 5], 1.0, [np.nan] * 5])
-def test_weights_that_do_not_fit_are_told(weights):
+@pytest.mark.parametrize(
+    ("weights", "told"),
+    [
+        ([1.0] * 4, r"got shape \(4,\)"),
+        ([[1.0] * 5], r"got shape \(1, 5\)"),
+        (1.0, r"got shape \(\)"),
+        ([1.0, np.nan, 1.0, np.inf, 1.0], "got nan for sample 1"),
+    ],
+)
+def test_weights_that_do_not_fit_are_told(weights, told):
     model = tiny_policy()
     with capo_ds.per_sample_gradients(model) as gradients:
         losses_of(model, padded_batch()).sum().backward()
-    with pytest.raises(ValueError, match="weights must be 5 finite numbers"):
+    with pytest.raises(ValueError, match=f"weights must be 5 finite numbers, .* {told}"):
         gradients.combine(weights)
 
 

@@ -141,3 +141,52 @@ def test_an_unknown_method_is_told_with_those_there_are():
 def test_an_option_that_a_method_does_not_have():
     with pytest.raises(TypeError, match="radius"):
         aggregate("mean", np.eye(2), radius=0.5)
+
+
+def no_gram_matrices(gram):
+    negative, long = gram.copy(), gram.copy()
+    negative[0, 0] = -1.0
+    long[0, 1] = long[1, 0] = 2 * np.sqrt(gram[0, 0] * gram[1, 1])
+    no_length = gram.copy()
+    no_length[0, 0] = 0.0
+    apart = np.full((6, 6), -0.9) + 1.9 * np.eye(6)  # no six vectors are all that far apart
+    return {
+        r"gram\[0, 0\] is -1, and a squared length": negative,
+        r"a squared length is not negative": -gram,
+        r"gram\[0, 1\] is .*more than the product": long,
+        r"gram\[0, .\] is .*the lengths, 0": no_length,
+        "gram is indefinite": apart,
+        "must be real": gram + 0j,
+    }
+
+
+@pytest.mark.parametrize("method", ["capo", "mean"])
+def test_what_is_no_gram_matrix_is_refused(gradients, method):
+    for words, gram in no_gram_matrices(gradients @ gradients.T).items():
+        with pytest.raises(ValueError, match=words):
+            aggregate(method, gram, ADVANTAGES)
+    large = np.kron(np.eye(100), np.full((6, 6), -0.9) + 1.9 * np.eye(6))
+    with pytest.raises(ValueError, match="indefinite"):
+        aggregate("mean", np.where(large == 0, -0.5, large))
+
+
+@pytest.mark.parametrize(("count", "size"), [(40, 3), (600, 5)])
+def test_rounding_makes_no_other_matrix(count, size):
+    random = np.random.default_rng(0)
+    rows = random.normal(size=(count, size)) * random.lognormal(sigma=3, size=(count, 1))
+    single = rows.astype(np.float32) @ rows.astype(np.float32).T
+    coarse = torch.from_numpy(rows @ rows.T).to(torch.bfloat16)
+    for gram in (single, coarse):
+        assert np.isfinite(aggregate("mean", gram).weights).all()
+    answer = capo(single, random.choice([-1, 1], size=count))
+    assert answer.status.startswith(("optimal", "infeasible")) and abs(answer.gap) < 1e-7
+
+
+def test_a_length_that_rounding_took_away_is_no_length(gradients):
+    gram = gradients @ gradients.T
+    gram[0], gram[:, 0] = 1e-4, 1e-4  # of other squared lengths of 10
+    gram[0, 0] = -1e-8
+    answer = capo(gram, ADVANTAGES)
+    assert abs(answer.gap) < 1e-7
+    gram[0] = gram[:, 0] = 0.0
+    np.testing.assert_allclose(answer.weights[1:], capo(gram, ADVANTAGES).weights[1:], atol=1e-6)

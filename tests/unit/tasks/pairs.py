@@ -314,6 +314,12 @@ RIGHT = {
         5\,\text{cm} ~ 5 \text{ cm}
         5\,\mathrm{cm} ~ 5\text{ cm}
         5 centimeters ~ 5\text{ cm}
+        5 meters ~ 5 m
+        5 m ~ 5 meters
+        12 grams ~ 12 g
+        3 seconds ~ 3 s
+        x=2.5 hours ~ \frac{5}{2} h
+        5 square meters ~ 5 m^2
         5 \text{ cm}^2 ~ 5 \text{ cm}^{2}
         5 cm^2 ~ 5 \text{ cm}^2
         5 cm² ~ 5 \text{ cm}^2
@@ -714,6 +720,17 @@ WRONG = {
         13 a.m. ~ 1 a.m.
         5 dollars ~ 5 p.m.
         5 p.m. ~ 5 meters
+        5 ~ 5 m
+        6 meters ~ 5 m
+        5 cm ~ 5 m
+        5 meters ~ 5 g
+        5 m ~ 5 grams
+        5 m ~ 5 x
+        5 meters ~ 5 x
+        5 meters ~ 5m+1
+        5 meters ~ m
+        5 meters ~ x m
+        5 apples ~ 5 m
         6 o'clock ~ 5 p.m.
         4:3 ~ 3:4
         6:8 ~ 3:4

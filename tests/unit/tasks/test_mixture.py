@@ -98,7 +98,7 @@ def test_resolved_settings_can_be_read_again():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (mixture({}, {"levels": [4]}), ["task.mixture", "arithmetic", "twice", "relabel"]),
+        (mixture({}, {"levels": [4]}), ["task.mixture", "arithmetic", "twice", "a label"]),
         (mixture({}, levels=[4]), ["task.levels", "[4]", "entries"]),
         (mixture({}, name="gsm8k"), ["task.name", "gsm8k", "entries"]),
         (mixture({"weight": 0}), ["task.mixture.0.weight", "0", "greater than 0"]),

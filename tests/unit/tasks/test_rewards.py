@@ -223,3 +223,17 @@ def test_a_file_that_does_not_run_is_told(tmp_path, judge):
     path.write_text("import nothing_of_that_name\n")
     with pytest.raises(ConfigError, match="does not run: ModuleNotFoundError"):
         scorer(judge, **{f"{path}:f": 1.0})
+
+
+def test_a_function_twice_is_told_apart_by_labels(tmp_path, judge):
+    path = tmp_path / "near.py"
+    path.write_text(
+        "def near(completions, within: int = 1): return [within for _ in completions]\n"
+    )
+    function = {"function": f"{path}:near", "options": {"within": 5}}
+    entries = [function | {"label": "near5"}, {"function": f"{path}:near"}]
+    scores = Scorer(RewardConfig(functions=entries), judge)(["x"], [PROBLEM])
+    assert scores.rewards == [6.0] and scores.parts == {"near5": [5.0], f"{path}:near": [1.0]}
+    for again in (f"{path}:near", f"{tmp_path}/./near.py:near"):
+        with pytest.raises(ValueError, match=r"twice; remove one, or give it a label"):
+            RewardConfig(functions=[entries[1], {"function": again}])

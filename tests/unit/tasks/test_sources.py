@@ -200,20 +200,34 @@ def test_a_hub_name_becomes_these_arguments_of_load_dataset(monkeypatch, config,
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"name": "gsm8k", "path": "{rows}", "answer_column": "result"}, "no column 'result'.*que"),
+        (
+            {"name": "gsm8k", "path": "{rows}", "answer_column": "x"},
+            "^task.answer_column: .*set task",
+        ),
         ({"name": "gsm8k", "path": "{bad}"}, "row 1: no '####' before the answer"),
-        ({"name": "gsm8k", "path": "{empty}"}, "row 0: column 'answer' is empty"),
+        ({"name": "gsm8k", "path": "{empty}"}, "^task.answer_column: .*is empty; mend the row"),
         ({"name": "gsm8k", "path": "{blank}"}, "row 0: column 'answer' holds no answer"),
         (
             {"name": "gsm8k", "path": "{chat}"},
-            "row 0: column 'question': a message of role 'user' has no text as content",
+            "^task.prompt_column: .*row 0: column 'question': a message of role 'user' has no text "
+            "as content; mend the row",
         ),
         ({"name": "gsm8k", "path": "{spaces}"}, "row 0: column 'question' holds blanks alone"),
         (
             {"name": "gsm8k", "path": "{rows}", "train_split": "dev[:9]"},
-            "no split 'dev', which tra",
+            r"^task.train_split: data set .*: it has no split 'dev', but train",
         ),
-        ({"name": "gsm8k", "path": "./nowhere"}, r"no file or folder './nowhere'"),
+        (
+            {"name": "gsm8k", "path": "{rows}", "train_split": "train[:"},
+            r"^task.train_split: .*write train, train\[:100\]",
+        ),
+        ({"name": "gsm8k", "path": "./nowhere"}, r"^task.path: .*no file or folder './nowhere'"),
+        ({"name": "gsm8k", "path": "{none}"}, "^task.path: .*: it holds no rows; give one with"),
+        ({"name": "gsm8k", "path": "{rows}", "subset": "x"}, "^task.subset: .*; remove it"),
+        (
+            {"name": "gsm8k", "path": "{image}"},
+            "^task.path: .*row 0: column 'image'.*take problems",
+        ),
         ({"name": "gsm8k", "path": "nowhere.jsonl"}, "no file or folder 'nowhere.jsonl'"),
         ({"name": "gsm8k", "path": "{folder}", "train_split": "dev"}, "'{folder}' cannot be"),
         ({"name": "amc23"}, "has no train problems of its own"),
@@ -227,11 +241,56 @@ def test_data_that_cannot_be_used_is_told(tmp_path, config, message):
         "blank": jsonl(tmp_path / "blank.jsonl", [{"question": "?", "answer": "#### "}]),
         "spaces": jsonl(tmp_path / "spaces.jsonl", [{"question": " \n", "answer": "#### 7"}]),
         "chat": jsonl(tmp_path / "chat.jsonl", [{"question": [{"role": "user"}], "answer": "a"}]),
+        "none": jsonl(tmp_path / "none.jsonl", []),
+        "image": jsonl(tmp_path / "image.jsonl", [GSM8K[0] | {"image": "cat.png"}]),
         "folder": str(tmp_path),
     }
     config = {key: value.format(**places) for key, value in config.items()}
     with pytest.raises(ConfigError, match=message.replace("{folder}", str(tmp_path))):
         load_problems(TaskConfig(**config), "train")
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"path": "./nowhere"}, "path"),
+        ({"path": "{rows}", "test_path": "./nowhere"}, "test_path"),
+        ({"path": "{folder}", "test_split": "dev"}, "test_split"),
+    ],
+)
+def test_the_key_of_a_mixtures_entry_is_told(tmp_path, keys, told):
+    jsonl(tmp_path / "test.jsonl", GSM8K)
+    places = {"rows": jsonl(tmp_path / "rows.jsonl", GSM8K), "folder": str(tmp_path)}
+    entry = {"name": "gsm8k"} | {key: value.format(**places) for key, value in keys.items()}
+    config = TaskConfig.model_validate({"mixture": [{"name": "arithmetic"}, entry]})
+    with pytest.raises(ConfigError, match=rf"^task.mixture.1.{told}: data set"):
+        load_problems(config, "test")
+
+
+@pytest.mark.parametrize("hub", [ValueError("Unknown split \"nope\". Should be one of ['test'].")])
+def test_a_split_that_the_hub_does_not_have_is_told_by_its_key(monkeypatch, hub):
+    def load_dataset(*_, **__):
+        raise hub
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(ConfigError) as caught:
+        load_problems(TaskConfig(name="gsm8k", train_split="nope"), "train")
+    assert str(caught.value).startswith("task.train_split: ") and "hub name" not in str(
+        caught.value
+    )
+    config = BenchmarkConfig(name="gsm8k", split="nope")
+    with pytest.raises(ConfigError, match=r"^evaluation.benchmarks.3.split: .*one of \['test'\]"):
+        load_benchmark(config, None, "evaluation.benchmarks.3")
+
+
+def test_messages_are_no_reference(tmp_path):
+    talk = [{"role": "user", "content": "1+1?"}]
+    for value in (talk, json.dumps(talk), {"content": "2"}):
+        path = jsonl(tmp_path / "rows.jsonl", [{"prompt": talk, "a": value}])
+        columns = ["a", "prompt"] if value is talk else ["a"]
+        for column in columns:
+            with pytest.raises(ConfigError, match=r"\.answer_column: .*; name the column"):
+                benchmark("custom", path, prompt_column="prompt", answer_column=column)
 
 
 def test_one_file_does_not_serve_for_training_and_testing(tmp_path):
@@ -319,5 +378,7 @@ def test_conversations_in_other_clothes(tmp_path):
     with pytest.raises(ConfigError, match="row 0: column 'q' holds what looks like messages"):
         benchmark("custom", path, prompt_column="q", answer_column="a")
     keys = {"prompt_column": "a", "answer_column": "a", "solution_column": "steps"}
-    with pytest.raises(ConfigError, match="no column 'steps'; set solution_column to one of 'q'"):
+    with pytest.raises(
+        ConfigError, match=r"no column 'steps'; set .*solution_column to one of 'q'"
+    ):
         benchmark("custom", path, **keys)
