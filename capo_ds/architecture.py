@@ -159,7 +159,7 @@ def _felt_once(model: PreTrainedModel, modules: Iterable[nn.Module]) -> set[nn.M
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         model.requires_grad_(False)
-        nothing = saved_tensors_hooks(lambda _: None, lambda _: None)  # weights of ZeRO 3 must go
+        nothing = saved_tensors_hooks(lambda _: None, _never)  # weights of ZeRO 3 must go
         with first_pass(model), torch.enable_grad(), nothing:
             ids = torch.arange(FEW_TOKENS, device=model.device)[None]
             told: dict[str, Any] = {"use_cache": False}
@@ -173,6 +173,10 @@ def _felt_once(model: PreTrainedModel, modules: Iterable[nn.Module]) -> set[nn.M
             parameter.requires_grad_(True)
     felt = {added[leaf] for leaf in _leaves(logits) if leaf in added}
     return {module for module in felt if calls[module] == 1}
+
+
+def _never(_: Any) -> Tensor:
+    raise AssertionError("no backward pass is made")
 
 
 def _leaves(value: Tensor) -> Iterator[Tensor]:

@@ -147,7 +147,7 @@ def _snapshot(name: str, revision: str | None) -> Path | None:
 
     try:
         folder = snapshot_download(
-            name, revision=revision, local_files_only=True, allow_patterns=SETTINGS
+            name, revision=revision, local_files_only=True, allow_patterns=[*SETTINGS]
         )
     except (HFValidationError, LocalEntryNotFoundError):
         return None
