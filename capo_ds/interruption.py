@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
-from capo_ds.distributed.launch import tell
+from capo_ds.distributed.launch import launcher, tell
 
 INTERRUPTED = 130  # exit status, as of shells
 SAME_KEY = 1.0  # seconds within which a second SIGINT is the launcher's echo of the first
@@ -90,6 +90,7 @@ class Interruption:
             return  # the second is the main thread's: `_handle`
         elif number == signal.SIGINT and now - (self._interrupted or now) > SAME_KEY:
             self._end()
+        launcher().excuse()
         self.asked = 1
 
     def _handle(self, number: int, _: object) -> None:

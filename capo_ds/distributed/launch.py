@@ -152,14 +152,22 @@ class Launcher:
             count = 2 if DEEPSPEED_NODE in _command(above[0]) else 1
         self._chain: list[tuple[psutil.Process, int]] = []  # a process, its parent at the start
         self._orphan = False  # since before it could be seen here
+        self._excused = False
         try:
             for child, parent in list(zip([os.getpid(), *above], above, strict=False))[:count]:
                 self._chain.append((psutil.Process(child), parent))
         except psutil.NoSuchProcess:
             self._orphan = True
 
+    def excuse(self) -> None:
+        """It may leave first from now on: the ranks have been asked to end, and finish their step.
+        (deepspeed's dies of Ctrl-C.)"""
+        self._excused = True
+
     def gone(self) -> bool:
         """Whether one of them has ended: its children are others' by now."""
+        if self._excused:
+            return False
         try:
             return self._orphan or any(one.ppid() != parent for one, parent in self._chain)
         except psutil.NoSuchProcess:
