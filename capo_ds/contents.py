@@ -7,17 +7,17 @@ ends and the start of each tensor, since a model is too large to be read a secon
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from capo_ds.config import BUILTIN_MODELS, HOME, Config
 from capo_ds.hub import adapter_snapshot, whole_snapshot
 from capo_ds.own_code import remembered
 from capo_ds.parts import MARK
+from capo_ds.weight_files import safetensors_spans
 
 PIECE = 2**20  # bytes at each end of a large file that its digest reads
 TENSOR = 2**12  # bytes at the start of each of its tensors
@@ -36,23 +36,21 @@ def digest(file: Path, whole: bool = True) -> str:
         if whole or size <= 2 * PIECE:
             return hashlib.file_digest(content, "sha256").hexdigest()
         total = hashlib.sha256(f"{size} ".encode())
-        for start, length in [(0, PIECE), (size - PIECE, PIECE), *_tensors(file, content)]:
+        for start, length in [(0, PIECE), (size - PIECE, PIECE), *_tensors(file)]:
             content.seek(start)
             total.update(content.read(length))
     return total.hexdigest()
 
 
-def _tensors(file: Path, content: IO[bytes]) -> list[tuple[int, int]]:
+def _tensors(file: Path) -> list[tuple[int, int]]:
     """Where a safetensors file's header and tensors start, with the bytes to read there."""
     if file.suffix != ".safetensors":
         return []
-    content.seek(0)
-    length = int.from_bytes(content.read(8), "little")
-    if length > file.stat().st_size:
+    try:
+        begin, spans = safetensors_spans(file)
+    except ValueError:
         return []  # it is none: what loads it says so
-    header: dict[str, Any] = json.loads(content.read(length))
-    starts = [entry["data_offsets"][0] for entry in header.values() if "data_offsets" in entry]
-    return [(0, 8 + length), *((8 + length + start, TENSOR) for start in sorted(starts))]
+    return [(0, begin), *((begin + start, TENSOR) for start, _ in sorted(spans))]
 
 
 def contents(config: Config, free: dict[str, set[Any]]) -> Contents:
@@ -61,7 +59,7 @@ def contents(config: Config, free: dict[str, set[Any]]) -> Contents:
     free: by section, keys (None: all) that are of no concern.
     """
     found: Contents = {}
-    for key, text in _texts("", config.model_dump(mode="json")):
+    for key, text in texts("", config.model_dump(mode="json")):
         section, _, name = key.partition(".")
         if {None, name} & free.get(section, set()):
             continue
@@ -85,16 +83,21 @@ def changes(before: dict[str, Any], now: Contents, step: int) -> list[str]:
     ]
 
 
-def _texts(key: str, value: object) -> Iterator[tuple[str, str]]:
+def texts(key: str, value: object) -> Iterator[tuple[str, str]]:
     """Texts of the settings that could be names of files, each with its key."""
     if isinstance(value, dict):
         for name, part in value.items():
-            yield from _texts(f"{key}.{name}" if key else name, part)
+            yield from texts(f"{key}.{name}" if key else name, part)
     elif isinstance(value, list):
         for part in value:
-            yield from _texts(key, part)
+            yield from texts(key, part)
     elif isinstance(value, str) and 0 < len(value) < 1024 and "\n" not in value:
         yield key, value
+
+
+def file_part(text: str) -> str:
+    """Of `file.py:NAME`, the file; of any other text, all of it."""
+    return text.rpartition(":")[0] if MARK in text else text
 
 
 def _files(key: str, text: str, config: Config) -> Iterator[tuple[str, Path]]:
@@ -105,7 +108,7 @@ def _files(key: str, text: str, config: Config) -> Iterator[tuple[str, Path]]:
             if not (file.name.startswith(".") or file.suffix in NO_CONTENT):
                 yield f"{text.rstrip('/')}/{file.name}", file
         return
-    name = text.rpartition(":")[0] if MARK in text else text
+    name = file_part(text)
     place = next((each for each in (Path(name), HOME / name) if os.path.isfile(each)), None)
     if place:
         yield name, place

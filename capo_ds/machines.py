@@ -21,7 +21,6 @@ from capo_ds import contents
 from capo_ds.capacity import readable
 from capo_ds.config import BUILTIN_MODELS, HOME, Config
 from capo_ds.distributed import comm, launch
-from capo_ds.parts import MARK
 from capo_ds.telemetry.provenance import PACKAGES, version
 from capo_ds.terminal import aligned
 
@@ -69,19 +68,8 @@ def identity(config: Config | None) -> dict[str, str]:
 
 def named_files(config: Config) -> list[Path]:
     """Those that any setting names: data, users' parts, DeepSpeed's JSON."""
-
-    def texts(value: object) -> Iterable[str]:
-        if isinstance(value, dict):
-            value = list(value.values())
-        if isinstance(value, list):
-            return [text for item in value for text in texts(item)]
-        return [value] if isinstance(value, str) else []
-
-    names = {
-        text.rpartition(":")[0] if MARK in text else text
-        for text in texts(config.model_dump(mode="json"))
-        if len(text) < 1024 and "\n" not in text
-    }
+    settings = config.model_dump(mode="json")
+    names = {contents.file_part(text) for _, text in contents.texts("", settings)}
     places = {Path(name) for name in names if name} | {HOME / name for name in names if name}
     return sorted({place.resolve() for place in places if place.is_file()})
 

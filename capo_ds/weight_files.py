@@ -20,7 +20,7 @@ def problem(file: Path) -> str | None:
         if start == LFS_POINTER:
             return "is a Git LFS pointer, not the file itself; run `git lfs pull` in its folder"
         if file.suffix == ".safetensors":
-            return _safetensors_problem(file, start + opened.read(8))
+            return _safetensors_problem(file)
     if file.stat().st_size == 0:
         return "is empty; download it again"
     if file.suffix == ".json":
@@ -31,26 +31,35 @@ def problem(file: Path) -> str | None:
     return None
 
 
-def _safetensors_problem(file: Path, start: bytes) -> str | None:
+def _safetensors_problem(file: Path) -> str | None:
     """The header of the format says how long the file must be."""
     size = file.stat().st_size
-    cut = f"is cut off, or no safetensors file, at {size} bytes; download it again"
-    if len(start) < 8:
-        return cut
-    length = int.from_bytes(start[:8], "little")
-    if 8 + length > size:
-        return cut
-    with open(file, "rb") as opened:
-        opened.seek(8)
-        try:
-            header = json.loads(opened.read(length))
-            ends = [t["data_offsets"][1] for n, t in header.items() if n != "__metadata__"]
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return cut
-    expected = 8 + length + max(ends, default=0)
+    try:
+        begin, spans = safetensors_spans(file)
+    except ValueError:
+        return f"is cut off, or no safetensors file, at {size} bytes; download it again"
+    expected = begin + max((end for _, end in spans), default=0)
     if size != expected:
         return f"has {size} bytes where its header tells of {expected}; download it again"
     return None
+
+
+def safetensors_spans(file: Path) -> tuple[int, list[tuple[int, int]]]:
+    """Where the header ends, and from there the start and the end of each tensor, in bytes. Raises
+    `ValueError` for a file that is none of the format, or ends before."""
+    size = file.stat().st_size
+    with open(file, "rb") as opened:
+        start = opened.read(8)
+        length = int.from_bytes(start, "little")
+        if len(start) < 8 or 8 + length > size:
+            raise ValueError(f"{file} has no header")
+        try:
+            header = json.loads(opened.read(length))
+            tensors = [tensor for name, tensor in header.items() if name != "__metadata__"]
+            spans = [(first, last) for first, last in (t["data_offsets"] for t in tensors)]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{file} has no header that can be read") from error
+    return 8 + length, spans
 
 
 def check_shards(index: Path) -> None:

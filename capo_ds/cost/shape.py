@@ -31,8 +31,13 @@ class Shape:
     cache: int
 
     @property
+    def widths(self) -> list[int]:
+        """Numbers of each factor."""
+        return [out * into for out, into in self.factors]
+
+    @property
     def trained(self) -> int:
-        return sum(out * into for out, into in self.factors)
+        return sum(self.widths)
 
     @staticmethod
     def of(policy: PeftModel, dtype: str) -> Shape:

@@ -183,7 +183,7 @@ class Step:
 
     def _gram(self) -> Phase:
         """Columns by all-to-all, products of a rank's share of them, partial sums to rank 0."""
-        settings, columns = self.config.gradients, [out * into for out, into in self.shape.factors]
+        settings, columns = self.config.gradients, self.shape.widths
         number = getattr(torch, settings.dtype).itemsize
         if settings.sketch != "none":
             columns, number = [settings.sketch_dim], 4
@@ -257,8 +257,8 @@ class Step:
             again = self.shape.backward(1, *size, twice) * self.mine
             phase.work = {"passes": again * self.updates}  # of dg; g_0 is the sum that was kept
         if sums == 2:
-            widths = [out * into for out, into in self.shape.factors]
-            times = exchange_count(widths, repeat(0), 2 * self.ranks, self.ranks)  # two rows a rank
+            columns, rows = self.shape.widths, 2 * self.ranks  # two a rank
+            times = exchange_count(columns, repeat(0), rows, self.ranks)
             exchanged = Exchange("all_to_all", 8 * trained / times, times * self.updates)
             phase.exchanges += [exchanged, Exchange("all_reduce", 16, self.updates)]
         return phase

@@ -15,9 +15,8 @@ from capo_ds.distributed import comm
 
 # Of all samples' columns that a rank holds at a time, about: 64 MiB in float32.
 BUFFER_ENTRIES = 1 << 24
-JOINED_ENTRIES = (
-    1 << 22
-)  # up to which blocks travel together: more fresh memory costs more than it saves
+# Up to which blocks travel together: more fresh memory costs more than it saves.
+JOINED_ENTRIES = 1 << 22
 SUMMED = 1 << 14  # columns whose products are summed in float32 before they are in float64
 BAND_ROWS = 256  # of a Gram matrix that are reduced at a time
 Piece = TypeVar("Piece")
